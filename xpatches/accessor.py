@@ -1,0 +1,419 @@
+"""The accessor ``.patches`` and what it gives: `Patches`."""
+
+from collections.abc import Hashable, Iterator, Mapping
+from dataclasses import dataclass
+from math import prod
+from typing import Any, Generic, TypeVar
+
+import numpy as np
+import xarray as xr
+
+from xpatches import labels, reprs, variables
+from xpatches.errors import PatchError
+from xpatches.geometry import Padding, PatchGrid, clip
+from xpatches.kernel import Array, as_fill_value
+
+T = TypeVar("T", xr.DataArray, xr.Dataset)
+
+_ARRAY = "<this-array>"
+"""Name of a DataArray's variable in the Dataset that stands for it."""
+
+
+@dataclass(frozen=True, slots=True, eq=False, repr=False)
+class Patches(Generic[T]):
+    """The patches of a labelled image: an immutable, lazy sequence.
+
+    Made by ``image.patches(...)``. Its length is the number of patches; ``p[i]`` is the i-th one,
+    the last dim running fastest, ``p[i, j]`` the one at an index per dim, and iteration gives them
+    all, each as a labelled array on the image's own dims.
+
+    Examples
+    --------
+    >>> image = xr.DataArray(np.arange(100).reshape(10, 10), dims=("y", "x"))
+    >>> p = image.patches(y=3, x=3, stride=5)
+    >>> p
+    <xpatches.Patches: 4 patches, 288 bytes in all>
+    Source: DataArray int64 (y: 10, x: 10)
+    Fill:   0
+    Grid:
+        dim  count  size  stride  rate  padding
+        y        2     3       5     1  valid
+        x        2     3       5     1  valid
+    >>> p[0, 1].values
+    array([[ 5,  6,  7],
+           [15, 16, 17],
+           [25, 26, 27]])
+    >>> p.extract().sizes
+    Frozen({'y': 2, 'x': 2, 'y_patch': 3, 'x_patch': 3})
+    """
+
+    source: T
+    """The image."""
+    grid: PatchGrid
+    """The patches per dim, in the image's order of dims."""
+    _dataset: xr.Dataset
+    _fill_values: Mapping[Hashable, Array]
+
+    @property
+    def sizes(self) -> dict[Hashable, int]:
+        """Samples per patch per dim."""
+        return self.grid.sizes
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all patches, as `extract` gives them."""
+        return sum(
+            variable.nbytes
+            // prod(variable.sizes[dim] for dim in grid.dims)
+            * grid.total
+            * prod(grid.sizes.values())
+            for _, variable, _ in self._extracted()
+            for grid in [self.grid.restrict(variable.dims)]
+        )
+
+    def __len__(self) -> int:
+        return self.grid.total
+
+    def __iter__(self) -> Iterator[T]:
+        return (self[number] for number in range(len(self)))
+
+    def __getitem__(self, index: int | tuple[int, ...]) -> T:
+        if not isinstance(index, tuple):
+            return self._take(self.grid.unravel(index))
+        if len(index) != len(self.grid.axes):
+            raise PatchError(
+                f"index must have one integer for each of the dims {self.grid.dims}, got {index}"
+            )
+        return self._take(self.grid.index(dict(zip(self.grid.dims, index, strict=True))))
+
+    def isel(self, indexers: Mapping[Any, int] | None = None, **kwargs: int) -> T:
+        """Take one patch by its index along every dim of the grid.
+
+        Parameters
+        ----------
+        indexers, **kwargs
+            An integer for every dim; a negative one counts from the end.
+
+        Returns
+        -------
+        DataArray or Dataset
+            On the image's own dims, with its labels, and ``{dim}_index`` (int64), the source index
+            of every sample. Outside the image the samples are `fill_value` and the labels are
+            missing (NaN, NaT, None). Lazy if the image is a dask array, in memory otherwise; only
+            the chunks under the patch are read.
+
+        Raises
+        ------
+        PatchError
+            If a dim is unknown or left out, or an index is not an integer.
+        PatchIndexError
+            If an index lies outside the grid.
+        """
+        return self._take(self.grid.index(self._one_each("isel", indexers, kwargs)))
+
+    def sel(
+        self,
+        indexers: Mapping[Any, Any] | None = None,
+        method: str | None = None,
+        tolerance: Any = None,
+        **kwargs: Any,
+    ) -> T:
+        """Take one patch by the label of its center along every dim of the grid.
+
+        Parameters
+        ----------
+        indexers, **kwargs
+            A label for every dim.
+        method, tolerance
+            As in `xarray.DataArray.sel`; ``method="nearest"`` takes the patch whose center is the
+            nearest to the label.
+
+        Returns
+        -------
+        DataArray or Dataset
+            As `isel`.
+
+        Raises
+        ------
+        PatchError
+            If a dim is unknown, left out or has no coord, or if the label is not that of exactly
+            one patch.
+        """
+        index = {
+            dim: self._find(dim, label, method, tolerance)
+            for dim, label in self._one_each("sel", indexers, kwargs).items()
+        }
+        return self._take(self.grid.index(index))
+
+    def extract(self, flatten: str | None = None, label: str = "center") -> T:
+        """Extract all patches.
+
+        Parameters
+        ----------
+        flatten
+            None, or ``"patch"`` to join the patch dims and the image's dims behind them into one
+            dim ``patch``, TensorFlow's layout, with the coords of all of them along it.
+        label
+            Which sample's labels become the patch's: ``"center"`` or ``"origin"``.
+
+        Returns
+        -------
+        DataArray or Dataset
+            The image's dims, in their order, with ``{dim}_patch`` inserted right after the last
+            spatial dim. Coords along the grid are the labels of the patches' centers (or origins;
+            missing where that lies outside the image); ``{dim}_origin`` (int64) is the source
+            index of each patch's first sample and may be negative; ``{dim}_patch`` (int64) are the
+            offsets, so that the source index of every sample is their sum. Other coords, the
+            attrs and the name pass through; the attr ``xpatches`` holds the geometry as JSON.
+            Lazy, in chunks, if the image is a dask array or was opened without dask; NumPy in,
+            NumPy out.
+
+        Raises
+        ------
+        PatchError
+            If `flatten` or `label` is unknown, or if the variables of a Dataset cannot share one
+            dim ``patch``.
+
+        Examples
+        --------
+        >>> image = xr.DataArray([1, 2, 3], {"x": [0.5, 1.5, 2.5]}, name="image")
+        >>> image.patches(x=3, stride=1, padding="same").extract()
+        <xarray.DataArray 'image' (x: 3, x_patch: 3)> Size: 72B
+        array([[0, 1, 2],
+               [1, 2, 3],
+               [2, 3, 0]])
+        Coordinates:
+          * x         (x) float64 24B 0.5 1.5 2.5
+            x_origin  (x) int64 24B -1 0 1
+          * x_patch   (x_patch) int64 24B 0 1 2
+        Attributes:
+            xpatches:  {"version": 1, "dims": ["x"], "axes": [{"dim": "x", "length": ...
+        """
+        if flatten not in (None, labels.FLAT_DIM):
+            raise PatchError(f"flatten must be None or 'patch', got {flatten!r}")
+        if label not in ("center", "origin"):
+            raise PatchError(f"label must be 'center' or 'origin', got {label!r}")
+        coords = labels.patch_coords(self._dataset.coords.to_dataset(), self.grid, label)
+        joined = self._joined_dims() if flatten else {}
+        if joined:
+            coords = labels.flatten_coords(coords, joined)
+        return self._wrap(
+            {
+                name: variables.extract_variable(variable, self.grid, fill_value, label, joined)
+                for name, variable, fill_value in self._extracted()
+            },
+            coords,
+        )
+
+    def plan(self) -> dict[Any, Any]:
+        """Say how `extract` will work, as plain data; nothing is read or computed.
+
+        Returns
+        -------
+        dict
+            For a Dataset, one such dict per extracted variable:
+
+            - ``patches``: number of patches;
+            - ``blocks``: calls of the kernel, one per chunk of the result;
+            - ``tasks``: tasks of the whole dask graph after optimisation, the source's included
+              (1 for an image in memory);
+            - ``halo``: per dim, the samples ``[before, after]`` exchanged at inner block edges;
+            - ``source_chunks``, ``chunks``: per dim, the lengths of the source's blocks and of the
+              result's chunks;
+            - ``bytes_per_task``: projected bytes of the largest task, its input and its output.
+
+        Examples
+        --------
+        >>> image = xr.DataArray(np.zeros((8, 8), "uint8"), dims=("y", "x"))
+        >>> image.chunk(y=4, x=8).patches(y=3, x=3, stride=1).plan()["halo"]
+        {'y': [0, 2], 'x': [0, 0]}
+        """
+        plans = {
+            name: variables.plan_variable(variable, self.grid, fill_value)
+            for name, variable, fill_value in self._extracted()
+        }
+        return plans[_ARRAY] if isinstance(self.source, xr.DataArray) else plans
+
+    def __repr__(self) -> str:
+        return reprs.text(self.source, self.grid, self._fill_values, self.nbytes)
+
+    def _repr_html_(self) -> str:
+        return reprs.html(self.source, self.grid, self._fill_values, self.nbytes)
+
+    def _take(self, index: tuple[int, ...]) -> T:
+        samples = {axis.dim: axis.samples(i) for axis, i in zip(self.grid.axes, index, strict=True)}
+        labels.check_names(self._dataset, (f"{dim}_index" for dim in samples))
+        return self._wrap(
+            {
+                name: variables.take_patch(variable, samples, fill_value)
+                for name, variable, fill_value in self._extracted()
+            },
+            labels.sample_coords(self._dataset.coords.to_dataset(), samples),
+        )
+
+    def _extracted(self) -> Iterator[tuple[Hashable, xr.Variable, Array]]:
+        """Iterate over the variables that are cut into patches, with their fill values."""
+        for name, fill_value in self._fill_values.items():
+            yield name, self._dataset.variables[name], fill_value
+
+    def _find(self, dim: Hashable, label: Any, method: str | None, tolerance: Any) -> int:
+        """Index along a dim of the patch whose center has a label; found by xarray itself."""
+        coord = self._dataset.coords.get(dim)
+        if coord is None:
+            raise PatchError(f"sel needs a coord on {dim!r}, got none; use isel, or assign one")
+        axis = self.grid[dim]
+        before, inside, _ = clip(axis.centers, axis.length)
+        centers = coord.variable[inside].to_base_variable()
+        numbers = xr.DataArray(
+            np.arange(before, before + centers.size), coords={dim: centers}, dims=[dim]
+        )
+        try:
+            found = numbers.sel({dim: label}, method=method, tolerance=tolerance)
+        except (KeyError, TypeError, ValueError) as error:
+            raise PatchError(
+                f"sel found no patch with center {dim}={label!r}: {error}; "
+                "use method='nearest' where labels are numbers or times, or isel"
+            ) from error
+        if found.ndim:
+            raise PatchError(
+                f"sel on {dim!r} must name one patch, got {label!r}, which names {found.size}; "
+                "give one label, or use isel"
+            )
+        return int(found)
+
+    def _one_each(
+        self, method: str, indexers: Mapping[Any, Any] | None, kwargs: Mapping[str, Any]
+    ) -> dict[Hashable, Any]:
+        merged = _merge(method, indexers or {}, kwargs)
+        if set(merged) != set(self.grid.dims):
+            raise PatchError(
+                f"{method} must name each of the dims {self.grid.dims} once, got {tuple(merged)}"
+            )
+        return merged
+
+    def _joined_dims(self) -> dict[Hashable, int]:
+        """Dims that flattening joins, with their lengths; the same for every variable."""
+        joined = {
+            tuple(labels.joined_dims(variable, self.grid).items())
+            for _, variable, _ in self._extracted()
+        }
+        if len(joined) > 1:
+            raise PatchError(
+                "flatten='patch' needs variables with equal dims behind the spatial ones, got "
+                f"{sorted(map(str, joined))}; flatten each variable by itself"
+            )
+        (dims,) = joined
+        labels.check_names(self._dataset, [labels.FLAT_DIM])
+        return dict(dims)
+
+    def _wrap(self, made: Mapping[Hashable, xr.Variable], coords: xr.Dataset) -> T:
+        """Give what the source is: an array, or a Dataset with the untouched variables."""
+        if isinstance(self.source, xr.DataArray):
+            return xr.DataArray(made[_ARRAY], coords=coords.coords, name=self.source.name)
+        every = {**self._dataset.data_vars.variables, **made}
+        return xr.Dataset(every, coords=coords.coords, attrs=self.source.attrs)
+
+
+class _PatchesAccessor(Generic[T]):
+    """What ``.patches`` is on an image: call it to get its `Patches`."""
+
+    def __init__(self, obj: T) -> None:
+        self._obj: T = obj
+
+    def __call__(
+        self,
+        size: Mapping[Any, int] | None = None,
+        *,
+        stride: int | Mapping[Any, int] | None = None,
+        rate: int | Mapping[Any, int] = 1,
+        padding: Padding | Mapping[Any, Padding] = "valid",
+        fill_value: Any = None,
+        **sizes: int,
+    ) -> Patches[T]:
+        """Cut the image into patches; nothing is read or computed.
+
+        Parameters
+        ----------
+        size, **sizes
+            Samples per patch along every spatial dim: ``size={"y": 256, "x": 256}`` or
+            ``y=256, x=256``.
+        stride
+            Distance between consecutive patches; the patch's size if left out.
+        rate
+            Distance between the samples of a patch.
+        padding
+            ``"valid"`` (patches that lie inside the image), ``"same"`` (one patch per stride,
+            the image padded on both sides as in TensorFlow), or ``(before, after)`` in samples.
+        fill_value
+            Value of the samples outside the image; one for all, or for a Dataset a mapping from
+            variable to value. By default zero, False, "" or NaT.
+
+        Returns
+        -------
+        Patches
+            The variables of a Dataset are cut along those of the dims that they have; variables
+            with none of them pass through.
+
+        Raises
+        ------
+        PatchError
+            If an argument is not of the form above, or no patch fits on the image. `stride`,
+            `rate` and `padding` may be mappings from dim to value.
+
+        Examples
+        --------
+        >>> image = xr.DataArray(np.zeros((10, 12)), dims=("y", "x"))
+        >>> len(image.patches(y=4, x=4))
+        6
+        >>> image.patches({"y": 4, "x": 4}, stride=2, rate={"x": 3}).grid.counts
+        {'y': 4, 'x': 2}
+        """
+        if size is not None and not isinstance(size, Mapping):
+            raise PatchError(
+                f"size must be a mapping from dim to samples, got {size!r}; "
+                "write for example size={'y': 256, 'x': 256} or y=256, x=256"
+            )
+        source = self._obj
+        merged = _merge("size", size or {}, sizes)
+        dataset = source if isinstance(source, xr.Dataset) else source.to_dataset(name=_ARRAY)
+        lengths = {dim: dataset.sizes[dim] for dim in source.dims}
+        grid = labels.grid_of(lengths, merged, stride, rate, padding)
+        labels.check_names(dataset, (f"{dim}_{word}" for dim in merged for word in _ADDED))
+        return Patches(source, grid, dataset, _fill_values(dataset, grid, fill_value))
+
+
+@xr.register_dataarray_accessor("patches")
+class _DataArrayPatches(_PatchesAccessor[xr.DataArray]):
+    __doc__ = _PatchesAccessor.__doc__
+
+
+@xr.register_dataset_accessor("patches")
+class _DatasetPatches(_PatchesAccessor[xr.Dataset]):
+    __doc__ = _PatchesAccessor.__doc__
+
+
+_ADDED = ("patch", "origin")
+"""Ends of the names that an extraction adds for every dim."""
+
+
+def _fill_values(dataset: xr.Dataset, grid: PatchGrid, fill_value: Any) -> dict[Hashable, Array]:
+    """Give every variable that is to be cut its fill value; refuse variables that cannot be."""
+    names = [name for name, v in dataset.data_vars.items() if not set(v.dims).isdisjoint(grid.dims)]
+    given = fill_value if isinstance(fill_value, Mapping) else dict.fromkeys(names, fill_value)
+    for name in given:
+        if name not in names:
+            raise PatchError(f"fill_value names {name!r}, which is not among {tuple(names)}")
+    values = {}
+    for name in names:
+        variable, whole = dataset.variables[name], name == _ARRAY
+        variables.check_variable("the image" if whole else repr(name), variable)
+        argument = "fill_value" if whole else f"fill_value for {name!r}"
+        values[name] = as_fill_value(given.get(name), variable.dtype, argument)
+    return values
+
+
+def _merge(argument: str, given: Mapping[Any, Any], kwargs: Mapping[str, Any]) -> dict[Any, Any]:
+    twice = [dim for dim in given if dim in kwargs]
+    if twice:
+        raise PatchError(f"{argument} names {twice[0]!r} twice, in the mapping and as a keyword")
+    return {**given, **kwargs}

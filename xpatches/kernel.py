@@ -1,0 +1,214 @@
+"""The NumPy kernel: one block with its halo in, C-contiguous patches out.
+
+Extraction moves bits. Every dtype but ``object`` comes through unchanged, nothing is promoted.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, TypeAlias
+
+import numpy as np
+
+from xpatches.errors import PatchError
+from xpatches.geometry import AxisGrid, clip
+
+Array: TypeAlias = np.ndarray[Any, np.dtype[Any]]
+
+
+@dataclass(frozen=True, slots=True)
+class Span:
+    """The patches to take along one axis of a block."""
+
+    axis: int
+    """Axis of the block."""
+    first: int
+    """Index in the block of the first patch's first sample; negative where it is padding."""
+    count: int
+    """Number of patches."""
+    size: int
+    stride: int
+    rate: int
+
+    @classmethod
+    def of(cls, axis: int, grid: AxisGrid, first: int, count: int) -> "Span":
+        """Take `count` patches of a grid, the first one from index `first` of the block."""
+        return cls(axis, first, count, grid.size, grid.stride, grid.rate)
+
+    @property
+    def footprint(self) -> int:
+        """Samples from the first sample of the first patch to the last one of the last."""
+        return (self.count - 1) * self.stride + self.effective_size
+
+    @property
+    def effective_size(self) -> int:
+        """Samples from a patch's first to its last."""
+        return self.size + (self.size - 1) * (self.rate - 1)
+
+
+def extract_block(block: Array, spans: Sequence[Span], fill_value: Array) -> Array:
+    """Copy the patches of one block.
+
+    Parameters
+    ----------
+    block
+        The samples, of any shape, dtype and memory order; it may be read-only.
+    spans
+        The patches along every spatial axis, in the order of the axes. A patch may reach outside
+        the block: its samples there are `fill_value`.
+    fill_value
+        0-d array of the block's dtype.
+
+    Returns
+    -------
+    numpy.ndarray
+        C-contiguous, of the block's dtype, and never a view of it. Each spatial axis has `count`
+        patches; axes of length `size`, one per span, follow the last spatial axis.
+
+    Examples
+    --------
+    >>> span = Span(axis=0, first=-1, count=3, size=3, stride=2, rate=1)
+    >>> extract_block(np.arange(1, 6), [span], np.array(0))
+    array([[0, 1, 2],
+           [2, 3, 4],
+           [4, 5, 0]])
+    """
+    axes = tuple(span.axis for span in spans)
+    behind = max(axes) + 1
+    if any(span.count == 0 for span in spans):
+        shape = list(block.shape)
+        for span in spans:
+            shape[span.axis] = span.count
+        shape[behind:behind] = [span.size for span in spans]
+        return np.empty(shape, block.dtype)
+    region, pads = block, {}
+    for span in spans:
+        reach = range(span.first, span.first + span.footprint)
+        before, inside, after = clip(reach, block.shape[span.axis])
+        region = region[(slice(None),) * span.axis + (inside,)]
+        pads[span.axis] = before, after
+    if any(map(any, pads.values())):
+        region = pad_block(region, pads, fill_value)
+    view = np.lib.stride_tricks.sliding_window_view(
+        region, tuple(span.effective_size for span in spans), axes
+    )
+    # The stride and the rate thin the view before anything is copied.
+    step = [slice(None)] * view.ndim
+    for number, span in enumerate(spans):
+        step[span.axis] = slice(None, None, span.stride)
+        step[block.ndim + number] = slice(None, None, span.rate)
+    patch_axes = range(block.ndim, view.ndim)
+    return np.moveaxis(view[tuple(step)], patch_axes, range(behind, behind + len(spans))).copy()
+
+
+def pad_block(block: Array, pads: Mapping[int, tuple[int, int]], fill_value: Array) -> Array:
+    """Copy a block, with `fill_value` before and after it along the axes of `pads`.
+
+    Examples
+    --------
+    >>> pad_block(np.array([1, 2]), {0: (2, 1)}, np.array(0))
+    array([0, 0, 1, 2, 0])
+    """
+    shape = list(block.shape)
+    inside = [slice(None)] * block.ndim
+    for axis, (before, after) in pads.items():
+        inside[axis] = slice(before, before + shape[axis])
+        shape[axis] += before + after
+    padded = np.full(shape, fill_value, block.dtype)
+    padded[tuple(inside)] = block
+    return padded
+
+
+def flatten_patches(patches: Array, axis: int) -> Array:
+    """Join the patch axes, which begin at `axis`, and those behind them; a view."""
+    return patches.reshape(*patches.shape[:axis], math.prod(patches.shape[axis:]))
+
+
+def is_dask(array: object) -> bool:
+    """Tell a dask array from NumPy's without importing dask."""
+    return hasattr(array, "__dask_graph__")
+
+
+def check_dtype(what: str, dtype: Any) -> None:
+    """Refuse samples that are not fixed-width bits.
+
+    Raises
+    ------
+    PatchError
+        If `dtype` is an object, holds objects, or is not NumPy's.
+    """
+    if not isinstance(dtype, np.dtype) or dtype.hasobject or dtype.kind == "T":
+        raise PatchError(
+            f"dtype of {what} must be a fixed-width NumPy dtype, got {dtype!s}; "
+            "convert it first, for example with .astype(float) or .astype(str)"
+        )
+
+
+def as_fill_value(value: object, dtype: np.dtype[Any], what: str = "fill_value") -> Array:
+    """Normalise a fill value: a 0-d array of the dtype that holds the value.
+
+    Parameters
+    ----------
+    value
+        None stands for zero: 0, False, an empty string, and NaT where the dtype is a time.
+        A float may round, as a literal does; nothing else may change.
+    dtype
+        Dtype of the samples.
+    what
+        Name of the argument, for the error.
+
+    Raises
+    ------
+    PatchError
+        If the dtype cannot hold the value.
+
+    Examples
+    --------
+    >>> as_fill_value(255, np.dtype("uint8"))
+    array(255, dtype=uint8)
+    >>> as_fill_value(300, np.dtype("uint8"))
+    Traceback (most recent call last):
+    ...
+    xpatches.errors.PatchError: fill_value must be a value that uint8 can hold, got 300
+    """
+    if value is None:
+        return np.array("NaT", dtype) if dtype.kind in "mM" else np.zeros((), dtype)
+    try:
+        with np.errstate(all="ignore"):
+            held = _hold(value, dtype)
+    except (TypeError, ValueError, OverflowError):
+        held = None
+    if held is None or held.ndim:
+        raise PatchError(f"{what} must be a value that {dtype} can hold, got {value!r}")
+    return held
+
+
+def _hold(value: Any, dtype: np.dtype[Any]) -> Array | None:
+    """Give the value as a 0-d array of the dtype, or None where it would become another value."""
+    if isinstance(value, int):
+        value = float(value) if dtype.kind in "fc" else int(value)
+    for unwrap in ("to_datetime64", "to_timedelta64"):  # pandas' scalars hold nanoseconds
+        value = getattr(value, unwrap, lambda same=value: same)()
+    given = np.asarray(value)
+    if given.dtype.kind not in _HOLDS.get(dtype.kind, given.dtype.kind):
+        return None
+    if dtype.kind in "biu":
+        held = np.array(int(value), dtype)
+        return held if int(held) == value else None
+    if dtype.kind in "fc":
+        held = given.astype(dtype)
+        return held if np.isfinite(held) or not np.isfinite(given) else None
+    if dtype.kind in "mM":
+        given = np.asarray(value, f"{dtype.kind}8")
+        held = given.astype(dtype)
+        same = held.astype(given.dtype) == given
+        return held if same or (np.isnat(held) and np.isnat(given)) else None
+    held = given.astype(dtype)
+    return held if held == given else None
+
+
+_HOLDS = {
+    "b": "biuf", "i": "biuf", "u": "biufO", "f": "biuf", "c": "biufc",
+    "M": "MOU", "m": "mOU", "S": "S", "U": "U",
+}  # fmt: skip
+"""Kinds of values that a kind of dtype may be given; "O" is Python's datetime or a large int."""

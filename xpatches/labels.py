@@ -1,0 +1,313 @@
+"""What a labelled image adds to the integers: dims, coords, attrs.
+
+Names that the library adds, for a dim ``y``: the dim and coord ``y_patch`` (offsets inside a
+patch), the coord ``y_origin`` (source index of each patch's first sample), the coord ``y_index``
+(source index of each sample of a single patch), and the attr ``xpatches`` (the spec).
+"""
+
+import json
+import math
+from collections.abc import Hashable, Iterable, Mapping
+from dataclasses import asdict
+from typing import Any
+
+import numpy as np
+import xarray as xr
+
+from xpatches.errors import PatchError
+from xpatches.geometry import AxisGrid, PatchGrid, clip
+from xpatches.kernel import Array
+
+SPEC_ATTR = "xpatches"
+"""Attr of an extracted array that holds its spec as JSON, for `read_spec`."""
+
+FLAT_DIM = "patch"
+"""Dim that flattening joins the patch dims into."""
+
+
+def grid_of(
+    lengths: Mapping[Hashable, int],
+    size: Mapping[Hashable, int],
+    stride: Any,
+    rate: Any,
+    padding: Any,
+) -> PatchGrid:
+    """Normalise the arguments of the accessor; the axes are in the order of `lengths`.
+
+    Parameters
+    ----------
+    lengths
+        Length of every dim of the image.
+    size
+        Samples per patch per dim.
+    stride, rate, padding
+        One value for every dim of `size`, or a mapping from dim to value. A dim that a mapping
+        leaves out has stride = size, rate 1 and padding "valid".
+
+    Raises
+    ------
+    PatchError
+        If a dim is unknown, a number is out of range, or no patch fits on the image.
+
+    Examples
+    --------
+    >>> grid = grid_of({"y": 10, "x": 12}, {"x": 3, "y": 3}, {"x": 5}, 1, "valid")
+    >>> grid.counts
+    {'y': 3, 'x': 2}
+    """
+    if not size:
+        raise PatchError(
+            f"size must name at least one dim, got none; the dims are {tuple(lengths)}, "
+            "write for example size={'y': 256, 'x': 256} or y=256, x=256"
+        )
+    _check_dims("size", size, lengths)
+    strides = {**size, **_per_dim("stride", stride, size)}
+    rates = {**dict.fromkeys(size, 1), **_per_dim("rate", rate, size)}
+    paddings = {**dict.fromkeys(size, "valid"), **_per_dim("padding", padding, size)}
+    grid = PatchGrid(
+        tuple(
+            AxisGrid(dim, length, size[dim], strides[dim], rates[dim], paddings[dim])
+            for dim, length in lengths.items()
+            if dim in size
+        )
+    )
+    for axis in grid.axes:
+        _check_not_empty(axis)
+    return grid
+
+
+def check_names(obj: xr.Dataset, names: Iterable[str]) -> None:
+    """Refuse names that the image already uses.
+
+    Raises
+    ------
+    PatchError
+        If a dim, coord or variable has one of the names.
+    """
+    taken = {*obj.variables, *obj.dims}
+    for name in names:
+        if name in taken:
+            raise PatchError(
+                f"the image already has a dim, coord or variable {name!r}, which xpatches adds; "
+                "rename it or drop it first"
+            )
+
+
+def patch_coords(coords: xr.Dataset, grid: PatchGrid, label: str) -> xr.Dataset:
+    """Label every patch.
+
+    Parameters
+    ----------
+    coords
+        The image's coords, as a Dataset without data variables.
+    grid
+        The patches.
+    label
+        ``"center"`` or ``"origin"``: the sample whose labels become the patch's.
+
+    Returns
+    -------
+    xarray.Dataset
+        The coords along the grid, with ``{dim}_origin`` (int64 along the dim) and ``{dim}_patch``
+        (int64 offsets).
+    """
+    at = {axis.dim: axis.centers if label == "center" else axis.origins for axis in grid.axes}
+    added = {}
+    for axis in grid.axes:
+        added[f"{axis.dim}_origin"] = (axis.dim, np.asarray(axis.origins, np.int64))
+        added[f"{axis.dim}_patch"] = (f"{axis.dim}_patch", np.asarray(axis.offsets, np.int64))
+    return take_labels(coords, at).assign_coords(added)
+
+
+def patch_dims(dims: Iterable[Hashable], grid: PatchGrid, *, flat: bool) -> tuple[Hashable, ...]:
+    """Dims of the patches of an array: the patch dims come right after the last spatial dim.
+
+    Examples
+    --------
+    >>> grid = PatchGrid((AxisGrid("y", 9, 3, 3), AxisGrid("x", 9, 3, 3)))
+    >>> patch_dims(("batch", "y", "x", "depth"), grid, flat=False)
+    ('batch', 'y', 'x', 'y_patch', 'x_patch', 'depth')
+    >>> patch_dims(("batch", "y", "x", "depth"), grid, flat=True)
+    ('batch', 'y', 'x', 'patch')
+    """
+    dims = tuple(dims)
+    after = max(dims.index(dim) for dim in grid.dims) + 1
+    new = [f"{dim}_patch" for dim in grid.dims]
+    return (*dims[:after], FLAT_DIM) if flat else (*dims[:after], *new, *dims[after:])
+
+
+def joined_dims(variable: xr.Variable, grid: PatchGrid) -> dict[Hashable, int]:
+    """Dims of a variable's patches that flattening joins, with their lengths."""
+    grid = grid.restrict(variable.dims)
+    after = max(variable.dims.index(dim) for dim in grid.dims) + 1
+    patch: dict[Hashable, int] = {f"{axis.dim}_patch": axis.size for axis in grid.axes}
+    return {**patch, **{dim: variable.sizes[dim] for dim in variable.dims[after:]}}
+
+
+def flatten_coords(coords: xr.Dataset, joined: Mapping[Hashable, int]) -> xr.Dataset:
+    """Lay the coords of the joined dims along the one dim ``patch``."""
+    flat = {}
+    for name, variable in coords.variables.items():
+        if not joined.keys().isdisjoint(variable.dims):
+            kept = {dim: n for dim, n in variable.sizes.items() if dim not in joined}
+            whole = variable.to_base_variable().set_dims({**kept, **joined})
+            flat[name] = whole.stack({FLAT_DIM: tuple(joined)})
+    return coords.drop_vars(flat).assign_coords(flat)
+
+
+def sample_coords(coords: xr.Dataset, samples: Mapping[Hashable, range]) -> xr.Dataset:
+    """Label every sample of one patch, with ``{dim}_index`` (int64), its index in the source."""
+    taken = take_labels(coords, samples)
+    for name, variable in taken.variables.items():
+        if coords.variables[name].chunks is None:
+            variable.load()
+    added = {f"{dim}_index": (dim, np.asarray(at, np.int64)) for dim, at in samples.items()}
+    return taken.assign_coords(added)
+
+
+def take_labels(coords: xr.Dataset, at: Mapping[Hashable, range]) -> xr.Dataset:
+    """Take the coords at positions of the image; outside of it labels are missing.
+
+    A missing label is NaN (integers become float64 then), NaT, or None (bools, strings and objects
+    become objects). Lazy coords stay lazy, and indexes are kept where no label is missing.
+
+    Examples
+    --------
+    >>> coords = xr.Dataset(coords={"x": [10, 20, 30]})
+    >>> take_labels(coords, {"x": range(0, 3, 2)}).x.values
+    array([10, 30])
+    >>> take_labels(coords, {"x": range(-1, 2)}).x.values
+    array([nan, 10., 20.])
+    """
+    inside = {dim: clip(at[dim], coords.sizes[dim]) for dim in at if dim in coords.dims}
+    taken = coords.isel({dim: taken for dim, (_, taken, _) in inside.items()})
+    missing = {dim: (before, after) for dim, (before, _, after) in inside.items()}
+    changed = {}
+    for name, variable in taken.variables.items():
+        pads = {dim: missing[dim] for dim in variable.dims if any(missing.get(dim, ()))}
+        if pads:
+            changed[name] = _pad_missing(variable, pads)
+        elif not at.keys().isdisjoint(variable.dims):
+            # The storage's chunks no longer fit what was taken.
+            stale = ("chunks", "preferred_chunks", "shards")
+            variable.encoding = {k: v for k, v in variable.encoding.items() if k not in stale}
+    return taken.drop_vars(changed).assign_coords(changed) if changed else taken
+
+
+def chunk_lazy(variable: xr.Variable) -> xr.Variable:
+    """Chunk a variable as its storage is if it was opened without dask; others stay as they are."""
+    if variable.chunks is not None or variable._in_memory:
+        return variable
+    stored = variable.encoding.get("preferred_chunks", {})
+    return variable.chunk({dim: stored.get(dim, "auto") for dim in variable.dims})
+
+
+def write_spec(
+    dims: Iterable[Hashable],
+    grid: PatchGrid,
+    fill_value: Array,
+    label: str,
+    flattened: Mapping[Hashable, int] | None,
+) -> str:
+    """Describe an extraction as JSON: all that it takes to find every sample's source again."""
+    return json.dumps(
+        {
+            "version": 1,
+            "dims": list(dims),
+            "axes": [asdict(axis) for axis in grid.axes],
+            "fill_value": _as_json(fill_value),
+            "label": label,
+            "flattened": flattened and list(flattened.items()),
+        }
+    )
+
+
+def read_spec(attrs: Mapping[Any, Any]) -> PatchGrid:
+    """Rebuild the grid of an extracted array from its attrs.
+
+    Raises
+    ------
+    PatchError
+        If the attrs hold no spec, or one of a later version.
+
+    Examples
+    --------
+    >>> grid = PatchGrid((AxisGrid("x", length=10, size=3, stride=5, padding=(1, 2)),))
+    >>> spec = write_spec(["x"], grid, np.array(0), "center", None)
+    >>> read_spec({"xpatches": spec}) == grid
+    True
+    """
+    if SPEC_ATTR not in attrs:
+        raise PatchError(
+            f"the array has no attr {SPEC_ATTR!r}: it does not come from extract(), "
+            "or its attrs were lost on the way (see xarray.set_options(keep_attrs=True))"
+        )
+    spec = json.loads(attrs[SPEC_ATTR])
+    if spec["version"] != 1:
+        raise PatchError(
+            f"the attr {SPEC_ATTR!r} is of version {spec['version']}, this xpatches reads 1; "
+            "upgrade xpatches"
+        )
+    return PatchGrid(tuple(AxisGrid(**axis) for axis in spec["axes"]))
+
+
+def _check_dims(argument: str, given: Iterable[Hashable], allowed: Iterable[Hashable]) -> None:
+    for dim in given:
+        if dim not in allowed:
+            raise PatchError(
+                f"{argument} names {dim!r}, which is not among the dims {tuple(allowed)}"
+            )
+
+
+def _per_dim(argument: str, value: Any, dims: Mapping[Hashable, Any]) -> Mapping[Hashable, Any]:
+    """One value per dim that was given one."""
+    if value is None:
+        return {}
+    if not isinstance(value, Mapping):
+        return dict.fromkeys(dims, value)
+    _check_dims(argument, value, dims)
+    return value
+
+
+def _check_not_empty(axis: AxisGrid) -> None:
+    if axis.length == 0:
+        raise PatchError(f"dim {axis.dim!r} of the image has length 0; there is nothing to extract")
+    if axis.count == 0:
+        room = axis.length + sum(axis.pads)
+        raise PatchError(
+            f"size on {axis.dim!r} is too large: its effective size {axis.effective_size} must be "
+            f"<= {room}, the image with its padding; use a smaller size or rate, or padding='same'"
+        )
+
+
+def _pad_missing(variable: xr.Variable, pads: Mapping[Hashable, tuple[int, int]]) -> xr.Variable:
+    """Surround a variable with missing labels, lazily where it is lazy."""
+    variable = chunk_lazy(variable)
+    kind = getattr(variable.dtype, "kind", "O")
+    if kind in "fcmM":
+        padded = xr.Variable(variable.dims, variable.data, variable.attrs)
+    else:
+        padded = xr.Variable(
+            variable.dims, variable.data.astype(float if kind in "iu" else object), variable.attrs
+        )
+    value = {"m": "NaT", "M": "NaT", "O": None}.get(padded.dtype.kind, np.nan)
+    for dim, lengths in pads.items():
+        before, after = (
+            xr.Variable(
+                padded.dims,
+                np.full(
+                    [n if d == dim else m for d, m in padded.sizes.items()], value, padded.dtype
+                ),
+            )
+            for n in lengths
+        )
+        padded = xr.Variable.concat([before, padded, after], dim)
+    return padded
+
+
+def _as_json(value: Array) -> bool | int | float | str:
+    """Give a JSON value; what JSON has no type for (NaN, complex, times, bytes) is text."""
+    item = value.item()
+    plain = isinstance(item, bool | int | str) and value.dtype.kind not in "mM"
+    finite = isinstance(item, float) and math.isfinite(item)
+    return item if plain or finite else str(value)
