@@ -399,7 +399,8 @@ _ADDED = ("patch", "origin")
 def _fill_values(dataset: xr.Dataset, grid: PatchGrid, fill_value: Any) -> dict[Hashable, Array]:
     """Give every variable that is to be cut its fill value; refuse variables that cannot be."""
     names = [name for name, v in dataset.data_vars.items() if not set(v.dims).isdisjoint(grid.dims)]
-    given = fill_value if isinstance(fill_value, Mapping) else dict.fromkeys(names, fill_value)
+    per_name = isinstance(fill_value, Mapping) and names != [_ARRAY]
+    given = fill_value if per_name else dict.fromkeys(names, fill_value)
     for name in given:
         if name not in names:
             raise PatchError(f"fill_value names {name!r}, which is not among {tuple(names)}")

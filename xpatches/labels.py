@@ -186,11 +186,13 @@ def take_labels(coords: xr.Dataset, at: Mapping[Hashable, range]) -> xr.Dataset:
     for name, variable in taken.variables.items():
         pads = {dim: missing[dim] for dim in variable.dims if any(missing.get(dim, ()))}
         if pads:
-            changed[name] = _pad_missing(variable, pads)
+            changed[name] = _even_chunks(_pad_missing(variable, pads))
         elif not at.keys().isdisjoint(variable.dims):
             # The storage's chunks no longer fit what was taken.
             stale = ("chunks", "preferred_chunks", "shards")
             variable.encoding = {k: v for k, v in variable.encoding.items() if k not in stale}
+            if variable.chunks is not None:
+                changed[name] = _even_chunks(variable)
     return taken.drop_vars(changed).assign_coords(changed) if changed else taken
 
 
@@ -303,6 +305,13 @@ def _pad_missing(variable: xr.Variable, pads: Mapping[Hashable, tuple[int, int]]
         )
         padded = xr.Variable.concat([before, padded, after], dim)
     return padded
+
+
+def _even_chunks(variable: xr.Variable) -> xr.Variable:
+    """Make the chunks of a dask variable equal, as zarr requires; others stay as they are."""
+    if variable.chunks is None:
+        return variable
+    return variable.chunk(dict(zip(variable.dims, map(max, variable.chunks), strict=True)))
 
 
 def _as_json(value: Array) -> bool | int | float | str:
