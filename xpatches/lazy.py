@@ -60,12 +60,15 @@ def extract(array: Any, plan: Plan, fill_value: Array) -> Any:
     for axis, axis_plan in plan.axes:
         if axis_plan.parents != tuple(range(len(axis_plan.blocks))):
             array = array.blocks[(slice(None),) * axis + (list(axis_plan.parents),)]
+    behind, joined = plan.patch_axis, range(plan.patch_axis, array.ndim)
     return array.map_blocks(
         _extract_chunk,
         axes=tuple((axis, axis_plan.grid, axis_plan.spans) for axis, axis_plan in plan.axes),
         fill_value=fill_value,
         flatten=plan.flatten,
-        **_result(plan.out_chunks, array),
+        drop_axis=list(joined) if plan.flatten else [],
+        new_axis=[behind] if plan.flatten else list(range(behind, behind + len(plan.axes))),
+        **_result(plan.out_chunks, array.dtype),
     )
 
 
@@ -76,7 +79,7 @@ def pad(array: Any, pads: Mapping[int, tuple[int, int]], fill_value: Array) -> A
     for axis, (before, after) in pads.items():
         chunks[axis] = (before + array.shape[axis] + after,)
     return array.map_blocks(
-        pad_block, pads=dict(pads), fill_value=fill_value, **_result(tuple(chunks), array)
+        pad_block, pads=dict(pads), fill_value=fill_value, **_result(tuple(chunks), array.dtype)
     )
 
 
@@ -98,13 +101,6 @@ def _extract_chunk(
     return flatten_patches(patches, spans[-1].axis + 1) if flatten else patches
 
 
-def _result(chunks: tuple[tuple[int, ...], ...], array: Any) -> dict[str, Any]:
+def _result(chunks: tuple[tuple[int, ...], ...], dtype: Any) -> dict[str, Any]:
     """Tell `map_blocks` what it would otherwise guess."""
-    changed = len(chunks) - array.ndim
-    return {
-        "chunks": chunks,
-        "new_axis": list(range(array.ndim, len(chunks))) if changed > 0 else None,
-        "drop_axis": list(range(len(chunks), array.ndim)) if changed < 0 else None,
-        "dtype": array.dtype,
-        "meta": np.empty((0,) * len(chunks), array.dtype),
-    }
+    return {"chunks": chunks, "dtype": dtype, "meta": np.empty((0,) * len(chunks), dtype)}

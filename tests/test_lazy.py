@@ -1,0 +1,162 @@
+from typing import Any
+
+import dask
+import dask.array as da
+import numpy as np
+import pytest
+from dask.callbacks import Callback
+from hypothesis import given
+from hypothesis import strategies as st
+
+from reference import Array, four_loops, same_bits
+from strategies import arguments, chunkings, problems
+from xpatches import PatchError, lazy
+from xpatches.geometry import AxisGrid
+from xpatches.kernel import as_fill_value
+from xpatches.plan import Plan, plan_array
+
+
+def planned(image: Any, grids: dict[int, AxisGrid], **kwargs: Any) -> Plan:
+    return plan_array(grids, image.chunks, image.dtype.itemsize, **kwargs)
+
+
+def extract(image: Any, grids: dict[int, AxisGrid]) -> Any:
+    return lazy.extract(image, planned(image, grids), as_fill_value(None, image.dtype))
+
+
+def grids_of(image: Any, size: int, stride: int, padding: Any = "same") -> dict[int, AxisGrid]:
+    return {
+        axis: AxisGrid(axis, n, size, stride, padding=padding) for axis, n in enumerate(image.shape)
+    }
+
+
+@given(problems(max_spatial=2), st.data())
+def test_patches_are_those_of_the_four_loops_under_any_chunking(
+    problem: tuple[Array, dict[int, AxisGrid]], data: st.DataObject
+) -> None:
+    image, grids = problem
+    chunks = tuple(data.draw(chunkings(n)) if n else (0,) for n in image.shape)
+    result = extract(da.from_array(image, chunks=chunks), grids)
+    expected = four_loops(image, arguments(grids), as_fill_value(None, image.dtype))
+    patches = result.compute()
+    assert same_bits(patches, expected)
+    assert result.shape == expected.shape
+    assert result.dtype == expected.dtype
+    for index in np.ndindex(*result.numblocks):
+        assert result.blocks[index].compute().shape == result.blocks[index].shape
+
+
+@given(problems(max_spatial=2), st.data())
+def test_flattening_joins_the_patch_axes_and_those_behind_them(
+    problem: tuple[Array, dict[int, AxisGrid]], data: st.DataObject
+) -> None:
+    image, grids = problem
+    chunks = tuple(data.draw(chunkings(n)) if n else (0,) for n in image.shape)
+    source = da.from_array(image, chunks=chunks)
+    fill = as_fill_value(None, image.dtype)
+    plan = planned(source, grids, flatten=True)
+    expected = four_loops(image, arguments(grids), fill)
+    kept = expected.shape[: plan.patch_axis]
+    size = int(np.prod(expected.shape[plan.patch_axis :]))
+    assert same_bits(lazy.extract(source, plan, fill).compute(), expected.reshape(*kept, size))
+
+
+@pytest.mark.parametrize("scheduler", ["synchronous", "threads"])
+def test_the_scheduler_makes_no_difference(scheduler: str) -> None:
+    image = np.random.default_rng(0).integers(0, 99, (40, 50))
+    result = extract(da.from_array(image, chunks=(7, 9)), grids_of(image, 5, 2))
+    expected = four_loops(image, arguments(grids_of(image, 5, 2)), 0)
+    assert same_bits(result.compute(scheduler=scheduler), expected)
+
+
+def test_keys_are_deterministic_and_tell_every_parameter_apart() -> None:
+    image = da.from_array(np.zeros((20, 20)), chunks=10, name="image")
+    fill = np.array(0.0)
+
+    def name(
+        size: int = 3, stride: int = 2, rate: int = 1, padding: Any = "same", f: Array = fill
+    ) -> str:
+        grids = {0: AxisGrid("y", 20, size, stride, rate, padding)}
+        return str(lazy.extract(image, planned(image, grids), f).name)
+
+    assert name() == name()
+    others = [
+        name(size=4),
+        name(stride=1),
+        name(rate=2),
+        name(padding="valid"),
+        name(f=np.array(1.0)),
+    ]
+    assert len({name(), *others}) == 6
+
+
+def test_the_source_is_never_rechunked_behind_the_plan() -> None:
+    image = da.zeros((64, 64), chunks=16)
+    aligned = extract(image, grids_of(image, 5, 4))
+    assert not any("rechunk" in layer for layer in aligned.dask.layers)
+    shorter_than_halo = extract(image, grids_of(image, 41, 16))
+    assert shorter_than_halo.chunks[:2] == ((1,) * 4,) * 2
+
+
+@pytest.mark.parametrize(
+    ("size", "stride", "padding", "most"),
+    [(4, 4, "valid", 1), (5, 1, "valid", 7), (5, 1, "same", 14), (8, 4, "same", 14)],
+)
+def test_tasks_per_chunk(size: int, stride: int, padding: str, most: int) -> None:
+    image = da.zeros((320, 320), chunks=16)
+    tasks = lazy.count_tasks(extract(image, grids_of(image, size, stride, padding)))
+    assert tasks <= most * image.npartitions
+
+
+class Results(Callback):  # type: ignore[misc]
+    """Keep every result of a computation."""
+
+    def __init__(self) -> None:
+        super().__init__(posttask=self._keep)
+        self.kept: dict[Any, Any] = {}
+
+    def _keep(self, key: Any, result: Any, *_: Any) -> None:
+        self.kept[key] = result
+
+
+def test_chunks_of_patches_are_contiguous_and_own_their_memory() -> None:
+    image = da.from_array(np.arange(64 * 64).reshape(64, 64), chunks=16)
+    result = extract(image, grids_of(image, 5, 2))
+    with Results() as results:
+        result.compute()
+    patches = [array for key, array in results.kept.items() if key[0] == result.name]
+    assert len(patches) == result.npartitions
+    assert all(array.flags.c_contiguous and array.base is None for array in patches)
+
+
+def test_annotations_and_configuration_are_those_of_the_user() -> None:
+    image = da.zeros((64, 64), chunks=16)
+    with dask.annotate(priority=7):
+        result = extract(image, grids_of(image, 5, 2))
+    added = [layer for name, layer in result.dask.layers.items() if name not in image.dask.layers]
+    assert added
+    assert all(layer.annotations == {"priority": 7} for layer in added)
+
+    used = []
+
+    def scheduler(graph: Any, keys: Any, **kwargs: Any) -> Any:
+        used.append(keys)
+        return dask.get(graph, keys, **kwargs)
+
+    with dask.config.set(scheduler=scheduler):
+        result.compute()
+    assert len(used) == 1
+
+
+def test_chunks_of_unknown_length_are_refused() -> None:
+    image = da.from_array(np.arange(9), chunks=3)
+    with pytest.raises(
+        PatchError, match=r"images has chunks of unknown length; call compute_chunk"
+    ):
+        lazy.check_chunks("images", image[image > 3])
+
+
+def test_chunks_of_other_libraries_are_refused() -> None:
+    masked = da.ma.masked_array(da.zeros(9, chunks=3), mask=False)
+    with pytest.raises(PatchError, match="images must hold NumPy chunks, got MaskedArray"):
+        lazy.check_chunks("images", masked)
