@@ -75,7 +75,7 @@ class Sheet:
     def mark(self, x: float, y: float, marker: object, size: float, color: str) -> None:
         """Draw a symbol: triangles filled, the others as lines."""
         face = color if marker == "v" else "none"
-        self.ax.plot(x, y, "", marker=marker, ls="", color=color, ms=size, mfc=face, mew=1.8)
+        self.ax.plot(x, y, marker=marker, ls="", color=color, ms=size, mfc=face, mew=1.8)
 
     def arrow(self, start: float, stop: float, y: float, style: str = "->") -> None:
         """Draw an arrow from one x to another."""
@@ -89,7 +89,7 @@ def _on(fill: str) -> str:
 
 def anatomy() -> Sheet:
     """Draw size, stride, rate, effective size, anchor, origin, center and offset on one dim."""
-    grid = AxisGrid("x", 12, size=3, stride=4, rate=2, padding="same")
+    grid = AxisGrid("x", 11, size=3, stride=4, rate=2, padding="same")
     left, right = -grid.before, grid.length + grid.pads[1]
     tops = [2.6 + 2.7 * patch for patch in range(grid.count)]
     sheet = Sheet(left - 3.2, right + 4.4, -2.5, tops[-1] + 7.3, inch=0.41)
@@ -131,17 +131,17 @@ def _anatomy_patch(sheet: Sheet, grid: AxisGrid, patch: int, top: float) -> None
     sheet.mark(center + 0.5, top + 0.5, "o", 19, ORANGE)
     for x, offset in zip(samples, grid.offsets, strict=True):
         sheet.note(x + 0.5, top + 1.35, offset, "center", color=GREY, fontsize=8)
-    left, right = -grid.before, grid.length + grid.pads[1]
-    sheet.note(left - 0.4, top + 0.5, f"patch {patch}", "right")
-    sheet.note(left - 0.4, top + 1.35, "offset", "right", color=GREY, fontsize=8)
-    sheet.note(right + 0.4, top + 0.5, f"anchor {anchor}\norigin {origin}\ncenter {center}")
+    left, right = -grid.before - 0.4, grid.length + grid.pads[1] + 0.4
+    sheet.note(left, top + 0.5, f"patch {patch}", "right")
+    sheet.note(left, top + 1.35, "offset", "right", color=GREY, fontsize=8)
+    sheet.note(right, top + 0.5, f"anchor {anchor}\norigin {origin}\ncenter {center}")
 
 
 def _anatomy_legend(sheet: Sheet, x: float, top: float) -> None:
     texts = (
         "anchor = patch * stride: always inside the image; decides which block owns the patch",
-        "origin = anchor - before: the first sample; may lie in the padding",
-        "center = origin + (effective size - 1) // 2: gives the patch its label",
+        "origin = patch * stride - before: the first sample; may lie in the padding",
+        "center = origin + (effective size - 1) // 2: labels the patch by default",
         "offset: from the origin to a sample, a multiple of the rate",
         "padding: outside the image; a sample that lies there gets the fill value, here 0",
     )
@@ -238,11 +238,8 @@ def _owner(sheet: Sheet, plan: AxisPlan, block: int, edges: tuple[int, int], top
         sheet.mark(anchor + 0.5, y + 0.18, "v", 3, _on(color))
     left, right = -grid.before - 0.4, grid.length + grid.pads[1] + 0.5
     sheet.note(left, top + 0.5, f"block {block}", "right")
-    sheet.note(
-        right, top + 0.5, f"reads {first} to {last}: halo ({start - first}, {last + 1 - stop})"
-    )
-    text = f"owns patches {owned[0]} to {owned[-1]}"
-    sheet.note(right, top + 1.1 + 0.25 * len(owned), text)
+    text = f"reads {first} to {last}: halo {start - first, last + 1 - stop}"
+    sheet.note(right, top + 0.8, f"{text}\nowns patches {owned[0]} to {owned[-1]}")
 
 
 def ten_by_ten() -> Sheet:
@@ -285,9 +282,8 @@ def layout() -> Sheet:
     def cells(index: tuple[int, int], left: float, top: float) -> None:
         for row, column in product(range(y.size), range(x.size)):
             number = y.samples(index[0])[row] * x.length + x.samples(index[1])[column]
-            fill = ORANGE if (row, column) == (v, u) else BLUE
-            color = fill if index == (i, j) else WHITE
-            sheet.cell(left + column, top + row, number, color, PALE)
+            fill = WHITE if index != (i, j) else ORANGE if (row, column) == (v, u) else BLUE
+            sheet.cell(left + column, top + row, number, fill, PALE)
         sheet.box(left, top, x.size, y.size, fill=False, edgecolor=INK, linewidth=1.5)
 
     dims = f"y: {y.count}, x: {x.count}"

@@ -1,32 +1,14 @@
-from collections import Counter
 from collections.abc import Iterator
 from typing import Any
 
 import dask
 import pytest
-import xarray as xr
 from hypothesis import settings
-from zarr.storage import LocalStore
+
+from stores import CountingStore
 
 settings.register_profile("xpatches", deadline=None, max_examples=200, print_blob=True)
 settings.load_profile("xpatches")
-
-
-class CountingStore(LocalStore):
-    """A zarr store on disk that counts how often each object is read."""
-
-    reads: Counter[str] = Counter()
-
-    async def get(self, key: str, *args: Any, **kwargs: Any) -> Any:
-        self.reads[key] += 1
-        return await super().get(key, *args, **kwargs)
-
-    @classmethod
-    def chunk_reads(cls, name: str = "") -> dict[str, int]:
-        """Reads of chunks, of one array or of all, since the last call."""
-        reads = {key: n for key, n in cls.reads.items() if "/c/" in key and key.startswith(name)}
-        cls.reads.clear()
-        return reads
 
 
 @pytest.fixture
@@ -52,12 +34,3 @@ def _synchronous() -> Iterator[None]:
     """Compute in this thread: tests of small arrays need no pool."""
     with dask.config.set(scheduler="synchronous"):
         yield
-
-
-@pytest.fixture(autouse=True)
-def _doctest_names(doctest_namespace: dict[str, Any]) -> None:
-    import numpy as np
-
-    import xpatches
-
-    doctest_namespace.update(np=np, xr=xr, xpatches=xpatches)

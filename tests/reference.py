@@ -59,7 +59,7 @@ def four_loops(image: Array, axes: Mapping[int, tuple[int, int, int, Any]], fill
             for axis, i, j in zip(spatial, patch, sample, strict=True):
                 source[axis] = starts[axis][i] + j * axes[axis][2]
                 target[axis] = i
-            out[tuple([*target[:behind], *sample, *target[behind:]])] = padded[tuple(source)]
+            out[(*target[:behind], *sample, *target[behind:])] = padded[tuple(source)]
     return out
 
 

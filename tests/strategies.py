@@ -1,5 +1,6 @@
 """What Hypothesis draws: axes, chunkings, images."""
 
+import itertools
 from typing import Any
 
 import numpy as np
@@ -39,7 +40,7 @@ def chunkings(draw: st.DrawFn, length: int) -> tuple[int, ...]:
     """Any way to cut a length into chunks."""
     edges = draw(st.sets(st.integers(1, max(1, length - 1)), max_size=8)) if length > 1 else set()
     cuts = [0, *sorted(edges), length]
-    return tuple(b - a for a, b in zip(cuts, cuts[1:], strict=False))
+    return tuple(b - a for a, b in itertools.pairwise(cuts))
 
 
 def image_of(shape: tuple[int, ...], dtype: str, seed: int) -> Array:
@@ -50,6 +51,10 @@ def image_of(shape: tuple[int, ...], dtype: str, seed: int) -> Array:
         return rng.integers(0, 2, shape).astype(dtype)
     if kind in "US":
         return rng.integers(0, 999, shape).astype(dtype)
+    if kind in "mM":  # times that xarray can hold, too
+        times = rng.integers(-9999, 9999, shape).astype(dtype)
+        times[rng.random(shape) < 0.1] = "NaT"
+        return times
     count = int(np.prod(shape, dtype=int)) * np.dtype(dtype).itemsize
     image = np.frombuffer(rng.bytes(count), dtype).reshape(shape).copy()
     if kind == "f" and image.size > 3:

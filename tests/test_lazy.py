@@ -108,11 +108,11 @@ def test_tasks_per_chunk(size: int, stride: int, padding: str, most: int) -> Non
     assert tasks <= most * image.npartitions
 
 
-class Results(Callback):  # type: ignore[misc]
+class Results(Callback):
     """Keep every result of a computation."""
 
     def __init__(self) -> None:
-        super().__init__(posttask=self._keep)
+        super().__init__(posttask=self._keep)  # type: ignore[no-untyped-call]
         self.kept: dict[Any, Any] = {}
 
     def _keep(self, key: Any, result: Any, *_: Any) -> None:

@@ -1,3 +1,4 @@
+import itertools
 import json
 import os
 import random
@@ -46,7 +47,7 @@ def chunks(rng: random.Random, shape: tuple[int, ...]) -> tuple[tuple[int, ...],
     def cut(n: int) -> tuple[int, ...]:
         cuts = rng.sample(range(1, n), min(n - 1, rng.randint(0, 3))) if n > 1 else []
         edges = [0, *sorted(cuts), n]
-        return tuple(b - a for a, b in zip(edges, edges[1:], strict=False))
+        return tuple(b - a for a, b in itertools.pairwise(edges))
 
     return tuple(map(cut, shape))
 
@@ -87,9 +88,8 @@ def test_the_volume_answers_that_differ_are_those_with_a_pad_below_zero(number: 
         (-(-n // s) - 1) * s + k < n
         for n, k, s in zip(images.shape[1:-1], case["size"], case["stride"], strict=True)
     )
-    axes = {
-        i: (k, s, 1, "same") for i, (k, s) in enumerate(zip(case["size"], case["stride"]), start=1)
-    }
+    spatial = zip(case["size"], case["stride"], strict=True)
+    axes = {axis: (k, s, 1, "same") for axis, (k, s) in enumerate(spatial, start=1)}
     ours, theirs = four_loops(images, axes, 0), arrays[f"y{number}"]
     assert same_bits(ask(case, images), ours.reshape(theirs.shape))
     assert not same_bits(ask(case, images), theirs)

@@ -218,7 +218,7 @@ class Patches(Generic[T]):
             - ``tasks``: tasks of the whole dask graph after optimisation, the source's included
               (1 for an image in memory);
             - ``halo``: per dim, the samples ``[before, after]`` exchanged at inner block edges;
-            - ``source_chunks``, ``chunks``: per dim, the lengths of the source's blocks and of the
+            - ``source_blocks``, ``chunks``: per dim, the lengths of the source's blocks and of the
               result's chunks;
             - ``bytes_per_task``: projected bytes of the largest task, its input and its output.
 
@@ -258,12 +258,11 @@ class Patches(Generic[T]):
 
     def _find(self, dim: Hashable, label: Any, method: str | None, tolerance: Any) -> int:
         """Index along a dim of the patch whose center has a label; found by xarray itself."""
-        coord = self._dataset.coords.get(dim)
-        if coord is None:
+        if dim not in self._dataset.coords:
             raise PatchError(f"sel needs a coord on {dim!r}, got none; use isel, or assign one")
         axis = self.grid[dim]
         before, inside, _ = clip(axis.centers, axis.length)
-        centers = coord.variable[inside].to_base_variable()
+        centers = self._dataset.variables[dim][inside].to_base_variable()
         numbers = xr.DataArray(
             np.arange(before, before + centers.size), coords={dim: centers}, dims=[dim]
         )
@@ -271,8 +270,8 @@ class Patches(Generic[T]):
             found = numbers.sel({dim: label}, method=method, tolerance=tolerance)
         except (KeyError, TypeError, ValueError) as error:
             raise PatchError(
-                f"sel found no patch with center {dim}={label!r}: {error}; "
-                "use method='nearest' where labels are numbers or times, or isel"
+                f"sel found no patch whose center has {dim}={label!r}; "
+                "use method='nearest' with a wide enough tolerance, or isel"
             ) from error
         if found.ndim:
             raise PatchError(

@@ -169,7 +169,7 @@ def as_fill_value(value: object, dtype: np.dtype[Any], what: str = "fill_value")
     >>> as_fill_value(300, np.dtype("uint8"))
     Traceback (most recent call last):
     ...
-    xpatches.errors.PatchError: fill_value must be a value that uint8 can hold, got 300
+    xpatches.errors.PatchError: fill_value must be a value that uint8 can hold, got 300; choose ...
     """
     if value is None:
         return np.array("NaT", dtype) if dtype.kind in "mM" else np.zeros((), dtype)
@@ -179,7 +179,10 @@ def as_fill_value(value: object, dtype: np.dtype[Any], what: str = "fill_value")
     except (TypeError, ValueError, OverflowError):
         held = None
     if held is None or held.ndim:
-        raise PatchError(f"{what} must be a value that {dtype} can hold, got {value!r}")
+        raise PatchError(
+            f"{what} must be a value that {dtype} can hold, got {value!r}; "
+            "choose another, or convert the image with .astype(...)"
+        )
     return held
 
 

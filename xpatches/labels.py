@@ -257,7 +257,8 @@ def _check_dims(argument: str, given: Iterable[Hashable], allowed: Iterable[Hash
     for dim in given:
         if dim not in allowed:
             raise PatchError(
-                f"{argument} names {dim!r}, which is not among the dims {tuple(allowed)}"
+                f"{argument} names {dim!r}, which is not among the dims {tuple(allowed)}; "
+                "name one of those"
             )
 
 
@@ -286,24 +287,18 @@ def _pad_missing(variable: xr.Variable, pads: Mapping[Hashable, tuple[int, int]]
     """Surround a variable with missing labels, lazily where it is lazy."""
     variable = chunk_lazy(variable)
     kind = getattr(variable.dtype, "kind", "O")
-    if kind in "fcmM":
-        padded = xr.Variable(variable.dims, variable.data, variable.attrs)
-    else:
-        padded = xr.Variable(
-            variable.dims, variable.data.astype(float if kind in "iu" else object), variable.attrs
-        )
-    value = {"m": "NaT", "M": "NaT", "O": None}.get(padded.dtype.kind, np.nan)
+    data = variable.data
+    if kind not in "fcmM":
+        data = data.astype(float if kind in "iu" else object)
+    padded = xr.Variable(variable.dims, data, variable.attrs)
+    missing = {"m": "NaT", "M": "NaT", "O": None}.get(padded.dtype.kind, np.nan)
     for dim, lengths in pads.items():
-        before, after = (
-            xr.Variable(
-                padded.dims,
-                np.full(
-                    [n if d == dim else m for d, m in padded.sizes.items()], value, padded.dtype
-                ),
-            )
-            for n in lengths
-        )
-        padded = xr.Variable.concat([before, padded, after], dim)
+        parts = []
+        for length in lengths:
+            shape = {**padded.sizes, dim: length}
+            part = xr.Variable(padded.dims, np.full([*shape.values()], missing, padded.dtype))
+            parts.append(part if padded.chunks is None else part.chunk(shape))
+        padded = xr.Variable.concat([parts[0], padded, parts[1]], dim)
     return padded
 
 

@@ -129,7 +129,7 @@ def plan_variable(variable: xr.Variable, grid: PatchGrid, fill_value: Array) -> 
         "blocks": plan.chunk_count,
         "tasks": tasks,
         "halo": {dim: list(axis.halo) for dim, axis in axes.items()},
-        "source_chunks": dict(zip(variable.dims, map(list, plan.blocks), strict=True)),
+        "source_blocks": dict(zip(variable.dims, map(list, plan.blocks), strict=True)),
         "chunks": {dim: list(axis.chunks) for dim, axis in axes.items()},
         "bytes_per_task": plan.bytes_per_task,
     }

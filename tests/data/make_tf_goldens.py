@@ -1,4 +1,4 @@
-"""Ask TensorFlow for its answers: `make FILE` draws new cases, `check FILE` asks again for stored ones.
+"""Ask TensorFlow for its answers: `make FILE` draws new cases, `check FILE` asks again.
 
 Needs tensorflow, in an environment of its own. A file holds, per case N, the image ``xN``, the
 answer ``yN`` (absent where TensorFlow raised) and for gradients the incoming gradient ``gN``;

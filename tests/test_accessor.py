@@ -1,0 +1,422 @@
+import json
+from typing import Any
+
+import dask
+import dask.array as da
+import numpy as np
+import pytest
+import xarray as xr
+from hypothesis import given
+from hypothesis import strategies as st
+
+import xpatches
+from reference import Array, four_loops, same_bits
+from strategies import arguments, chunkings, problems
+from xpatches import PatchError, Patches
+from xpatches.geometry import AxisGrid
+from xpatches.kernel import as_fill_value
+
+
+def image(ny: int = 20, nx: int = 31, depth: int = 2) -> xr.DataArray:
+    """A labelled image with a coord of every kind."""
+    rng = np.random.default_rng(0)
+    return xr.DataArray(
+        rng.integers(0, 999, (2, ny, nx, depth)),
+        dims=("batch", "y", "x", "depth"),
+        coords={
+            "y": np.linspace(50.0, 40.0, ny),
+            "time": (
+                "y",
+                np.datetime64("2000-01-01", "ns") + np.arange(ny) * np.timedelta64(1, "D"),
+            ),
+            "station": ("x", [f"s{i}" for i in range(nx)]),
+            "odd": ("x", np.arange(nx) % 2 == 1),
+            "lat": (("y", "x"), rng.random((ny, nx))),
+            "row_depth": (("y", "depth"), rng.random((ny, depth))),
+            "depth": ["r", "g", "b", "a"][:depth],
+            "crs": ((), 0, {"epsg": 4326}),
+        },
+        name="image",
+        attrs={"units": "1"},
+    )
+
+
+def named(problem: tuple[Array, dict[int, AxisGrid]]) -> tuple[xr.DataArray, dict[str, Any]]:
+    """The labelled form of a problem, and the arguments that ask for its patches."""
+    array, grids = problem
+    da_ = xr.DataArray(array, dims=[f"d{axis}" for axis in range(array.ndim)])
+    per_dim = {
+        name: {f"d{axis}": getattr(grid, name) for axis, grid in grids.items()}
+        for name in ("size", "stride", "rate", "padding")
+    }
+    return da_, per_dim
+
+
+@given(problems(), st.data())
+def test_patches_are_those_of_the_four_loops(
+    problem: tuple[Array, dict[int, AxisGrid]], data: st.DataObject
+) -> None:
+    array, grids = problem
+    da_, asked = named(problem)
+    # xarray keeps times in s, ms, us or ns.
+    expected = four_loops(da_.values, arguments(grids), as_fill_value(None, da_.dtype))
+    result = da_.patches(**asked).extract()
+    assert same_bits(result.values, expected)
+    chunks = {f"d{i}": data.draw(chunkings(n)) for i, n in enumerate(array.shape) if n}
+    chunked = da_.chunk(chunks).patches(**asked).extract()
+    xr.testing.assert_identical(chunked.compute(), result)
+
+
+@given(problems(max_spatial=2))
+def test_every_patch_is_that_of_the_extraction(problem: tuple[Array, dict[int, AxisGrid]]) -> None:
+    da_, asked = named(problem)
+    p = da_.patches(**asked)
+    whole = p.extract()
+    spatial = list(p.grid.dims)
+    assert len(list(p)) == len(p) == p.grid.total
+    for index, patch in zip(np.ndindex(*p.grid.counts.values()), p, strict=True):
+        at = dict(zip(spatial, index, strict=True))
+        renamed = whole.isel(at).rename({f"{dim}_patch": dim for dim in spatial})
+        assert same_bits(patch.values, renamed.transpose(*da_.dims).values)
+        for dim in spatial:
+            expected = whole[f"{dim}_origin"][at[dim]] + whole[f"{dim}_patch"]
+            assert patch[f"{dim}_index"].values.tolist() == expected.values.tolist()
+            assert patch[f"{dim}_index"].dtype == "int64"
+
+
+def test_the_patch_dims_come_right_after_the_last_spatial_dim() -> None:
+    result = image().patches(x=3, y=4).extract()
+    assert result.dims == ("batch", "y", "x", "y_patch", "x_patch", "depth")
+    assert image().transpose("x", "depth", "y", "batch").patches(x=3, y=4).extract().dims == (
+        *("x", "depth", "y", "x_patch", "y_patch", "batch"),
+    )
+
+
+@pytest.mark.parametrize("chunks", [None, {"y": 7, "x": 9, "depth": 1}])
+@pytest.mark.parametrize("padding", ["valid", "same"])
+def test_flattening_gives_tensorflows_layout(chunks: Any, padding: str) -> None:
+    source = image() if chunks is None else image().chunk(chunks)
+    flat = source.patches(y=3, x=4, stride=2, padding=padding).extract(flatten="patch")
+    expected = xpatches.extract_patches(
+        image().values, [1, 3, 4, 1], [1, 2, 2, 1], [1, 1, 1, 1], padding.upper()
+    )
+    assert flat.dims == ("batch", "y", "x", "patch")
+    assert same_bits(flat.values, expected)
+    assert flat.y_patch.values.tolist() == np.repeat([0, 1, 2], 8).tolist()
+    assert flat.depth.values.tolist() == ["r", "g"] * 12
+    assert flat.row_depth.dims == ("y", "patch")
+    assert flat.row_depth.shape == (flat.sizes["y"], 24)
+
+
+def test_labels_are_those_of_the_center() -> None:
+    source = image()
+    result = source.patches(y=3, x=4, stride=5).extract()
+    # Centers, counted by hand: rows 1, 6, 11, 16; columns 1, 6, 11, ...
+    rows, columns = [1, 6, 11, 16], [1, 6, 11, 16, 21, 26]
+    for name in ("y", "time", "station", "odd", "lat"):
+        dims = {"y": rows, "x": columns}
+        expected = source[name].isel({d: i for d, i in dims.items() if d in source[name].dims})
+        assert result[name].values.tolist() == expected.values.tolist()
+        assert result[name].dtype == source[name].dtype
+        assert result[name].attrs == source[name].attrs
+    assert result.y_origin.values.tolist() == [0, 5, 10, 15]
+    assert (result.y_origin.dtype, result.y_origin.dims) == (np.int64, ("y",))
+    assert result.x_patch.values.tolist() == [0, 1, 2, 3]
+
+
+def test_everything_else_passes_through() -> None:
+    result = image().patches(y=3, x=4).extract()
+    assert result.name == "image"
+    assert result.attrs["units"] == "1"
+    assert result.depth.values.tolist() == ["r", "g"]
+    assert result.crs.attrs == {"epsg": 4326}
+    assert "x" not in result.coords
+    assert image().attrs == {"units": "1"}
+
+
+def test_labels_of_an_origin_outside_the_image_are_missing() -> None:
+    result = image().patches(y=4, x=3, stride=1, padding="same").extract(label="origin")
+    assert result.y_origin.values[:2].tolist() == [-1, 0]
+    assert np.isnan(result.y.values[0])
+    assert result.y.values[1:].tolist() == image().y.values[:19].tolist()
+    assert np.isnat(result.time.values[0])
+    assert result.station.values[:2].tolist() == [None, "s0"]
+    assert result.odd.values[:3].tolist() == [None, False, True]
+    assert np.isnan(result.lat.values[0]).all()
+    assert result.time.dtype == image().time.dtype
+
+
+def test_integer_labels_outside_the_image_are_nan_and_inside_stay_integers() -> None:
+    source = xr.DataArray(np.arange(9), {"x": np.arange(9) * 10}, name="a")
+    p = source.patches(x=3, stride=3, padding=(1, 2))
+    assert p[0].x.values[1:].tolist() == [0, 10]
+    assert np.isnan(p[0].x.values[0])
+    assert p[1].x.dtype == source.x.dtype
+    far = source.patches(x=2, stride=4, padding=(6, 0))
+    assert np.isnan(far[0].x.values).all()
+    assert far.extract().x.values[1:].tolist()[-2:] == [20, 60]
+
+
+def test_a_patch_at_the_edge_is_filled_and_says_where_it_lies() -> None:
+    source = image()
+    p = source.patches(y=4, x=4, stride=4, rate=2, padding="same", fill_value=-1)
+    patch = p[0, 0]
+    assert patch.dims == source.dims
+    assert patch.y_index.values.tolist() == [-1, 1, 3, 5]
+    assert (patch.isel(y=0) == -1).all()
+    assert np.isnan(patch.y.values[0])
+    assert patch.y.values[1:].tolist() == source.y.values[1:6:2].tolist()
+    assert np.isnat(patch.time.values[0])
+    assert patch.station.values[0] is None
+    inner = p[1, 1]
+    assert inner.y_index.values.tolist() == [3, 5, 7, 9]
+    expected = source.isel(y=slice(3, 10, 2), x=inner.x_index.values)
+    assert same_bits(inner.values, expected.values)
+    assert inner.attrs == source.attrs
+
+
+@pytest.mark.parametrize("chunks", [None, {"y": 4}])
+def test_a_patch_is_a_copy(chunks: Any) -> None:
+    source = image() if chunks is None else image().chunk(chunks)
+    patch = source.patches(y=3, x=3)[0].compute()
+    patch.values[:] = -7
+    assert not (source == -7).any()
+
+
+def test_isel_and_indexing_agree() -> None:
+    p = image().patches(y=3, x=4, stride=2)
+    patch = p.isel(y=1, x=-1)
+    assert patch.identical(p[1, -1])
+    assert patch.identical(p[p.grid.counts["x"] * 2 - 1])
+    assert patch.identical(p.isel({"x": -1, "y": 1}))
+    assert p[-1].identical(p[-1, -1])
+
+
+def test_sel_takes_the_patch_by_the_label_of_its_center() -> None:
+    source = image().assign_coords(x=[f"s{i:02}" for i in range(31)])
+    p = source.patches(y=5, x=3, stride=2, padding="same")
+    exact = p.sel(y=source.y.values[5], x="s06")
+    assert exact.identical(p[2, 3])
+    with pytest.raises(PatchError, match=r"no patch whose center has y=44\.9; use method"):
+        p.sel(y=44.9, x="s06")
+    p = image().assign_coords(x=np.arange(31.0)).patches(y=5, x=3, stride=2, padding="same")
+    # Centers lie on odd rows and even columns: row 5 is at 47.37, row 3 at 48.42.
+    assert p.sel(y=47.5, x=7.2, method="nearest").identical(p[2, 4])
+    assert p.sel(y=99, x=-99, method="nearest").identical(p[0, 0])
+    with pytest.raises(PatchError, match="sel found no patch"):
+        p.sel(y=47.5, x=7.2, method="nearest", tolerance=0.01)
+
+
+def test_sel_looks_at_centers_inside_the_image_only() -> None:
+    source = xr.DataArray(np.arange(9), {"x": np.arange(9.0)})
+    p = source.patches(x=3, stride=1, padding=(4, 4))
+    assert p.sel(x=0.2, method="nearest").x_index.values.tolist() == [-1, 0, 1]
+    assert p.sel(x=8.0).x_index.values.tolist() == [7, 8, 9]
+
+
+def test_sel_on_times() -> None:
+    days = np.datetime64("2000-01-01", "ns") + np.arange(20) * np.timedelta64(1, "D")
+    p = xr.DataArray(np.arange(20), {"time": days}).patches(time=3)
+    assert p.sel(time="2000-01-05").values.tolist() == [3, 4, 5]
+    near = np.datetime64("2000-01-06T01")
+    assert p.sel(time=near, method="nearest").values.tolist() == [3, 4, 5]
+    with pytest.raises(PatchError, match="sel on 'time' must name one patch, got '2000-01'"):
+        p.sel(time="2000-01")
+
+
+def test_uneven_and_unindexed_coords_need_nothing() -> None:
+    source = xr.DataArray(np.arange(6), {"x": [0.0, 5, 1, 1, 9, 2]}).drop_indexes("x")
+    result = source.patches(x=2).extract()
+    assert result.x.values.tolist() == [0.0, 1.0, 9.0]
+    assert source.patches(x=2)[1].x.values.tolist() == [1.0, 1.0]
+
+
+def test_a_multiindex_is_cut_like_any_other() -> None:
+    source = xr.DataArray(np.arange(6.0).reshape(2, 3), dims=("a", "b")).stack(x=("a", "b"))
+    result = source.patches(x=2).extract()
+    assert result.a.values.tolist() == [0, 0, 1]
+    assert result.b.values.tolist() == [0, 2, 1]
+    edge = source.patches(x=3, stride=2, padding="same")[-1]
+    assert np.isnan(edge.a.values[-1])
+
+
+def test_a_dataset_is_cut_variable_by_variable() -> None:
+    ds = xr.Dataset(
+        {
+            "rgb": (("y", "x", "band"), np.arange(9 * 8 * 3, dtype="u1").reshape(9, 8, 3)),
+            "mask": (("x", "y"), np.ones((8, 9), bool)),
+            "profile": ("y", np.arange(9.0)),
+            "version": ((), 3),
+            "weights": ("band", [0.2, 0.5, 0.3]),
+        },
+        coords={"y": np.arange(9.0), "x": np.arange(8.0)},
+        attrs={"title": "t"},
+    )
+    p = ds.patches(y=3, x=2, stride=2, padding="same", fill_value={"profile": np.nan})
+    result = p.extract()
+    for name in ("rgb", "mask", "profile"):
+        dims = {d: k for d, k in {"y": 3, "x": 2}.items() if d in ds[name].dims}
+        fill = np.nan if name == "profile" else None
+        alone = ds[name].patches(dims, stride=2, padding="same", fill_value=fill).extract()
+        xr.testing.assert_identical(result[name].variable, alone.variable)
+    assert result.mask.dims == ("x", "y", "x_patch", "y_patch")
+    assert result.version.identical(ds.version)
+    assert result.weights.identical(ds.weights)
+    assert result.attrs == {"title": "t"}
+    assert p.nbytes == sum(result[name].nbytes for name in ("rgb", "mask", "profile"))
+    patch = p[1, 2]
+    assert patch.sizes == {"y": 3, "x": 2, "band": 3}
+    assert patch.profile.values.tolist() == [1.0, 2.0, 3.0]
+    assert set(p.plan()) == {"rgb", "mask", "profile"}
+    xr.testing.assert_identical(
+        ds.chunk(y=2, x=3)
+        .patches(y=3, x=2, stride=2, padding="same", fill_value={"profile": np.nan})
+        .extract()
+        .compute(),
+        result,
+    )
+
+
+def test_flattening_a_dataset_needs_equal_dims_behind_the_spatial_ones() -> None:
+    ds = xr.Dataset({"a": (("y", "b"), np.zeros((4, 2))), "c": (("y", "b"), np.ones((4, 2)))})
+    flat = ds.patches(y=2).extract(flatten="patch")
+    assert flat.sizes == {"y": 2, "patch": 4}
+    with pytest.raises(PatchError, match="flatten='patch' needs variables with equal dims"):
+        ds.assign(d=("y", np.zeros(4))).patches(y=2).extract(flatten="patch")
+
+
+def test_len_grid_sizes_and_nbytes_describe_the_extraction() -> None:
+    p = image().patches(y=3, x=4, stride=2, rate=2, padding="same")
+    result = p.extract()
+    assert p.grid.counts == {d: result.sizes[d] for d in ("y", "x")}
+    assert p.sizes == {"y": 3, "x": 4}
+    assert len(p) == result.sizes["y"] * result.sizes["x"]
+    assert p.nbytes == result.nbytes
+    assert isinstance(p, Patches)
+
+
+def test_patches_cannot_be_changed() -> None:
+    p = image().patches(y=3, x=4)
+    with pytest.raises(AttributeError):
+        p.grid = None
+
+
+def test_one_value_serves_all_dims_and_a_mapping_may_leave_some_out() -> None:
+    p = image().patches(y=3, x=4, stride={"y": 1}, rate=2, padding={"x": "same"})
+    assert p.grid["y"] == AxisGrid("y", 20, 3, 1, 2, "valid")
+    assert p.grid["x"] == AxisGrid("x", 31, 4, 4, 2, "same")
+    assert image().patches(size={"x": 4}, y=3, stride=1, padding=(1, 2)).grid["y"].pads == (1, 2)
+
+
+def test_dims_named_like_arguments_are_given_by_mapping() -> None:
+    source = xr.DataArray(np.arange(12).reshape(3, 4), dims=("stride", "rate"))
+    assert source.patches({"stride": 3, "rate": 2}).extract().dims[-2:] == (
+        "stride_patch",
+        "rate_patch",
+    )
+
+
+def test_the_spec_is_json_from_which_the_grid_can_be_rebuilt() -> None:
+    p = image().patches(
+        y=3, x=4, stride=2, rate=2, padding={"y": "same", "x": (1, 2)}, fill_value=7
+    )
+    result = p.extract(flatten="patch")
+    spec = json.loads(result.attrs["xpatches"])
+    assert spec["dims"] == ["batch", "y", "x", "depth"]
+    assert spec["fill_value"] == 7
+    assert spec["flattened"] == [["y_patch", 3], ["x_patch", 4], ["depth", 2]]
+    assert xpatches.labels.read_spec(result.attrs) == p.grid
+    with pytest.raises(PatchError, match="no attr 'xpatches': it does not come from extract"):
+        xpatches.labels.read_spec({})
+    with pytest.raises(PatchError, match="is of version 99, this xpatches reads 1"):
+        xpatches.labels.read_spec({"xpatches": json.dumps({**spec, "version": 99})})
+
+
+@pytest.mark.parametrize(
+    ("dtype", "fill", "stored"),
+    [("f4", np.nan, "nan"), ("f4", 0.5, 0.5), ("?", True, True), ("u8", 2**64 - 1, 2**64 - 1),
+     ("M8[s]", None, "NaT"), ("U3", "abc", "abc"), ("c8", 1j, "1j"), ("f8", -np.inf, "-inf")],
+)  # fmt: skip
+def test_every_fill_value_can_be_stored(dtype: str, fill: Any, stored: Any) -> None:
+    source = xr.DataArray(np.zeros(4, dtype), dims="x")
+    result = source.patches(x=3, padding="same", fill_value=fill).extract()
+    assert json.loads(result.attrs["xpatches"])["fill_value"] == stored
+
+
+def test_building_and_describing_compute_nothing(no_compute: None) -> None:
+    source = image().chunk(y=6, x=7)
+    p = source.patches(y=5, x=5, stride=2, padding="same")
+    assert dask.is_dask_collection(p.extract())
+    assert dask.is_dask_collection(p.extract(flatten="patch", label="origin"))
+    assert dask.is_dask_collection(p[0])
+    by_label = source.assign_coords(x=np.arange(31)).patches(y=5, x=5, stride=2)
+    assert dask.is_dask_collection(by_label.sel(y=45.0, x=3, method="nearest"))
+    assert "160 patches" in repr(p)
+    assert p.plan()["blocks"] > 1
+
+
+def test_the_graph_of_one_patch_is_small() -> None:
+    source = xr.DataArray(da.zeros((100, 100), chunks=2), dims=("y", "x"))
+    patch = source.patches(y=4, x=4)[100].data
+    added = [
+        layer for name, layer in patch.dask.layers.items() if name not in source.data.dask.layers
+    ]
+    assert sum(map(len, added)) <= 9
+
+
+def test_lazy_coords_stay_lazy(no_compute: None) -> None:
+    lat = xr.DataArray(da.zeros((20, 31), chunks=(6, 7)), dims=("y", "x"))
+    source = image().assign_coords(lat=lat)
+    for label in ("center", "origin"):
+        result = source.patches(y=4, x=4, padding="same").extract(label=label)
+        assert dask.is_dask_collection(result.lat.data)
+    assert dask.is_dask_collection(source.patches(y=4, x=4, padding="same")[0].lat.data)
+
+
+def test_keys_are_deterministic() -> None:
+    source = image().chunk(y=6, x=7)
+    p, q = (source.patches(y=5, x=5, stride=2) for _ in range(2))
+    assert p.extract().data.name == q.extract().data.name
+    assert p[3].data.name == q[3].data.name
+    assert p[3].data.name != p[4].data.name
+
+
+def test_the_plan_tells_the_extraction() -> None:
+    source = image().chunk(y=6, x=7, batch=1)
+    p = source.patches(y=5, x=5, stride=1, padding="same")
+    plan, result = p.plan(), p.extract()
+    assert plan["patches"] == len(p)
+    assert plan["blocks"] == result.data.npartitions
+    assert plan["halo"] == {"y": [2, 2], "x": [2, 2]}
+    assert plan["chunks"] == {"y": [6, 6, 6, 2], "x": [7, 7, 7, 7, 3]}
+    assert plan["source_blocks"]["batch"] == [1, 1]
+    assert plan["tasks"] == len(dask.optimize(result.data)[0].__dask_graph__())
+    assert json.loads(json.dumps(plan)) == plan
+    assert image().patches(y=5, x=5).plan()["blocks"] == 1
+
+
+def test_the_reprs_say_what_there_is() -> None:
+    p = image().patches(y=3, x=4, stride=2, padding={"x": "same", "y": (1, 0)})
+    assert repr(p).splitlines() == [
+        "<xpatches.Patches: 160 patches, 61.4 kB in all>",
+        "Source: DataArray 'image' int64 (batch: 2, y: 20, x: 31, depth: 2)",
+        "Fill:   0",
+        "Grid:",
+        "    dim  count  size  stride  rate  padding",
+        "    y       10     3       2     1  (1, 0)",
+        "    x       16     4       2     1  same (1, 2)",
+    ]
+    markup = p._repr_html_()
+    assert "<td>same (1, 2)</td>" in markup
+    assert "&lt;xpatches.Patches: 160 patches" in markup
+    ds = image().to_dataset().patches(y=3, x=4)
+    assert "Fill:   image 0" in repr(ds)
+    assert "1 patch," in repr(image().patches(y=20, x=31))
+
+
+def test_patches_of_a_patch() -> None:
+    patch = image().patches(y=10, x=10)[0]
+    result = patch.patches(y=5, x=5).extract()
+    assert result.y_index.values.tolist() == [2, 7]
+    with pytest.raises(PatchError, match="already has a dim, coord or variable 'y_index'"):
+        patch.patches(y=5, x=5)[0]

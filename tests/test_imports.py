@@ -1,0 +1,103 @@
+import ast
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+
+import pytest
+
+PACKAGE = Path(__file__).parents[1] / "xpatches"
+
+# Imports point up this list only: a module may import those above it.
+ORDER = [
+    *("errors", "geometry", "plan", "kernel", "lazy", "labels", "variables", "reprs"),
+    *("parity", "accessor", "__init__"),
+]
+ARRAY_LIBRARIES = {"numpy", "dask", "xarray", "zarr"}
+CORE = {"numpy", "dask", "xarray", "xpatches"}
+
+
+def imported(module: str, *, top_level: bool = False) -> set[str]:
+    """Full names of what a module imports."""
+    tree = ast.parse((PACKAGE / f"{module}.py").read_text())
+    names = set()
+    for node in tree.body if top_level else ast.walk(tree):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, "imports are absolute"
+            plain = node.module == "xpatches"
+            names |= {f"xpatches.{a.name}" if plain else str(node.module) for a in node.names}
+    return names
+
+
+def test_every_module_has_its_place() -> None:
+    assert {path.stem for path in PACKAGE.glob("*.py")} == set(ORDER)
+
+
+@pytest.mark.parametrize("module", ORDER)
+def test_imports_point_up_only(module: str) -> None:
+    above = set(ORDER[: ORDER.index(module)])
+    ours = {name.split(".")[1] for name in imported(module) if name.startswith("xpatches.")}
+    assert ours <= above, f"{module} imports {ours - above} from below it"
+
+
+@pytest.mark.parametrize("module", ORDER)
+def test_only_core_dependencies_are_imported(module: str) -> None:
+    roots = {name.split(".")[0] for name in imported(module)}
+    assert roots - set(sys.stdlib_module_names) <= CORE
+
+
+@pytest.mark.parametrize("module", ["errors", "geometry", "plan"])
+def test_geometry_and_plan_are_integers_only(module: str) -> None:
+    assert not {name.split(".")[0] for name in imported(module)} & ARRAY_LIBRARIES
+
+
+def test_lazy_is_the_only_module_that_knows_dask() -> None:
+    knows = {m for m in ORDER if any(name.split(".")[0] == "dask" for name in imported(m))}
+    assert knows == {"lazy"}
+    assert not any("xpatches.lazy" in imported(m, top_level=True) for m in ORDER)
+
+
+def run(code: str) -> None:
+    subprocess.run([sys.executable, "-c", textwrap.dedent(code)], check=True, timeout=120)
+
+
+def test_numpy_in_numpy_out_imports_no_dask() -> None:
+    run(
+        """
+        import sys
+        import numpy as np, xpatches
+        xpatches.extract_patches(np.ones((1, 4, 4, 1)), [1, 2, 2, 1], [1] * 4, [1] * 4, "SAME")
+        loaded = {name.split(".")[0] for name in sys.modules}
+        assert not loaded & {"dask", "distributed", "matplotlib", "zarr"}, loaded
+        """
+    )
+
+
+def test_images_in_memory_need_no_dask() -> None:
+    run(
+        """
+        import sys
+        sys.modules["dask"] = None  # xarray itself imports it where it can
+        import numpy as np, xarray as xr, xpatches
+        image = xr.DataArray(np.arange(12.0).reshape(3, 4), dims=("y", "x"), coords={"x": range(4)})
+        p = image.patches(y=2, x=2, stride=1, padding="same")
+        p.extract(), p.extract(flatten="patch", label="origin"), p[0], p.plan(), repr(p)
+        assert len(list(p)) == 12
+        assert "xpatches.lazy" not in sys.modules
+        """
+    )
+
+
+@pytest.mark.parametrize("absent", ["distributed", "matplotlib"])
+def test_extras_may_be_absent(absent: str) -> None:
+    run(
+        f"""
+        import sys
+        sys.modules[{absent!r}] = None
+        import numpy as np, xarray as xr, xpatches
+        image = xr.DataArray(np.arange(12.0).reshape(3, 4), dims=("y", "x")).chunk(x=2)
+        assert image.patches(y=2, x=2).extract().compute().shape == (1, 2, 2, 2)
+        """
+    )

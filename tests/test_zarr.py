@@ -1,0 +1,172 @@
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import xarray as xr
+import zarr
+
+import xpatches
+from stores import CountingStore
+
+
+def dataset(n: int = 100) -> xr.Dataset:
+    rng = np.random.default_rng(0)
+    return xr.Dataset(
+        {
+            "image": (("y", "x", "band"), rng.integers(0, 65536, (n, n, 3)).astype("uint16")),
+            "height": (("y", "x"), rng.normal(size=(n, n)).astype("float32")),
+        },
+        coords={
+            "y": np.linspace(50, 40, n),
+            "x": np.linspace(0, 10, n),
+            "time": (
+                "y",
+                np.datetime64("2000-01-01", "ns") + np.arange(n) * np.timedelta64(1, "h"),
+            ),
+            "band": ["red", "green", "blue"],
+            "lat": (("y", "x"), rng.random((n, n))),
+            "crs": ((), 0, {"epsg": 4326}),
+        },
+        attrs={"title": "made up"},
+    )
+
+
+def write(ds: xr.Dataset, path: Path, y: int = 16, x: int = 20) -> Path:
+    ds.assign_coords(band=[0, 1, 2]).chunk(y=y, x=x).to_zarr(path, consolidated=False)
+    return path
+
+
+def open_image(path: Path, chunks: Any, store: type[CountingStore]) -> xr.Dataset:
+    ds: xr.Dataset = xr.open_zarr(store(path, read_only=True), chunks=chunks, consolidated=False)
+    store.reads.clear()
+    return ds
+
+
+@pytest.mark.parametrize("chunks", [None, {}], ids=["without dask", "with dask"])
+def test_building_reads_no_data(
+    tmp_path: Path, chunks: Any, counting_store: type[CountingStore]
+) -> None:
+    ds = open_image(write(dataset(), tmp_path / "image.zarr"), chunks, counting_store)
+    image = ds.image
+    image.patches(y=8, x=8, stride=4).extract(flatten="patch")
+    for source in (image, ds):
+        p = source.patches(y=8, x=8, stride=4, rate=2, padding="same")
+        p.extract()
+        p.extract(label="origin")
+        assert p.plan()
+        assert repr(p)
+        assert p.nbytes
+    assert not counting_store.chunk_reads()
+
+
+@pytest.mark.parametrize("chunks", [None, {}], ids=["without dask", "with dask"])
+@pytest.mark.parametrize(
+    ("size", "stride"), [(8, 8), (8, 4), (7, 3), (33, 5)], ids=lambda value: str(value)
+)
+def test_extraction_reads_every_stored_chunk_once(
+    tmp_path: Path, chunks: Any, size: int, stride: int, counting_store: type[CountingStore]
+) -> None:
+    ds = dataset()
+    lazy = open_image(write(ds, tmp_path / "image.zarr"), chunks, counting_store)
+    p = lazy.image.drop_vars(["lat", "time"]).patches(y=size, x=size, stride=stride, padding="same")
+    result = p.extract().compute()
+    reads = counting_store.chunk_reads("image/")
+    assert set(reads.values()) == {1}
+    assert len(reads) == 7 * 5
+    expected = ds.image.patches(y=size, x=size, stride=stride, padding="same").extract()
+    assert np.array_equal(result.values, expected.values)
+
+
+@pytest.mark.parametrize("chunks", [None, {}], ids=["without dask", "with dask"])
+def test_one_patch_reads_only_the_chunks_under_it(
+    tmp_path: Path, chunks: Any, counting_store: type[CountingStore]
+) -> None:
+    ds = open_image(write(dataset(), tmp_path / "image.zarr"), chunks, counting_store)
+    p = ds.image.patches(y=12, x=12, stride=6, padding="same")
+    for i, j in np.ndindex(*p.grid.counts.values()):
+        if (i + j) % 3:
+            continue
+        patch = p[i, j].compute()
+        rows, columns = (
+            {int(k) // n for k in patch[f"{dim}_index"] if 0 <= k < 100}
+            for dim, n in (("y", 16), ("x", 20))
+        )
+        reads = counting_store.chunk_reads("image/")
+        assert set(reads) == {f"image/c/{r}/{c}/0" for r in rows for c in columns}
+        assert set(reads.values()) == {1}
+
+
+@pytest.mark.parametrize("chunks", [None, {}], ids=["without dask", "with dask"])
+@pytest.mark.parametrize("stride", [4, 5, 7])
+@pytest.mark.parametrize("flatten", [None, "patch"])
+def test_the_result_saves_and_reads_back_identical(
+    tmp_path: Path,
+    chunks: Any,
+    stride: int,
+    flatten: str | None,
+    counting_store: type[CountingStore],
+) -> None:
+    ds = open_image(write(dataset(), tmp_path / "image.zarr"), chunks, counting_store)
+    p = ds.image.patches(y=8, x=6, stride=stride, rate=2, padding="same", fill_value=9)
+    result = p.extract(flatten=flatten)
+    result.to_zarr(tmp_path / "patches.zarr", consolidated=False)
+    back = xr.open_dataarray(tmp_path / "patches.zarr", engine="zarr", consolidated=False)
+    xr.testing.assert_identical(back.load(), result.compute())
+    assert xpatches.labels.read_spec(back.attrs) == p.grid
+
+
+def test_a_dataset_saves_and_reads_back_identical(
+    tmp_path: Path, counting_store: type[CountingStore]
+) -> None:
+    ds = open_image(write(dataset(), tmp_path / "image.zarr"), {}, counting_store)
+    result = ds.patches(y=8, x=6, stride=5, padding="same").extract()
+    result.to_zarr(tmp_path / "patches.zarr", consolidated=False)
+    back = xr.open_zarr(tmp_path / "patches.zarr", consolidated=False, chunks=None)
+    xr.testing.assert_identical(back.load(), result.compute())
+
+
+def test_missing_labels_save_too(tmp_path: Path) -> None:
+    result = dataset().image.patches(y=8, x=6, stride=5, padding="same").extract(label="origin")
+    result = result.drop_vars("band")
+    result.to_zarr(tmp_path / "patches.zarr", consolidated=False)
+    back = xr.open_dataarray(tmp_path / "patches.zarr", engine="zarr", consolidated=False)
+    xr.testing.assert_identical(back.load(), result)
+
+
+def test_a_single_patch_saves(tmp_path: Path, counting_store: type[CountingStore]) -> None:
+    ds = open_image(write(dataset(), tmp_path / "image.zarr"), {}, counting_store)
+    patch = ds.image.patches(y=30, x=30, padding="same")[1, 1]
+    patch.to_zarr(tmp_path / "patch.zarr", consolidated=False)
+    back = xr.open_dataarray(tmp_path / "patch.zarr", engine="zarr", consolidated=False)
+    xr.testing.assert_identical(back.load(), patch.compute())
+
+
+@pytest.mark.parametrize("chunk", [1024, 512], ids=["256 chunks", "1024 chunks"])
+def test_a_patch_of_a_large_image_reads_at_most_four_chunks(
+    tmp_path: Path, chunk: int, counting_store: type[CountingStore], no_compute: None
+) -> None:
+    n = 16384
+    array = zarr.create_array(
+        tmp_path / "large.zarr" / "image",
+        shape=(n, n),
+        chunks=(chunk, chunk),
+        dtype="uint16",
+        dimension_names=("y", "x"),
+    )
+    zarr.open_group(tmp_path / "large.zarr", mode="a")
+    columns = np.arange(n, dtype="uint16")
+    for row in range(0, n, chunk):
+        array[row : row + chunk] = np.arange(row, row + chunk, dtype="uint16")[:, None] ^ columns
+    ds = open_image(tmp_path / "large.zarr", None, counting_store)
+    p = ds.image.patches(y=256, x=256, stride=128)
+    assert len(p) == 127**2
+    assert p.extract().shape == (127, 127, 256, 256)
+    assert not counting_store.chunk_reads()
+    for i, j in [(0, 0), (3, 3), (7, 7), (126, 126), (7, 0)]:
+        patch = p[i, j]
+        reads = counting_store.chunk_reads()
+        assert len(reads) <= 4
+        assert set(reads.values()) == {1}
+        rows, cols = patch.y_index.values.astype("uint16"), patch.x_index.values.astype("uint16")
+        assert np.array_equal(patch.values, rows[:, None] ^ cols)
