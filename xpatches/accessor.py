@@ -313,7 +313,7 @@ class Patches(Generic[T]):
         return xr.Dataset(every, coords=coords.coords, attrs=self.source.attrs)
 
 
-class _PatchesAccessor(Generic[T]):
+class PatchesAccessor(Generic[T]):
     """What ``.patches`` is on an image: call it to get its `Patches`."""
 
     def __init__(self, obj: T) -> None:
@@ -382,13 +382,13 @@ class _PatchesAccessor(Generic[T]):
 
 
 @xr.register_dataarray_accessor("patches")
-class _DataArrayPatches(_PatchesAccessor[xr.DataArray]):
-    __doc__ = _PatchesAccessor.__doc__
+class _DataArrayPatches(PatchesAccessor[xr.DataArray]):
+    __doc__ = PatchesAccessor.__doc__
 
 
 @xr.register_dataset_accessor("patches")
-class _DatasetPatches(_PatchesAccessor[xr.Dataset]):
-    __doc__ = _PatchesAccessor.__doc__
+class _DatasetPatches(PatchesAccessor[xr.Dataset]):
+    __doc__ = PatchesAccessor.__doc__
 
 
 _ADDED = ("patch", "origin")

@@ -32,7 +32,7 @@ def extract_patches(
     Parameters
     ----------
     images : array_like or dask.array.Array
-        Shape (batch, *spatial, depth), with one or more spatial dims, of any fixed-width dtype.
+        Shape ``(batch, *spatial, depth)``, with one or more spatial dims, of any fixed-width dtype.
     sizes, strides, rates
         One integer per dim of `images`: 1 on batch and depth, >= 1 elsewhere.
     padding
@@ -41,7 +41,7 @@ def extract_patches(
     Returns
     -------
     numpy.ndarray or dask.array.Array
-        Shape (batch, *counts, prod(sizes) * depth), of the images' dtype, the depth running
+        Shape ``(batch, *counts, prod(sizes) * depth)``, of the images' dtype, the depth running
         fastest. Lazy for a dask array, C-contiguous otherwise; padding is 0 (NaT for times).
 
     Raises

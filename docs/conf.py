@@ -1,0 +1,36 @@
+"""Sphinx configuration; the figures are drawn anew at every build."""
+
+import sys
+from importlib.metadata import version as installed
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parent))
+import figures
+
+figures.draw(Path(__file__).parent / "_figures")
+
+project = "xpatches"
+author = "The xpatches developers"
+version = release = installed("xpatches")
+
+extensions = [
+    "myst_parser",
+    "sphinx.ext.autodoc",
+    "sphinx.ext.autosummary",
+    "sphinx.ext.napoleon",
+    "sphinx.ext.viewcode",
+]
+exclude_patterns = ["_build", "_figures"]
+myst_enable_extensions = ["dollarmath", "colon_fence", "deflist"]
+myst_heading_anchors = 3
+autodoc_typehints = "none"
+autodoc_member_order = "bysource"
+autosummary_generate = False
+default_role = "code"
+napoleon_google_docstring = False
+nitpicky = False
+
+html_theme = "pydata_sphinx_theme"
+html_title = f"xpatches {version}"
+html_theme_options = {"show_prev_next": True, "navigation_with_keys": False}
+html_static_path: list[str] = []
