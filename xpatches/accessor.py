@@ -193,7 +193,7 @@ class Patches(Generic[T]):
             raise PatchError(f"flatten must be None or 'patch', got {flatten!r}")
         if label not in ("center", "origin"):
             raise PatchError(f"label must be 'center' or 'origin', got {label!r}")
-        coords = labels.patch_coords(self._dataset.coords.to_dataset(), self.grid, label)
+        coords = labels.patch_coords(self._dataset.coords, self.grid, label)
         joined = self._joined_dims() if flatten else {}
         if joined:
             coords = labels.flatten_coords(coords, joined)
@@ -248,7 +248,7 @@ class Patches(Generic[T]):
                 name: variables.take_patch(variable, samples, fill_value)
                 for name, variable, fill_value in self._extracted()
             },
-            labels.sample_coords(self._dataset.coords.to_dataset(), samples),
+            labels.sample_coords(self._dataset.coords, samples),
         )
 
     def _extracted(self) -> Iterator[tuple[Hashable, xr.Variable, Array]]:
@@ -305,12 +305,12 @@ class Patches(Generic[T]):
         labels.check_names(self._dataset, [labels.FLAT_DIM])
         return dict(dims)
 
-    def _wrap(self, made: Mapping[Hashable, xr.Variable], coords: xr.Dataset) -> T:
+    def _wrap(self, made: Mapping[Hashable, xr.Variable], coords: xr.Coordinates) -> T:
         """Give what the source is: an array, or a Dataset with the untouched variables."""
         if isinstance(self.source, xr.DataArray):
-            return xr.DataArray(made[_ARRAY], coords=coords.coords, name=self.source.name)
+            return xr.DataArray(made[_ARRAY], coords=coords, name=self.source.name)
         every = {**self._dataset.data_vars.variables, **made}
-        return xr.Dataset(every, coords=coords.coords, attrs=self.source.attrs)
+        return xr.Dataset(every, coords=coords, attrs=self.source.attrs)
 
 
 class PatchesAccessor(Generic[T]):

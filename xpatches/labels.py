@@ -93,13 +93,13 @@ def check_names(obj: xr.Dataset, names: Iterable[str]) -> None:
             )
 
 
-def patch_coords(coords: xr.Dataset, grid: PatchGrid, label: str) -> xr.Dataset:
+def patch_coords(coords: xr.Coordinates, grid: PatchGrid, label: str) -> xr.Coordinates:
     """Label every patch.
 
     Parameters
     ----------
     coords
-        The image's coords, as a Dataset without data variables.
+        The image's coords.
     grid
         The patches.
     label
@@ -107,16 +107,17 @@ def patch_coords(coords: xr.Dataset, grid: PatchGrid, label: str) -> xr.Dataset:
 
     Returns
     -------
-    xarray.Dataset
+    xarray.Coordinates
         The coords along the grid, with ``{dim}_origin`` (int64 along the dim) and ``{dim}_patch``
         (int64 offsets).
     """
     at = {axis.dim: axis.centers if label == "center" else axis.origins for axis in grid.axes}
-    added = {}
+    added: dict[Hashable, xr.Variable] = {}
     for axis in grid.axes:
-        added[f"{axis.dim}_origin"] = (axis.dim, np.asarray(axis.origins, np.int64))
-        added[f"{axis.dim}_patch"] = (f"{axis.dim}_patch", np.asarray(axis.offsets, np.int64))
-    return take_labels(coords, at).assign_coords(added)
+        origin, patch = f"{axis.dim}_origin", f"{axis.dim}_patch"
+        added[origin] = xr.Variable(axis.dim, np.asarray(axis.origins, np.int64))
+        added[patch] = xr.Variable(patch, np.asarray(axis.offsets, np.int64))
+    return _assign(take_labels(coords, at), added)
 
 
 def patch_dims(dims: Iterable[Hashable], grid: PatchGrid, *, flat: bool) -> tuple[Hashable, ...]:
@@ -144,28 +145,33 @@ def joined_dims(variable: xr.Variable, grid: PatchGrid) -> dict[Hashable, int]:
     return {**patch, **{dim: variable.sizes[dim] for dim in variable.dims[after:]}}
 
 
-def flatten_coords(coords: xr.Dataset, joined: Mapping[Hashable, int]) -> xr.Dataset:
+def flatten_coords(coords: xr.Coordinates, joined: Mapping[Hashable, int]) -> xr.Coordinates:
     """Lay the coords of the joined dims along the one dim ``patch``."""
-    flat = {}
+    flat: dict[Hashable, xr.Variable] = {}
     for name, variable in coords.variables.items():
         if not joined.keys().isdisjoint(variable.dims):
             kept = {dim: n for dim, n in variable.sizes.items() if dim not in joined}
             whole = variable.to_base_variable().set_dims({**kept, **joined})
             flat[name] = whole.stack({FLAT_DIM: tuple(joined)})
-    return coords.drop_vars(flat).assign_coords(flat)
+    return _assign(coords, flat)
 
 
-def sample_coords(coords: xr.Dataset, samples: Mapping[Hashable, range]) -> xr.Dataset:
-    """Label every sample of one patch, with ``{dim}_index`` (int64), its index in the source."""
+def sample_coords(coords: xr.Coordinates, samples: Mapping[Hashable, range]) -> xr.Coordinates:
+    """Label every sample of one patch, with ``{dim}_index`` (int64), its index in the source.
+
+    Coords that were opened without dask are read, as the samples are.
+    """
     taken = take_labels(coords, samples)
     for name, variable in taken.variables.items():
-        if coords.variables[name].chunks is None:
+        if coords.variables[name].chunks is None and not samples.keys().isdisjoint(variable.dims):
             variable.load()
-    added = {f"{dim}_index": (dim, np.asarray(at, np.int64)) for dim, at in samples.items()}
-    return taken.assign_coords(added)
+    added: dict[Hashable, xr.Variable] = {
+        f"{dim}_index": xr.Variable(dim, np.asarray(at, np.int64)) for dim, at in samples.items()
+    }
+    return _assign(taken, added)
 
 
-def take_labels(coords: xr.Dataset, at: Mapping[Hashable, range]) -> xr.Dataset:
+def take_labels(coords: xr.Coordinates, at: Mapping[Hashable, range]) -> xr.Coordinates:
     """Take the coords at positions of the image; outside of it labels are missing.
 
     A missing label is NaN (integers become float64 then), NaT, or None (bools, strings and objects
@@ -173,16 +179,17 @@ def take_labels(coords: xr.Dataset, at: Mapping[Hashable, range]) -> xr.Dataset:
 
     Examples
     --------
-    >>> coords = xr.Dataset(coords={"x": [10, 20, 30]})
-    >>> take_labels(coords, {"x": range(0, 3, 2)}).x.values
+    >>> coords = xr.Coordinates({"x": [10, 20, 30]})
+    >>> take_labels(coords, {"x": range(0, 3, 2)})["x"].values
     array([10, 30])
-    >>> take_labels(coords, {"x": range(-1, 2)}).x.values
+    >>> take_labels(coords, {"x": range(-1, 2)})["x"].values
     array([nan, 10., 20.])
     """
-    inside = {dim: clip(at[dim], coords.sizes[dim]) for dim in at if dim in coords.dims}
-    taken = coords.isel({dim: taken for dim, (_, taken, _) in inside.items()})
+    dataset = coords.to_dataset()
+    inside = {dim: clip(at[dim], dataset.sizes[dim]) for dim in at if dim in dataset.sizes}
+    taken = dataset.isel({dim: part for dim, (_, part, _) in inside.items()}).coords
     missing = {dim: (before, after) for dim, (before, _, after) in inside.items()}
-    changed = {}
+    changed: dict[Hashable, xr.Variable] = {}
     for name, variable in taken.variables.items():
         pads = {dim: missing[dim] for dim in variable.dims if any(missing.get(dim, ()))}
         if pads:
@@ -193,7 +200,7 @@ def take_labels(coords: xr.Dataset, at: Mapping[Hashable, range]) -> xr.Dataset:
             variable.encoding = {k: v for k, v in variable.encoding.items() if k not in stale}
             if variable.chunks is not None:
                 changed[name] = _even_chunks(variable)
-    return taken.drop_vars(changed).assign_coords(changed) if changed else taken
+    return _assign(taken, changed) if changed else taken
 
 
 def chunk_lazy(variable: xr.Variable) -> xr.Variable:
@@ -281,6 +288,13 @@ def _check_not_empty(axis: AxisGrid) -> None:
             f"size on {axis.dim!r} is too large: its effective size {axis.effective_size} must be "
             f"<= {room}, the image with its padding; use a smaller size or rate, or padding='same'"
         )
+
+
+def _assign(coords: xr.Coordinates, new: Mapping[Hashable, xr.Variable]) -> xr.Coordinates:
+    """Add or replace coords that fit by construction, without the cost of aligning them."""
+    made = xr.Coordinates(new)
+    kept = {name: index for name, index in coords.xindexes.items() if name not in new}
+    return xr.Coordinates({**coords.variables, **made.variables}, {**kept, **made.xindexes})
 
 
 def _pad_missing(variable: xr.Variable, pads: Mapping[Hashable, tuple[int, int]]) -> xr.Variable:
