@@ -24,6 +24,7 @@ exclude_patterns = ["_build", "_figures"]
 myst_enable_extensions = ["dollarmath", "colon_fence", "deflist"]
 myst_heading_anchors = 3
 autodoc_typehints = "none"
+autodoc_class_signature = "separated"
 autodoc_member_order = "bysource"
 autosummary_generate = False
 default_role = "code"
@@ -32,5 +33,5 @@ nitpicky = False
 
 html_theme = "pydata_sphinx_theme"
 html_title = f"xpatches {version}"
-html_theme_options = {"show_prev_next": True, "navigation_with_keys": False}
-html_static_path: list[str] = []
+html_theme_options = {"header_links_before_dropdown": 7, "navigation_with_keys": False}
+html_sidebars: dict[str, list[str]] = {"**": []}

@@ -337,15 +337,18 @@ class PatchesAccessor(Generic[T]):
             Samples per patch along every spatial dim: ``size={"y": 256, "x": 256}`` or
             ``y=256, x=256``.
         stride
-            Distance between consecutive patches; the patch's size if left out.
+            Distance between consecutive patches: one for all dims, or a mapping from dim to
+            stride. The patch's size where left out.
         rate
-            Distance between the samples of a patch.
+            Distance between the samples of a patch: one for all dims, or a mapping. 1 where left
+            out.
         padding
             ``"valid"`` (patches that lie inside the image), ``"same"`` (one patch per stride,
-            the image padded on both sides as in TensorFlow), or ``(before, after)`` in samples.
+            the image padded on both sides as in TensorFlow), or ``(before, after)`` in samples:
+            one for all dims, or a mapping. "valid" where left out.
         fill_value
-            Value of the samples outside the image; one for all, or for a Dataset a mapping from
-            variable to value. By default zero, False, "" or NaT.
+            Value of the samples outside the image: one for all, or for a Dataset a mapping from
+            variable to value. Zero, False, "" or NaT where left out.
 
         Returns
         -------
@@ -356,8 +359,8 @@ class PatchesAccessor(Generic[T]):
         Raises
         ------
         PatchError
-            If an argument is not of the form above, or no patch fits on the image. `stride`,
-            `rate` and `padding` may be mappings from dim to value.
+            If an argument is not of the form above, if no patch fits on the image, or if samples
+            are not of a fixed-width dtype.
 
         Examples
         --------
