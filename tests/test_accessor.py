@@ -281,8 +281,9 @@ def test_flattening_a_dataset_needs_equal_dims_behind_the_spatial_ones() -> None
     ds = xr.Dataset({"a": (("y", "b"), np.zeros((4, 2))), "c": (("y", "b"), np.ones((4, 2)))})
     flat = ds.patches(y=2).extract(flatten="patch")
     assert flat.sizes == {"y": 2, "patch": 4}
-    with pytest.raises(PatchError, match="flatten='patch' needs variables with equal dims"):
-        ds.assign(d=("y", np.zeros(4))).patches(y=2).extract(flatten="patch")
+    for odd in (("y", np.zeros(4)), ("b", np.zeros(2))):
+        with pytest.raises(PatchError, match="flatten='patch' joins the dims"):
+            ds.assign(d=odd).patches(y=2).extract(flatten="patch")
 
 
 def test_len_grid_sizes_and_nbytes_describe_the_extraction() -> None:

@@ -260,6 +260,8 @@ class Patches(Generic[T]):
         """Index along a dim of the patch whose center has a label; found by xarray itself."""
         if dim not in self._dataset.coords:
             raise PatchError(f"sel needs a coord on {dim!r}, got none; use isel, or assign one")
+        if method not in _METHODS:
+            raise PatchError(f"method must be one of {_METHODS}, got {method!r}")
         axis = self.grid[dim]
         before, inside, _ = clip(axis.centers, axis.length)
         centers = self._dataset.variables[dim][inside].to_base_variable()
@@ -283,7 +285,7 @@ class Patches(Generic[T]):
     def _one_each(
         self, method: str, indexers: Mapping[Any, Any] | None, kwargs: Mapping[str, Any]
     ) -> dict[Hashable, Any]:
-        merged = _merge(method, indexers or {}, kwargs)
+        merged = _merge(method, indexers, kwargs)
         if set(merged) != set(self.grid.dims):
             raise PatchError(
                 f"{method} must name each of the dims {self.grid.dims} once, got {tuple(merged)}"
@@ -296,14 +298,16 @@ class Patches(Generic[T]):
             tuple(labels.joined_dims(variable, self.grid).items())
             for _, variable, _ in self._extracted()
         }
-        if len(joined) > 1:
+        dims = dict(joined.pop())
+        kept = self._dataset.data_vars.keys() - self._fill_values.keys()
+        shared = [name for name in kept if not dims.keys().isdisjoint(self._dataset[name].dims)]
+        if joined or shared:
             raise PatchError(
-                "flatten='patch' needs variables with equal dims behind the spatial ones, got "
-                f"{sorted(map(str, joined))}; flatten each variable by itself"
+                f"flatten='patch' joins the dims {tuple(dims)}, and the Dataset has variables "
+                "without all of them or that are no patches; flatten each variable by itself"
             )
-        (dims,) = joined
         labels.check_names(self._dataset, [labels.FLAT_DIM])
-        return dict(dims)
+        return dims
 
     def _wrap(self, made: Mapping[Hashable, xr.Variable], coords: xr.Coordinates) -> T:
         """Give what the source is: an array, or a Dataset with the untouched variables."""
@@ -370,13 +374,8 @@ class PatchesAccessor(Generic[T]):
         >>> image.patches({"y": 4, "x": 4}, stride=2, rate={"x": 3}).grid.counts
         {'y': 4, 'x': 2}
         """
-        if size is not None and not isinstance(size, Mapping):
-            raise PatchError(
-                f"size must be a mapping from dim to samples, got {size!r}; "
-                "write for example size={'y': 256, 'x': 256} or y=256, x=256"
-            )
         source = self._obj
-        merged = _merge("size", size or {}, sizes)
+        merged = _merge("size", size, sizes)
         dataset = source if isinstance(source, xr.Dataset) else source.to_dataset(name=_ARRAY)
         lengths = {dim: dataset.sizes[dim] for dim in source.dims}
         grid = labels.grid_of(lengths, merged, stride, rate, padding)
@@ -394,6 +393,8 @@ class _DatasetPatches(PatchesAccessor[xr.Dataset]):
     __doc__ = PatchesAccessor.__doc__
 
 
+_METHODS = (None, "nearest", "pad", "ffill", "backfill", "bfill")
+
 _ADDED = ("patch", "origin")
 """Ends of the names that an extraction adds for every dim."""
 
@@ -401,6 +402,8 @@ _ADDED = ("patch", "origin")
 def _fill_values(dataset: xr.Dataset, grid: PatchGrid, fill_value: Any) -> dict[Hashable, Array]:
     """Give every variable that is to be cut its fill value; refuse variables that cannot be."""
     names = [name for name, v in dataset.data_vars.items() if not set(v.dims).isdisjoint(grid.dims)]
+    if not names:
+        raise PatchError(f"no variable of the Dataset has any of the dims {grid.dims}; name others")
     per_name = isinstance(fill_value, Mapping) and names != [_ARRAY]
     given = fill_value if per_name else dict.fromkeys(names, fill_value)
     for name in given:
@@ -415,8 +418,18 @@ def _fill_values(dataset: xr.Dataset, grid: PatchGrid, fill_value: Any) -> dict[
     return values
 
 
-def _merge(argument: str, given: Mapping[Any, Any], kwargs: Mapping[str, Any]) -> dict[Any, Any]:
+def _merge(argument: str, given: object, kwargs: Mapping[str, Any]) -> dict[Any, Any]:
+    """Join a mapping from dim to value and the same as keywords."""
+    if given is None:
+        return dict(kwargs)
+    if not isinstance(given, Mapping):
+        raise PatchError(
+            f"{argument} must be a mapping from dim to value, got {given!r}; "
+            f"write for example {{'y': 3, 'x': 3}} or y=3, x=3"
+        )
     twice = [dim for dim in given if dim in kwargs]
     if twice:
-        raise PatchError(f"{argument} names {twice[0]!r} twice, in the mapping and as a keyword")
+        raise PatchError(
+            f"{argument} names {twice[0]!r} twice, in the mapping and as a keyword; name it once"
+        )
     return {**given, **kwargs}

@@ -30,6 +30,8 @@ def check_variable(what: str, variable: xr.Variable) -> None:
         held by another library than NumPy and dask.
     """
     check_dtype(what, variable.dtype)
+    if len(set(variable.dims)) < variable.ndim:
+        raise PatchError(f"{what} must have every dim once, got {variable.dims}; rename one")
     if variable.chunks is not None:
         from xpatches import lazy  # dask is loaded for dask arrays only
 
