@@ -224,6 +224,14 @@ def test_sel_on_times() -> None:
         p.sel(time="2000-01")
 
 
+def test_sel_on_coords_that_cannot_be_looked_up_names_the_dim() -> None:
+    source = xr.DataArray(np.arange(6), {"x": [0.0, 0, 0, 0, 1, 1]})
+    with pytest.raises(PatchError, match=r"sel on 'x' cannot look up 0\.4, .*; use isel"):
+        source.patches(x=1).sel(x=0.4, method="nearest")
+    with pytest.raises(PatchError, match="sel on 'x' must name one patch, got 1, which names 2"):
+        source.patches(x=1).sel(x=1)
+
+
 def test_uneven_and_unindexed_coords_need_nothing() -> None:
     source = xr.DataArray(np.arange(6), {"x": [0.0, 5, 1, 1, 9, 2]}).drop_indexes("x")
     result = source.patches(x=2).extract()

@@ -270,10 +270,14 @@ class Patches(Generic[T]):
         )
         try:
             found = numbers.sel({dim: label}, method=method, tolerance=tolerance)
-        except (KeyError, TypeError, ValueError) as error:
+        except KeyError as error:
             raise PatchError(
                 f"sel found no patch whose center has {dim}={label!r}; "
                 "use method='nearest' with a wide enough tolerance, or isel"
+            ) from error
+        except Exception as error:  # whatever an index raises for what it cannot look up
+            raise PatchError(
+                f"sel on {dim!r} cannot look up {label!r}, {error!r}; use isel"
             ) from error
         if found.ndim:
             raise PatchError(
