@@ -4,6 +4,7 @@ from typing import Any
 import dask
 import dask.array as da
 import numpy as np
+import pandas as pd
 import pytest
 import xarray as xr
 from hypothesis import given
@@ -429,3 +430,52 @@ def test_patches_of_a_patch() -> None:
     assert result.y_index.values.tolist() == [2, 7]
     with pytest.raises(PatchError, match="already has a dim, coord or variable 'y_index'"):
         patch.patches(y=5, x=5)[0]
+
+
+def test_missing_labels_keep_the_attrs_of_their_coord() -> None:
+    source = image().assign_coords(y=("y", np.arange(20.0), {"units": "m"}))
+    p = source.patches(y=4, x=4, stride=1, padding="same")
+    for result in (p[0], p[200], p.extract(label="origin"), p.extract()):
+        assert result.y.attrs == {"units": "m"}
+
+
+def test_later_changes_to_the_source_change_nothing() -> None:
+    ds = image().to_dataset()
+    p = ds.patches(y=3, x=3)
+    before = p[0]
+    ds["image"] = ds.image * 0.5
+    ds["y_patch"] = 3
+    assert p[0].identical(before)
+    assert p.extract().image.dtype == before.image.dtype
+
+
+def test_lazy_coords_without_an_index_stay_so(no_compute: None) -> None:
+    source = xr.DataArray(da.zeros((20, 20), chunks=6), dims=("y", "x"))
+    coords = xr.Coordinates({"y": ("y", da.arange(20, chunks=6))}, indexes={})
+    source = source.assign_coords(coords)
+    p = source.patches(y=4, x=4, stride=3, padding="same")
+    for result in (p.extract(), p.extract(label="origin"), p[0], p[9]):
+        assert dask.is_dask_collection(result.y.data)
+        assert "y" not in result.xindexes
+
+
+def test_flattening_keeps_labels_that_are_not_numpys() -> None:
+    days = pd.date_range("2000-01-01", periods=2, tz="Asia/Tokyo")
+    flat = image().assign_coords(depth=days).patches(y=3, x=4).extract(flatten="patch")
+    assert list(flat.indexes.get("depth", flat.depth.to_index())) == [*days] * 12
+
+
+def test_the_transform_of_the_image_is_not_that_of_its_patches() -> None:
+    crs = xr.Variable((), 0, {"crs_wkt": "...", "GeoTransform": "0 10 0 0 0 -10"})
+    source = image().assign_coords(spatial_ref=crs)
+    p = source.patches(y=4, x=4)
+    assert p.extract().spatial_ref.attrs == {"crs_wkt": "..."}
+    assert source.spatial_ref.attrs == crs.attrs
+
+
+def test_dims_need_not_be_strings() -> None:
+    source = xr.DataArray(np.arange(20).reshape(4, 5), dims=(0, "x"))
+    result = source.patches({0: 2, "x": 2}).extract()
+    assert result.dims == (0, "x", "0_patch", "x_patch")
+    assert source.patches({0: 2, "x": 2})[0].values.tolist() == [[0, 1], [5, 6]]
+    assert len(source.rename(x="self").patches(self=5)) == 1

@@ -1,3 +1,4 @@
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -97,12 +98,18 @@ def test_clip_splits_positions_into_before_inside_and_after(
 
 
 def test_numbers_of_other_libraries_become_plain_integers() -> None:
-    import numpy as np
-
     axis = AxisGrid("x", np.int64(10), np.uint8(3), np.int16(5), padding=[np.int8(1), 2])  # type: ignore[arg-type]
     assert axis == AxisGrid("x", 10, 3, 5, padding=(1, 2))
     assert type(axis.size) is int
     assert hash(axis) == hash(AxisGrid("x", 10, 3, 5, padding=(1, 2)))
+
+
+@pytest.mark.parametrize(
+    "value", [1.0, True, "3", None, np.array([3]), np.array(3.0), np.array([2, 2])]
+)
+def test_what_is_no_integer_is_refused(value: object) -> None:
+    with pytest.raises(PatchError, match="size on 'x' must be an integer, got"):
+        AxisGrid("x", 10, value, 1)  # type: ignore[arg-type]
 
 
 def test_a_patch_has_one_number_and_one_index() -> None:

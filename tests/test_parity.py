@@ -11,6 +11,7 @@ import dask.array as da
 import numpy as np
 import pytest
 import xarray as xr
+import zarr
 
 from reference import Array, four_loops, same_bits
 from xpatches import PatchError, extract_patches
@@ -151,6 +152,18 @@ def test_lists_are_taken_and_strings_and_times_have_patches_too() -> None:
 def test_labels_and_masks_are_not_dropped_in_silence(images: Any) -> None:
     with pytest.raises(PatchError, match="images must be a NumPy or dask array, got"):
         extract_patches(images, [1, 3, 3, 1], [1, 5, 5, 1], [1, 1, 1, 1], "VALID")
+
+
+def test_stored_arrays_and_ragged_lists_are_refused_and_memory_maps_taken(tmp_path: Path) -> None:
+    asked: Any = ([1, 3, 3, 1], [1, 5, 5, 1], [1, 1, 1, 1], "VALID")
+    stored = zarr.create_array(tmp_path / "a.zarr", data=SEED)
+    with pytest.raises(PatchError, match="images must be a NumPy or dask array, got Array; for"):
+        extract_patches(stored, *asked)
+    with pytest.raises(PatchError, match="images must be an array, got lists that are none"):
+        extract_patches([[1, 2], [3]], *asked)
+    np.save(tmp_path / "a.npy", SEED)
+    mapped = np.load(tmp_path / "a.npy", mmap_mode="r")
+    assert same_bits(extract_patches(mapped, *asked), extract_patches(SEED, *asked))
 
 
 def test_tensorflow_itself_agrees_where_it_is_installed() -> None:

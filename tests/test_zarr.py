@@ -170,3 +170,33 @@ def test_a_patch_of_a_large_image_reads_at_most_four_chunks(
         assert set(reads.values()) == {1}
         rows, cols = patch.y_index.values.astype("uint16"), patch.x_index.values.astype("uint16")
         assert np.array_equal(patch.values, rows[:, None] ^ cols)
+
+
+def test_flattening_reads_no_lazy_coords(
+    tmp_path: Path, counting_store: type[CountingStore]
+) -> None:
+    ds = dataset().assign_coords(gain=(("y", "band"), np.ones((100, 3))))
+    lazy = open_image(write(ds, tmp_path / "image.zarr"), None, counting_store)
+    lazy.image.patches(y=8, x=8).extract(flatten="patch")
+    assert not counting_store.chunk_reads()
+
+
+@pytest.mark.parametrize("renamed", [{}, {"y": "row", "x": "column"}], ids=str)
+def test_an_image_opened_without_dask_gets_the_chunks_of_its_storage(
+    tmp_path: Path, renamed: dict[str, str], counting_store: type[CountingStore]
+) -> None:
+    ds = open_image(write(dataset(), tmp_path / "image.zarr"), None, counting_store)
+    source = ds.image.rename(renamed)
+    rows, columns = (renamed.get(dim, dim) for dim in ("y", "x"))
+    result = source.patches({rows: 4, columns: 4}).extract()
+    assert result.chunksizes[rows] == (4, 4, 4, 4, 4, 4, 1)
+    assert result.chunksizes[columns] == (5,) * 5
+
+
+def test_a_patch_in_the_padding_of_a_reversed_image_reads_nothing(
+    tmp_path: Path, counting_store: type[CountingStore]
+) -> None:
+    ds = open_image(write(dataset(), tmp_path / "image.zarr"), None, counting_store)
+    source = ds.image.isel(y=slice(None, None, -1))
+    assert (source.patches(y=3, padding=(30, 0), fill_value=7)[0] == 7).all()
+    assert not counting_store.chunk_reads("image/")

@@ -86,7 +86,7 @@ class Patches(Generic[T]):
             )
         return self._take(self.grid.index(dict(zip(self.grid.dims, index, strict=True))))
 
-    def isel(self, indexers: Mapping[Any, int] | None = None, **kwargs: int) -> T:
+    def isel(self, /, indexers: Mapping[Any, int] | None = None, **kwargs: int) -> T:
         """Take one patch by its index along every dim of the grid.
 
         Parameters
@@ -113,6 +113,7 @@ class Patches(Generic[T]):
 
     def sel(
         self,
+        /,
         indexers: Mapping[Any, Any] | None = None,
         method: str | None = None,
         tolerance: Any = None,
@@ -329,6 +330,7 @@ class PatchesAccessor(Generic[T]):
 
     def __call__(
         self,
+        /,
         size: Mapping[Any, int] | None = None,
         *,
         stride: int | Mapping[Any, int] | None = None,
@@ -378,7 +380,7 @@ class PatchesAccessor(Generic[T]):
         >>> image.patches({"y": 4, "x": 4}, stride=2, rate={"x": 3}).grid.counts
         {'y': 4, 'x': 2}
         """
-        source = self._obj
+        source = self._obj.copy(deep=False)  # what is done to the image later changes nothing
         merged = _merge("size", size, sizes)
         dataset = source if isinstance(source, xr.Dataset) else source.to_dataset(name=_ARRAY)
         lengths = {dim: dataset.sizes[dim] for dim in source.dims}

@@ -255,9 +255,14 @@ def clip(positions: range, length: int) -> tuple[int, slice, int]:
 
 def as_integer(what: str, value: object, least: int) -> int:
     """Normalise an integer of any library; refuse bools, floats and what is below `least`."""
-    if isinstance(value, bool) or not hasattr(value, "__index__"):
-        raise PatchError(f"{what} must be an integer, got {value!r} ({type(value).__name__})")
-    number = operator.index(value)
+    try:
+        if isinstance(value, bool):
+            raise TypeError
+        number = operator.index(value)  # type: ignore[arg-type]
+    except TypeError:
+        raise PatchError(
+            f"{what} must be an integer, got {value!r} ({type(value).__name__})"
+        ) from None
     if number < least:
         raise PatchError(f"{what} must be >= {least}, got {number}")
     return number

@@ -126,7 +126,7 @@ def flatten_patches(patches: Array, axis: int) -> Array:
 
 def is_dask(array: object) -> bool:
     """Tell a dask array from NumPy's without importing dask."""
-    return hasattr(array, "__dask_graph__")
+    return type(array).__module__.partition(".")[0] == "dask" and hasattr(array, "chunks")
 
 
 def check_dtype(what: str, dtype: Any) -> None:
@@ -190,8 +190,9 @@ def _hold(value: Any, dtype: np.dtype[Any]) -> Array | None:
     """Give the value as a 0-d array of the dtype, or None where it would become another value."""
     if isinstance(value, int):
         value = float(value) if dtype.kind in "fc" else int(value)
-    for unwrap in ("to_datetime64", "to_timedelta64"):  # pandas' scalars hold nanoseconds
-        value = getattr(value, unwrap, lambda same=value: same)()
+    if dtype.kind in "mM":  # pandas' scalars hold nanoseconds
+        unwrap = "to_timedelta64" if dtype.kind == "m" else "to_datetime64"
+        value = getattr(value, unwrap, lambda: value)()
     given = np.asarray(value)
     if given.dtype.kind not in _HOLDS.get(dtype.kind, given.dtype.kind):
         return None

@@ -112,12 +112,17 @@ def patch_coords(coords: xr.Coordinates, grid: PatchGrid, label: str) -> xr.Coor
         (int64 offsets).
     """
     at = {axis.dim: axis.centers if label == "center" else axis.origins for axis in grid.axes}
-    added: dict[Hashable, xr.Variable] = {}
-    for axis in grid.axes:
-        origin, patch = f"{axis.dim}_origin", f"{axis.dim}_patch"
-        added[origin] = xr.Variable(axis.dim, np.asarray(axis.origins, np.int64))
-        added[patch] = xr.Variable(patch, np.asarray(axis.offsets, np.int64))
-    return _assign(take_labels(coords, at), added)
+    taken = take_labels(coords, at)
+    for variable in taken.variables.values():
+        if "GeoTransform" in variable.attrs:  # the image's spacing, not that of the patches
+            variable.attrs = {k: v for k, v in variable.attrs.items() if k != "GeoTransform"}
+    origins: dict[Hashable, xr.Variable] = {
+        f"{axis.dim}_origin": _integers(axis.dim, axis.origins) for axis in grid.axes
+    }
+    offsets: dict[Hashable, xr.Variable] = {
+        name: _integers(name, axis.offsets) for axis in grid.axes for name in [f"{axis.dim}_patch"]
+    }
+    return _assign(taken, {**origins, **offsets}, indexed=offsets)
 
 
 def patch_dims(dims: Iterable[Hashable], grid: PatchGrid, *, flat: bool) -> tuple[Hashable, ...]:
@@ -147,12 +152,13 @@ def joined_dims(variable: xr.Variable, grid: PatchGrid) -> dict[Hashable, int]:
 
 def flatten_coords(coords: xr.Coordinates, joined: Mapping[Hashable, int]) -> xr.Coordinates:
     """Lay the coords of the joined dims along the one dim ``patch``."""
-    flat: dict[Hashable, xr.Variable] = {}
-    for name, variable in coords.variables.items():
-        if not joined.keys().isdisjoint(variable.dims):
-            kept = {dim: n for dim, n in variable.sizes.items() if dim not in joined}
-            whole = variable.to_base_variable().set_dims({**kept, **joined})
-            flat[name] = whole.stack({FLAT_DIM: tuple(joined)})
+    positions = dict(zip(joined, np.indices(tuple(joined.values())), strict=True))
+    at = {dim: xr.Variable(FLAT_DIM, index.ravel()) for dim, index in positions.items()}
+    flat = {
+        name: variable.isel({dim: at[dim] for dim in variable.dims if dim in at})
+        for name, variable in coords.variables.items()
+        if not joined.keys().isdisjoint(variable.dims)
+    }
     return _assign(coords, flat)
 
 
@@ -165,10 +171,7 @@ def sample_coords(coords: xr.Coordinates, samples: Mapping[Hashable, range]) -> 
     for name, variable in taken.variables.items():
         if coords.variables[name].chunks is None and not samples.keys().isdisjoint(variable.dims):
             variable.load()
-    added: dict[Hashable, xr.Variable] = {
-        f"{dim}_index": xr.Variable(dim, np.asarray(at, np.int64)) for dim, at in samples.items()
-    }
-    return _assign(taken, added)
+    return _assign(taken, {f"{dim}_index": _integers(dim, at) for dim, at in samples.items()})
 
 
 def take_labels(coords: xr.Coordinates, at: Mapping[Hashable, range]) -> xr.Coordinates:
@@ -200,7 +203,8 @@ def take_labels(coords: xr.Coordinates, at: Mapping[Hashable, range]) -> xr.Coor
             variable.encoding = {k: v for k, v in variable.encoding.items() if k not in stale}
             if variable.chunks is not None:
                 changed[name] = _even_chunks(variable)
-    return _assign(taken, changed) if changed else taken
+    indexed = [name for name in changed if name in taken.xindexes and name in at]
+    return _assign(taken, changed, indexed) if changed else taken
 
 
 def chunk_lazy(variable: xr.Variable) -> xr.Variable:
@@ -208,7 +212,10 @@ def chunk_lazy(variable: xr.Variable) -> xr.Variable:
     if variable.chunks is not None or variable._in_memory:
         return variable
     stored = variable.encoding.get("preferred_chunks", {})
-    return variable.chunk({dim: stored.get(dim, "auto") for dim in variable.dims})
+    if not stored.keys() >= set(variable.dims):  # renamed since it was opened
+        stored = dict(zip(variable.dims, variable.encoding.get("chunks") or (), strict=False))
+    rest = -1 if variable.dtype.hasobject else "auto"
+    return variable.chunk({dim: stored.get(dim, rest) for dim in variable.dims})
 
 
 def write_spec(
@@ -290,11 +297,27 @@ def _check_not_empty(axis: AxisGrid) -> None:
         )
 
 
-def _assign(coords: xr.Coordinates, new: Mapping[Hashable, xr.Variable]) -> xr.Coordinates:
-    """Add or replace coords that fit by construction, without the cost of aligning them."""
-    made = xr.Coordinates(new)
+def _integers(dim: Hashable, values: range) -> xr.Variable:
+    return xr.Variable((dim,), np.arange(values.start, values.stop, values.step, dtype=np.int64))
+
+
+def _assign(
+    coords: xr.Coordinates,
+    new: Mapping[Hashable, xr.Variable],
+    indexed: Iterable[Hashable] = (),
+) -> xr.Coordinates:
+    """Add or replace coords that fit by construction, without the cost of aligning them.
+
+    Only those in `indexed` get an index: making one reads the coord.
+    """
+    made = xr.Coordinates({name: new[name] for name in indexed})
     kept = {name: index for name, index in coords.xindexes.items() if name not in new}
-    return xr.Coordinates({**coords.variables, **made.variables}, {**kept, **made.xindexes})
+    variables = {
+        **coords.variables,
+        **{name: variable.to_base_variable() for name, variable in new.items()},
+        **made.variables,
+    }
+    return xr.Coordinates(variables, {**kept, **made.xindexes})
 
 
 def _pad_missing(variable: xr.Variable, pads: Mapping[Hashable, tuple[int, int]]) -> xr.Variable:
@@ -310,7 +333,8 @@ def _pad_missing(variable: xr.Variable, pads: Mapping[Hashable, tuple[int, int]]
         parts = []
         for length in lengths:
             shape = {**padded.sizes, dim: length}
-            part = xr.Variable(padded.dims, np.full([*shape.values()], missing, padded.dtype))
+            filler = np.full([*shape.values()], missing, padded.dtype)
+            part = xr.Variable(padded.dims, filler, variable.attrs)
             parts.append(part if padded.chunks is None else part.chunk(shape))
         padded = xr.Variable.concat([parts[0], padded, parts[1]], dim)
     return padded

@@ -83,13 +83,18 @@ def extract_patches(
 
 def _as_array(images: Any) -> Any:
     """Give a NumPy or dask array; refuse what would lose labels or masks on the way."""
-    if hasattr(images, "dims") or isinstance(images, np.ma.MaskedArray):
-        kind = type(images).__name__
+    foreign = ("__array_function__", "dims", "chunks")  # other libraries, labels, storage
+    masked = isinstance(images, np.ma.MaskedArray)
+    known = isinstance(images, np.ndarray) or is_dask(images)
+    if masked or (not known and any(hasattr(images, name) for name in foreign)):
         raise PatchError(
-            f"images must be a NumPy or dask array, got {kind}; "
-            "use its .patches accessor, or pass its .data"
+            f"images must be a NumPy or dask array, got {type(images).__name__}; "
+            "for xarray use its .patches accessor, else convert it first"
         )
-    array = images if is_dask(images) else np.asarray(images)
+    try:
+        array = images if is_dask(images) else np.asarray(images)
+    except ValueError as error:
+        raise PatchError(f"images must be an array, got lists that are none: {error}") from error
     check_dtype("images", array.dtype)
     if array.ndim < 3:
         raise PatchError(
@@ -127,7 +132,7 @@ def _grids(
 
 
 def _integers(name: str, values: Sequence[int], ndim: int) -> list[int]:
-    if isinstance(values, str) or not hasattr(values, "__len__") or len(values) != ndim:
+    if isinstance(values, str) or np.ndim(values) != 1 or len(values) != ndim:
         raise PatchError(f"{name} must hold {ndim} integers, one per dim of images, got {values!r}")
     numbers = [as_integer(f"{name}[{axis}]", value, 1) for axis, value in enumerate(values)]
     for axis in (0, ndim - 1):

@@ -3,6 +3,7 @@
 from collections.abc import Hashable, Mapping
 from typing import Any
 
+import numpy as np
 import xarray as xr
 
 from xpatches import labels
@@ -32,7 +33,7 @@ def check_variable(what: str, variable: xr.Variable) -> None:
     check_dtype(what, variable.dtype)
     if len(set(variable.dims)) < variable.ndim:
         raise PatchError(f"{what} must have every dim once, got {variable.dims}; rename one")
-    if variable.chunks is not None:
+    if is_dask(variable._data):
         from xpatches import lazy  # dask is loaded for dask arrays only
 
         lazy.check_chunks(what, variable.data)
@@ -101,7 +102,7 @@ def take_patch(
     clipped = {
         dim: clip(at, variable.sizes[dim]) for dim, at in samples.items() if dim in variable.dims
     }
-    inside = variable[{dim: inside for dim, (_, inside, _) in clipped.items()}]
+    inside = variable[{dim: part for dim, (_, part, _) in clipped.items()}]
     pads = {
         variable.get_axis_num(dim): (before, after) for dim, (before, _, after) in clipped.items()
     }
@@ -109,8 +110,10 @@ def take_patch(
         from xpatches import lazy  # dask is loaded for dask arrays only
 
         data = lazy.pad(inside.data, pads, fill_value)
-    else:
+    elif inside.size:
         data = pad_block(inside.to_numpy(), pads, fill_value)
+    else:
+        data = pad_block(np.empty(inside.shape, variable.dtype), pads, fill_value)
     return xr.Variable(variable.dims, data, variable.attrs)
 
 
