@@ -6,8 +6,8 @@ import pytest
 import xarray as xr
 import zarr
 
-import xpatches
 from stores import CountingStore
+from xpatches.spec import read_spec
 
 
 def dataset(n: int = 100) -> xr.Dataset:
@@ -113,7 +113,7 @@ def test_the_result_saves_and_reads_back_identical(
     result.to_zarr(tmp_path / "patches.zarr", consolidated=False)
     back = xr.open_dataarray(tmp_path / "patches.zarr", engine="zarr", consolidated=False)
     xr.testing.assert_identical(back.load(), result.compute())
-    assert xpatches.labels.read_spec(back.attrs) == p.grid
+    assert read_spec(back.attrs) == p.grid
 
 
 def test_a_dataset_saves_and_reads_back_identical(

@@ -1,14 +1,11 @@
 """What a labelled image adds to the integers: dims, coords, attrs.
 
 Names that the library adds, for a dim ``y``: the dim and coord ``y_patch`` (offsets inside a
-patch), the coord ``y_origin`` (source index of each patch's first sample), the coord ``y_index``
-(source index of each sample of a single patch), and the attr ``xpatches`` (the spec).
+patch), the coord ``y_origin`` (source index of each patch's first sample) and the coord ``y_index``
+(source index of each sample of a single patch).
 """
 
-import json
-import math
 from collections.abc import Hashable, Iterable, Mapping
-from dataclasses import asdict
 from typing import Any
 
 import numpy as np
@@ -16,10 +13,6 @@ import xarray as xr
 
 from xpatches.errors import PatchError
 from xpatches.geometry import AxisGrid, PatchGrid, clip
-from xpatches.kernel import Array
-
-SPEC_ATTR = "xpatches"
-"""Attr of an extracted array that holds its spec as JSON, for `read_spec`."""
 
 FLAT_DIM = "patch"
 """Dim that flattening joins the patch dims into."""
@@ -218,55 +211,6 @@ def chunk_lazy(variable: xr.Variable) -> xr.Variable:
     return variable.chunk({dim: stored.get(dim, rest) for dim in variable.dims})
 
 
-def write_spec(
-    dims: Iterable[Hashable],
-    grid: PatchGrid,
-    fill_value: Array,
-    label: str,
-    flattened: Mapping[Hashable, int] | None,
-) -> str:
-    """Describe an extraction as JSON: all that it takes to find every sample's source again."""
-    return json.dumps(
-        {
-            "version": 1,
-            "dims": list(dims),
-            "axes": [asdict(axis) for axis in grid.axes],
-            "fill_value": _as_json(fill_value),
-            "label": label,
-            "flattened": flattened and list(flattened.items()),
-        }
-    )
-
-
-def read_spec(attrs: Mapping[Any, Any]) -> PatchGrid:
-    """Rebuild the grid of an extracted array from its attrs.
-
-    Raises
-    ------
-    PatchError
-        If the attrs hold no spec, or one of a later version.
-
-    Examples
-    --------
-    >>> grid = PatchGrid((AxisGrid("x", length=10, size=3, stride=5, padding=(1, 2)),))
-    >>> spec = write_spec(["x"], grid, np.array(0), "center", None)
-    >>> read_spec({"xpatches": spec}) == grid
-    True
-    """
-    if SPEC_ATTR not in attrs:
-        raise PatchError(
-            f"the array has no attr {SPEC_ATTR!r}: it does not come from extract(), "
-            "or its attrs were lost on the way (see xarray.set_options(keep_attrs=True))"
-        )
-    spec = json.loads(attrs[SPEC_ATTR])
-    if spec["version"] != 1:
-        raise PatchError(
-            f"the attr {SPEC_ATTR!r} is of version {spec['version']}, this xpatches reads 1; "
-            "upgrade xpatches"
-        )
-    return PatchGrid(tuple(AxisGrid(**axis) for axis in spec["axes"]))
-
-
 def _check_dims(argument: str, given: Iterable[Hashable], allowed: Iterable[Hashable]) -> None:
     for dim in given:
         if dim not in allowed:
@@ -345,11 +289,3 @@ def _even_chunks(variable: xr.Variable) -> xr.Variable:
     if variable.chunks is None:
         return variable
     return variable.chunk(dict(zip(variable.dims, map(max, variable.chunks), strict=True)))
-
-
-def _as_json(value: Array) -> bool | int | float | str:
-    """Give a JSON value; what JSON has no type for (NaN, complex, times, bytes) is text."""
-    item = value.item()
-    plain = isinstance(item, bool | int | str) and value.dtype.kind not in "mM"
-    finite = isinstance(item, float) and math.isfinite(item)
-    return item if plain or finite else str(value)

@@ -19,6 +19,7 @@ from xpatches.kernel import (
     pad_block,
 )
 from xpatches.plan import plan_array
+from xpatches.spec import SPEC_ATTR, write_spec
 
 
 def check_variable(what: str, variable: xr.Variable) -> None:
@@ -81,8 +82,8 @@ def extract_variable(
         if joined:
             patches = flatten_patches(patches, spans[-1].axis + 1)
     dims = labels.patch_dims(variable.dims, grid, flat=bool(joined))
-    spec = labels.write_spec(variable.dims, grid, fill_value, label, joined)
-    return xr.Variable(dims, patches, {**variable.attrs, labels.SPEC_ATTR: spec})
+    spec = write_spec(variable.dims, grid, fill_value, label, joined)
+    return xr.Variable(dims, patches, {**variable.attrs, SPEC_ATTR: spec})
 
 
 def take_patch(
