@@ -472,7 +472,9 @@ def test_the_transform_of_the_image_is_not_that_of_its_patches() -> None:
     crs = xr.Variable((), 0, {"crs_wkt": "...", "GeoTransform": "0 10 0 0 0 -10"})
     source = image().assign_coords(spatial_ref=crs)
     p = source.patches(y=4, x=4)
+    before = p[0]
     assert p.extract().spatial_ref.attrs == {"crs_wkt": "..."}
+    assert p[0].identical(before)
     assert source.spatial_ref.attrs == crs.attrs
 
 
@@ -482,3 +484,17 @@ def test_dims_need_not_be_strings() -> None:
     assert result.dims == (0, "x", "0_patch", "x_patch")
     assert source.patches({0: 2, "x": 2})[0].values.tolist() == [[0, 1], [5, 6]]
     assert len(source.rename(x="self").patches(self=5)) == 1
+
+
+def test_the_link_to_the_crs_is_kept_and_the_packing_is_not() -> None:
+    source = image()
+    source.encoding = {"grid_mapping": "crs", "scale_factor": 2, "chunks": (1, 1, 1, 1)}
+    p = source.patches(y=4, x=4)
+    assert p.extract().encoding == p[0].encoding == {"grid_mapping": "crs"}
+
+
+def test_chunks_of_unknown_length_are_refused() -> None:
+    line = da.from_array(np.arange(9), chunks=3)
+    source = xr.DataArray(line[line > 3], dims="x")
+    with pytest.raises(PatchError, match="the image has chunks of unknown length"):
+        source.patches(x=2)

@@ -6,6 +6,8 @@ import numpy as np
 import pytest
 import xarray as xr
 
+import xpatches  # noqa: F401  registers the accessor
+
 distributed = pytest.importorskip("distributed")
 
 
@@ -53,7 +55,6 @@ def test_workers_give_the_bits_that_this_process_gives(
     image.chunk(y=16, x=24).to_zarr(tmp_path / "image.zarr", consolidated=False)
     lazy = xr.open_zarr(tmp_path / "image.zarr", chunks=chunks, consolidated=False).image
     expected = image.patches(**asked).extract()
-    assert client.nthreads().keys() == client.scheduler_info()["workers"].keys()
     result = lazy.patches(**asked).extract().compute()
     xr.testing.assert_identical(result, expected)
     assert result.values.tobytes() == expected.values.tobytes()

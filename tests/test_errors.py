@@ -2,6 +2,7 @@ import re
 from pathlib import Path
 from typing import Any
 
+import dask.array as da
 import numpy as np
 import pytest
 import xarray as xr
@@ -23,7 +24,9 @@ def names(chunked: bool) -> dict[str, Any]:
     scope: dict[str, Any] = {"np": np, "xr": xr, "extract_patches": extract_patches}
     exec(code, scope)
     if chunked:
-        scope["image"] = scope["image"].chunk(y=7, x=8)
+        for name in ("image", "empty", "dataset"):
+            scope[name] = scope[name].chunk(y=7, x=8)
+        scope["images"] = da.from_array(scope["images"], chunks=7)
     return scope
 
 

@@ -1,3 +1,5 @@
+import itertools
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -125,3 +127,16 @@ def test_a_patch_has_one_number_and_one_index() -> None:
         grid.index({"x": -4, "y": 0})
     with pytest.raises(PatchError, match=r"must be an integer, got 1.0 \(float\)"):
         grid.unravel(1.0)
+
+
+def test_valid_counts_the_patches_that_fit_and_none_where_none_does() -> None:
+    for n, k, s, r in itertools.product(range(12), range(1, 5), range(1, 5), range(1, 4)):
+        axis = AxisGrid("x", n, k, s, r)
+        assert axis.count == len(starts_on_line(n, k, s, r)), axis
+
+
+def test_a_grid_names_its_dims() -> None:
+    grid = PatchGrid((AxisGrid("y", 10, 3, 5), AxisGrid("x", 9, 3, 3)))
+    assert list(grid) == [grid["y"], grid["x"]]
+    with pytest.raises(PatchError, match=r"the grid has the dims \('y', 'x'\), got 'z'"):
+        grid["z"]

@@ -62,13 +62,12 @@ class Patches(Generic[T]):
     @property
     def nbytes(self) -> int:
         """Bytes of all patches, as `extract` gives them."""
+        counts = self.grid.counts
         return sum(
-            variable.nbytes
-            // prod(variable.sizes[dim] for dim in grid.dims)
-            * grid.total
-            * prod(grid.sizes.values())
+            variable.dtype.itemsize
+            * prod(counts.get(dim, length) for dim, length in variable.sizes.items())
+            * prod(self.sizes[dim] for dim in variable.dims if dim in counts)
             for _, variable, _ in self._extracted()
-            for grid in [self.grid.restrict(variable.dims)]
         )
 
     def __len__(self) -> int:
@@ -155,7 +154,7 @@ class Patches(Generic[T]):
             None, or ``"patch"`` to join the patch dims and the image's dims behind them into one
             dim ``patch``, TensorFlow's layout, with the coords of all of them along it.
         label
-            Which sample's labels become the patch's: ``"center"`` or ``"origin"``.
+            Which source index gives a patch its labels: ``"center"`` or ``"origin"``.
 
         Returns
         -------
@@ -207,7 +206,7 @@ class Patches(Generic[T]):
         )
 
     def plan(self) -> dict[Any, Any]:
-        """Say how `extract` will work, as plain data; nothing is read or computed.
+        """Say how `extract()`, unflattened, will work, as plain data; nothing is read or computed.
 
         Returns
         -------
@@ -317,7 +316,9 @@ class Patches(Generic[T]):
     def _wrap(self, made: Mapping[Hashable, xr.Variable], coords: xr.Coordinates) -> T:
         """Give what the source is: an array, or a Dataset with the untouched variables."""
         if isinstance(self.source, xr.DataArray):
-            return xr.DataArray(made[_ARRAY], coords=coords, name=self.source.name)
+            array = xr.DataArray(made[_ARRAY], coords=coords, name=self.source.name)
+            array.encoding = made[_ARRAY].encoding
+            return array
         every = {**self._dataset.data_vars.variables, **made}
         return xr.Dataset(every, coords=coords, attrs=self.source.attrs)
 
@@ -383,6 +384,10 @@ class PatchesAccessor(Generic[T]):
         source = self._obj.copy(deep=False)  # what is done to the image later changes nothing
         merged = _merge("size", size, sizes)
         dataset = source if isinstance(source, xr.Dataset) else source.to_dataset(name=_ARRAY)
+        for name, variable in dataset.data_vars.variables.items():
+            if not merged.keys().isdisjoint(variable.dims):
+                what = "the image" if name == _ARRAY else repr(name)
+                variables.check_variable(what, variable)
         lengths = {dim: dataset.sizes[dim] for dim in source.dims}
         grid = labels.grid_of(lengths, merged, stride, rate, padding)
         labels.check_names(dataset, (f"{dim}_{word}" for dim in merged for word in _ADDED))
@@ -406,7 +411,7 @@ _ADDED = ("patch", "origin")
 
 
 def _fill_values(dataset: xr.Dataset, grid: PatchGrid, fill_value: Any) -> dict[Hashable, Array]:
-    """Give every variable that is to be cut its fill value; refuse variables that cannot be."""
+    """Give every variable that is to be cut its fill value; refuse values that none holds."""
     names = [name for name, v in dataset.data_vars.items() if not set(v.dims).isdisjoint(grid.dims)]
     if not names:
         raise PatchError(f"no variable of the Dataset has any of the dims {grid.dims}; name others")
@@ -418,7 +423,6 @@ def _fill_values(dataset: xr.Dataset, grid: PatchGrid, fill_value: Any) -> dict[
     values = {}
     for name in names:
         variable, whole = dataset.variables[name], name == _ARRAY
-        variables.check_variable("the image" if whole else repr(name), variable)
         argument = "fill_value" if whole else f"fill_value for {name!r}"
         values[name] = as_fill_value(given.get(name), variable.dtype, argument)
     return values

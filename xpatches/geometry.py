@@ -15,7 +15,7 @@ The formulas of "valid" and "same" are those of TensorFlow's ``GetWindowedOutput
 
 import operator
 import sys
-from collections.abc import Hashable, Mapping
+from collections.abc import Hashable, Iterator, Mapping
 from dataclasses import dataclass
 from math import prod
 from typing import Literal, TypeAlias
@@ -200,7 +200,13 @@ class PatchGrid:
         return prod(axis.count for axis in self.axes)
 
     def __getitem__(self, dim: Hashable) -> AxisGrid:
-        return self.axes[self.dims.index(dim)]
+        for axis in self.axes:
+            if axis.dim == dim:
+                return axis
+        raise PatchError(f"the grid has the dims {self.dims}, got {dim!r}; name one of those")
+
+    def __iter__(self) -> Iterator[AxisGrid]:
+        return iter(self.axes)
 
     def restrict(self, dims: tuple[Hashable, ...]) -> "PatchGrid":
         """Keep the axes that are among `dims`, in the order of `dims`."""

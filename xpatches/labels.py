@@ -106,16 +106,21 @@ def patch_coords(coords: xr.Coordinates, grid: PatchGrid, label: str) -> xr.Coor
     """
     at = {axis.dim: axis.centers if label == "center" else axis.origins for axis in grid.axes}
     taken = take_labels(coords, at)
-    for variable in taken.variables.values():
-        if "GeoTransform" in variable.attrs:  # the image's spacing, not that of the patches
-            variable.attrs = {k: v for k, v in variable.attrs.items() if k != "GeoTransform"}
+    # A GeoTransform is the image's spacing, not that of the patches.
+    moved: dict[Hashable, xr.Variable] = {
+        name: variable.copy(deep=False)
+        for name, variable in taken.variables.items()
+        if "GeoTransform" in variable.attrs
+    }
+    for variable in moved.values():
+        variable.attrs = {k: v for k, v in variable.attrs.items() if k != "GeoTransform"}
     origins: dict[Hashable, xr.Variable] = {
         f"{axis.dim}_origin": _integers(axis.dim, axis.origins) for axis in grid.axes
     }
     offsets: dict[Hashable, xr.Variable] = {
         name: _integers(name, axis.offsets) for axis in grid.axes for name in [f"{axis.dim}_patch"]
     }
-    return _assign(taken, {**origins, **offsets}, indexed=offsets)
+    return _assign(taken, {**moved, **origins, **offsets}, indexed=offsets)
 
 
 def patch_dims(dims: Iterable[Hashable], grid: PatchGrid, *, flat: bool) -> tuple[Hashable, ...]:

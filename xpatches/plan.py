@@ -216,18 +216,10 @@ def _chunks(grid: AxisGrid, starts: list[int]) -> tuple[tuple[int, ...], list[in
 
 def _exchange(grid: AxisGrid, starts: list[int]) -> tuple[tuple[int, ...], tuple[int, int]]:
     """Blocks for the halo exchange, none shorter than the halo, and that halo."""
-    after = max(0, grid.effective_size - grid.stride - grid.before)
-
-    def halo(edges: list[int]) -> tuple[int, int]:
-        return (
-            max((min(grid.before, edge) for edge in edges), default=0),
-            max((min(after, grid.length - edge) for edge in edges), default=0),
-        )
-
-    least = max(halo(starts[1:]))
-    kept: list[int] = []
+    halo = grid.before, max(0, grid.effective_size - grid.stride - grid.before)
+    edges = [0]
     for edge in starts[1:]:
-        if edge - (kept[-1] if kept else 0) >= least and grid.length - edge >= least:
-            kept.append(edge)
-    edges = [0, *kept, grid.length]
-    return tuple(b - a for a, b in pairwise(edges)), halo(kept)
+        if edge - edges[-1] >= max(halo) and grid.length - edge >= max(halo):
+            edges.append(edge)
+    blocks = tuple(b - a for a, b in pairwise([*edges, grid.length]))
+    return blocks, halo if len(blocks) > 1 else (0, 0)

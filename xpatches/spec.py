@@ -19,7 +19,7 @@ def write_spec(
     grid: PatchGrid,
     fill_value: Array,
     label: str,
-    flattened: Mapping[Hashable, int] | None,
+    flattened: Mapping[Hashable, int],
 ) -> str:
     """Describe an extraction as JSON: all that it takes to find every sample's source again."""
     return json.dumps(
@@ -29,7 +29,7 @@ def write_spec(
             "axes": [asdict(axis) for axis in grid.axes],
             "fill_value": _as_json(fill_value),
             "label": label,
-            "flattened": flattened and list(flattened.items()),
+            "flattened": list(flattened.items()),
         }
     )
 
@@ -46,7 +46,7 @@ def read_spec(attrs: Mapping[Any, Any]) -> PatchGrid:
     --------
     >>> import numpy as np
     >>> grid = PatchGrid((AxisGrid("x", length=10, size=3, stride=5, padding=(1, 2)),))
-    >>> spec = write_spec(["x"], grid, np.array(0), "center", None)
+    >>> spec = write_spec(["x"], grid, np.array(0), "center", {})
     >>> read_spec({"xpatches": spec}) == grid
     True
     """

@@ -83,7 +83,7 @@ def extract_variable(
             patches = flatten_patches(patches, spans[-1].axis + 1)
     dims = labels.patch_dims(variable.dims, grid, flat=bool(joined))
     spec = write_spec(variable.dims, grid, fill_value, label, joined)
-    return xr.Variable(dims, patches, {**variable.attrs, SPEC_ATTR: spec})
+    return xr.Variable(dims, patches, {**variable.attrs, SPEC_ATTR: spec}, _kept_encoding(variable))
 
 
 def take_patch(
@@ -115,7 +115,7 @@ def take_patch(
         data = pad_block(inside.to_numpy(), pads, fill_value)
     else:
         data = pad_block(np.empty(inside.shape, variable.dtype), pads, fill_value)
-    return xr.Variable(variable.dims, data, variable.attrs)
+    return xr.Variable(variable.dims, data, variable.attrs, _kept_encoding(variable))
 
 
 def plan_variable(variable: xr.Variable, grid: PatchGrid, fill_value: Array) -> dict[str, Any]:
@@ -139,6 +139,11 @@ def plan_variable(variable: xr.Variable, grid: PatchGrid, fill_value: Array) -> 
         "chunks": {dim: list(axis.chunks) for dim, axis in axes.items()},
         "bytes_per_task": plan.bytes_per_task,
     }
+
+
+def _kept_encoding(variable: xr.Variable) -> dict[str, Any]:
+    """Keep the link to the CRS; how the image was packed and chunked does not fit its patches."""
+    return {key: value for key, value in variable.encoding.items() if key == "grid_mapping"}
 
 
 def _by_axis(variable: xr.Variable, grid: PatchGrid) -> dict[int, AxisGrid]:
