@@ -104,14 +104,18 @@ def draw(
     (above,), (below,) = figure.subfigures(2, 1, squeeze=False, height_ratios=[6.1, 4.5])
     world = above.subplots()
     world.imshow(image[::4, ::4], extent=(-180.0, 180.0, -90.0, 90.0))
+    step = 180 / image.sizes["lat"]
+    lines = {"color": "white", "linewidth": 0.4, "alpha": 0.35}
+    world.vlines(-180 + patches.lon_origin * step, -90, 90, **lines)
+    world.hlines(90 - patches.lat_origin * step, -180, 180, **lines)
     lon, lat = np.meshgrid(patches.lon, patches.lat)
     world.plot(lon, lat, ".", color="white", markersize=1.6, alpha=0.75)
     world.set(xlabel="longitude (°)", ylabel="latitude (°)", xlim=(-180, 180), ylim=(-90, 90))
     size = " x ".join(str(k) for k in p.sizes.values())
     world.set_title(
         f"NASA's Blue Marble in {len(p)} patches of {size} pixels, one every "
-        f"{p.grid['lat'].stride}\nEach dot is the center of a patch; the numbered squares are "
-        "the patches shown below (black: padding)",
+        f"{p.grid['lat'].stride}\nLines: where patches begin; dots: their centers; "
+        "numbered squares: the patches shown below (black: padding)",
         fontsize=12,
     )
     for number, (axes, (name, (at_lat, at_lon))) in enumerate(

@@ -1,3 +1,5 @@
+import itertools
+import tracemalloc
 from typing import Any
 
 import dask
@@ -12,7 +14,7 @@ from reference import Array, four_loops, same_bits
 from strategies import arguments, chunkings, problems
 from xpatches import PatchError, lazy
 from xpatches.geometry import AxisGrid
-from xpatches.kernel import as_fill_value
+from xpatches.kernel import Span, as_fill_value, extract_block
 from xpatches.plan import Plan, plan_array
 
 
@@ -160,3 +162,23 @@ def test_chunks_of_other_libraries_are_refused() -> None:
     masked = da.ma.masked_array(da.zeros(9, chunks=3), mask=False)
     with pytest.raises(PatchError, match="images must hold NumPy chunks, got MaskedArray"):
         lazy.check_chunks("images", masked)
+
+
+@pytest.mark.parametrize(("size", "stride", "rate"), [(5, 1, 1), (32, 16, 1), (7, 3, 4)])
+@pytest.mark.parametrize("padding", ["valid", "same"])
+def test_no_task_takes_more_memory_than_projected(
+    size: int, stride: int, rate: int, padding: Any
+) -> None:
+    image = da.from_array(np.zeros((400, 400), "f4"), chunks=128)
+    grids = {i: AxisGrid(i, n, size, stride, rate, padding) for i, n in enumerate(image.shape)}
+    plan = planned(image, grids)
+    for rows, columns in itertools.product(*(axis.spans for _, axis in plan.axes)):
+        spans = [Span.of(i, grids[i], *span) for i, span in enumerate((rows, columns))]
+        shape = tuple(max(axis.haloed) for _, axis in plan.axes)
+        block = np.zeros(shape, "f4")
+        tracemalloc.start()
+        extract_block(block, spans, np.array(0, "f4"))
+        _, peak = tracemalloc.get_traced_memory()
+        tracemalloc.stop()
+        slack = 20_000  # Python's own objects
+        assert block.nbytes + peak <= plan.bytes_per_task + slack

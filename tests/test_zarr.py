@@ -1,3 +1,4 @@
+import tracemalloc
 from pathlib import Path
 from typing import Any
 
@@ -200,3 +201,16 @@ def test_a_patch_in_the_padding_of_a_reversed_image_reads_nothing(
     source = ds.image.isel(y=slice(None, None, -1))
     assert (source.patches(y=3, padding=(30, 0), fill_value=7)[0] == 7).all()
     assert not counting_store.chunk_reads("image/")
+
+
+def test_reducing_patches_takes_less_memory_than_the_image(tmp_path: Path) -> None:
+    image = xr.DataArray(np.ones((4096, 4096), "uint16"), dims=("y", "x"), name="image")
+    image.chunk(y=512, x=512).to_zarr(tmp_path / "image.zarr", consolidated=False)
+    lazy = xr.open_zarr(tmp_path / "image.zarr", consolidated=False).image
+    p = lazy.patches(y=64, x=64, stride=32)
+    assert p.nbytes > 3 * image.nbytes
+    tracemalloc.start()
+    assert (p.extract().max(["y_patch", "x_patch"]).compute() == 1).all()
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < image.nbytes
