@@ -498,3 +498,26 @@ def test_chunks_of_unknown_length_are_refused() -> None:
     source = xr.DataArray(line[line > 3], dims="x")
     with pytest.raises(PatchError, match="the image has chunks of unknown length"):
         source.patches(x=2)
+
+
+@pytest.mark.parametrize("name", ["y_patch", "y_origin"])
+def test_names_that_an_extraction_adds_are_refused(name: str) -> None:
+    for source in (image().rename(batch=name), image().assign_coords({name: ("x", np.arange(31))})):
+        with pytest.raises(PatchError, match=f"already has a dim, coord or variable '{name}'"):
+            source.patches(y=3)
+    with pytest.raises(PatchError, match="already has a dim, coord or variable 'patch'"):
+        image().rename(batch="patch").patches(y=3).extract(flatten="patch")
+
+
+def test_the_spec_tells_what_labels_the_patches() -> None:
+    p = image().patches(y=3, x=4)
+    for label in ("center", "origin"):
+        spec = json.loads(p.extract(label=label).attrs["xpatches"])
+        assert (spec["label"], spec["flattened"]) == (label, [])
+
+
+@pytest.mark.filterwarnings("ignore:Duplicate dimension names")
+def test_every_dim_must_stand_once() -> None:
+    twice = xr.DataArray(np.zeros((4, 4)), dims=("x", "x"))
+    with pytest.raises(PatchError, match="the image must have every dim once"):
+        twice.patches(x=2)
