@@ -15,7 +15,7 @@ from xpatches.kernel import Span, as_fill_value, check_dtype, extract_block
 
 
 def whole(image: Array, grids: dict[int, AxisGrid], fill: Array) -> Array:
-    spans = [Span.of(axis, grid, -grid.before, grid.count) for axis, grid in grids.items()]
+    spans = [Span(axis, grid, -grid.before, grid.count) for axis, grid in grids.items()]
     return extract_block(image, spans, fill)
 
 

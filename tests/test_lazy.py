@@ -173,7 +173,7 @@ def test_no_task_takes_more_memory_than_projected(
     grids = {i: AxisGrid(i, n, size, stride, rate, padding) for i, n in enumerate(image.shape)}
     plan = planned(image, grids)
     for rows, columns in itertools.product(*(axis.spans for _, axis in plan.axes)):
-        spans = [Span.of(i, grids[i], *span) for i, span in enumerate((rows, columns))]
+        spans = [Span(i, grids[i], *span) for i, span in enumerate((rows, columns))]
         shape = tuple(max(axis.haloed) for _, axis in plan.axes)
         block = np.zeros(shape, "f4")
         tracemalloc.start()

@@ -22,28 +22,18 @@ class Span:
 
     axis: int
     """Axis of the block."""
+    grid: AxisGrid
+    """Size, stride and rate of the patches."""
     first: int
     """Index in the block of the first patch's first sample; negative where it is padding."""
     count: int
     """Number of patches."""
-    size: int
-    stride: int
-    rate: int
-
-    @classmethod
-    def of(cls, axis: int, grid: AxisGrid, first: int, count: int) -> "Span":
-        """Take `count` patches of a grid, the first one from index `first` of the block."""
-        return cls(axis, first, count, grid.size, grid.stride, grid.rate)
 
     @property
-    def footprint(self) -> int:
-        """Samples from the first sample of the first patch to the last one of the last."""
-        return (self.count - 1) * self.stride + self.effective_size
-
-    @property
-    def effective_size(self) -> int:
-        """Samples from a patch's first to its last."""
-        return self.size + (self.size - 1) * (self.rate - 1)
+    def reach(self) -> range:
+        """Indices in the block from the first patch's first sample to the last one's last."""
+        length = (self.count - 1) * self.grid.stride + self.grid.effective_size
+        return range(self.first, self.first + length)
 
 
 def extract_block(block: Array, spans: Sequence[Span], fill_value: Array) -> Array:
@@ -67,7 +57,7 @@ def extract_block(block: Array, spans: Sequence[Span], fill_value: Array) -> Arr
 
     Examples
     --------
-    >>> span = Span(axis=0, first=-1, count=3, size=3, stride=2, rate=1)
+    >>> span = Span(0, AxisGrid("x", length=5, size=3, stride=2), first=-1, count=3)
     >>> extract_block(np.arange(1, 6), [span], np.array(0))
     array([[0, 1, 2],
            [2, 3, 4],
@@ -79,24 +69,23 @@ def extract_block(block: Array, spans: Sequence[Span], fill_value: Array) -> Arr
         shape = list(block.shape)
         for span in spans:
             shape[span.axis] = span.count
-        shape[behind:behind] = [span.size for span in spans]
+        shape[behind:behind] = [span.grid.size for span in spans]
         return np.empty(shape, block.dtype)
     region, pads = block, {}
     for span in spans:
-        reach = range(span.first, span.first + span.footprint)
-        before, inside, after = clip(reach, block.shape[span.axis])
+        before, inside, after = clip(span.reach, block.shape[span.axis])
         region = region[(slice(None),) * span.axis + (inside,)]
         pads[span.axis] = before, after
     if any(map(any, pads.values())):
         region = pad_block(region, pads, fill_value)
     view = np.lib.stride_tricks.sliding_window_view(
-        region, tuple(span.effective_size for span in spans), axes
+        region, tuple(span.grid.effective_size for span in spans), axes
     )
     # The stride and the rate thin the view before anything is copied.
     step = [slice(None)] * view.ndim
     for number, span in enumerate(spans):
-        step[span.axis] = slice(None, None, span.stride)
-        step[block.ndim + number] = slice(None, None, span.rate)
+        step[span.axis] = slice(None, None, span.grid.stride)
+        step[block.ndim + number] = slice(None, None, span.grid.rate)
     patch_axes = range(block.ndim, view.ndim)
     return np.moveaxis(view[tuple(step)], patch_axes, range(behind, behind + len(spans))).copy()
 

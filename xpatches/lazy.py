@@ -96,7 +96,7 @@ def _extract_chunk(
     flatten: bool,
     block_id: tuple[int, ...],
 ) -> Array:
-    spans = [Span.of(axis, grid, *starts[block_id[axis]]) for axis, grid, starts in axes]
+    spans = [Span(axis, grid, *starts[block_id[axis]]) for axis, grid, starts in axes]
     patches = extract_block(block, spans, fill_value)
     return flatten_patches(patches, spans[-1].axis + 1) if flatten else patches
 

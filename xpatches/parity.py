@@ -77,7 +77,7 @@ def extract_patches(
         lazy.check_chunks("images", array)
         plan = plan_array(grids, array.chunks, array.dtype.itemsize, flatten=True)
         return lazy.extract(array, plan, fill_value)
-    spans = [Span.of(axis, grid, -grid.before, grid.count) for axis, grid in grids.items()]
+    spans = [Span(axis, grid, -grid.before, grid.count) for axis, grid in grids.items()]
     return flatten_patches(extract_block(array, spans, fill_value), array.ndim - 1)
 
 

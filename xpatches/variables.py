@@ -75,7 +75,7 @@ def extract_variable(
         patches = lazy.extract(data, plan, fill_value)
     else:
         spans = [
-            Span.of(number, axis, -axis.before, axis.count)
+            Span(number, axis, -axis.before, axis.count)
             for number, axis in _by_axis(variable, grid).items()
         ]
         patches = extract_block(data, spans, fill_value)
