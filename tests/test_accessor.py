@@ -14,8 +14,8 @@ import xpatches
 from reference import Array, four_loops, same_bits
 from strategies import arguments, chunkings, problems
 from xpatches import PatchError, Patches
+from xpatches.arrays import as_fill_value
 from xpatches.geometry import AxisGrid
-from xpatches.kernel import as_fill_value
 from xpatches.spec import read_spec
 
 

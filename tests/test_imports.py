@@ -10,7 +10,19 @@ PACKAGE = Path(__file__).parents[1] / "xpatches"
 
 # Imports point up this list only: a module may import those above it.
 ORDER = [
-    *("errors", "geometry", "plan", "kernel", "lazy", "labels", "spec", "variables", "reprs"),
+    *(
+        "errors",
+        "arrays",
+        "geometry",
+        "plan",
+        "tiles",
+        "kernel",
+        "lazy",
+        "labels",
+        "spec",
+        "variables",
+        "reprs",
+    ),
     *("parity", "accessor", "__init__"),
 ]
 ARRAY_LIBRARIES = {"numpy", "dask", "xarray", "zarr"}

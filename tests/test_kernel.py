@@ -1,4 +1,5 @@
 import datetime
+import tracemalloc
 from typing import Any
 
 import numpy as np
@@ -9,9 +10,10 @@ from hypothesis import strategies as st
 
 from reference import Array, four_loops, same_bits
 from strategies import DTYPES, arguments, image_of, problems
-from xpatches import PatchError
-from xpatches.geometry import AxisGrid
-from xpatches.kernel import Span, as_fill_value, check_dtype, extract_block
+from xpatches import PatchError, tiles
+from xpatches.arrays import as_fill_value, check_dtype
+from xpatches.geometry import AxisGrid, Span
+from xpatches.kernel import extract_block
 
 
 def whole(image: Array, grids: dict[int, AxisGrid], fill: Array) -> Array:
@@ -30,6 +32,41 @@ def test_patches_are_those_of_the_four_loops_bit_for_bit(
     assert patches.flags.c_contiguous
     assert patches.base is None
     assert not np.shares_memory(patches, image)
+
+
+@given(problems(), st.integers(1, 8), st.integers(1, 60), st.integers(1, 400))
+def test_patches_do_not_depend_on_the_tiles_they_are_copied_by(
+    problem: tuple[Array, dict[int, AxisGrid]], row: int, count: int, scratch: int
+) -> None:
+    image, grids = problem
+    fill = as_fill_value(None, image.dtype)
+    with pytest.MonkeyPatch.context() as patch:
+        for limit, value in (("_ROW", row), ("_PATCHES", count), ("_SCRATCH", (1, scratch))):
+            patch.setattr(tiles, limit, value)
+        patches = whole(image, grids, fill)
+    assert same_bits(patches, four_loops(image, arguments(grids), fill))
+
+
+@pytest.mark.parametrize("depth", range(1, 18))
+@pytest.mark.parametrize(("size", "stride", "rate"), [(3, 1, 1), (2, 3, 2), (5, 2, 3)])
+def test_patches_of_any_bytes_per_sample_are_copied(
+    depth: int, size: int, stride: int, rate: int
+) -> None:
+    image = np.random.default_rng(0).integers(0, 256, (40, 30, depth), "u1")
+    grids = {a: AxisGrid(str(a), image.shape[a], size, stride, rate, "same") for a in (0, 1)}
+    assert same_bits(whole(image, grids, np.array(7, "u1")), four_loops(image, arguments(grids), 7))
+
+
+@pytest.mark.parametrize(("size", "dtype"), [(3, "u1"), (5, "u2"), (9, "f8")])
+def test_no_more_is_allocated_than_the_patches_and_one_padded_block(size: int, dtype: str) -> None:
+    image = np.zeros((1500, 1500), dtype)
+    grids = {axis: AxisGrid(str(axis), 1500, size, 1, padding="same") for axis in (0, 1)}
+    tracemalloc.start()
+    patches = whole(image, grids, np.array(0, dtype))
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert patches.nbytes < peak
+    assert peak <= patches.nbytes + (1500 + size - 1) ** 2 * image.itemsize + 50_000
 
 
 @pytest.mark.parametrize("dtype", DTYPES)

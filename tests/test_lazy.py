@@ -13,8 +13,9 @@ from hypothesis import strategies as st
 from reference import Array, four_loops, same_bits
 from strategies import arguments, chunkings, problems
 from xpatches import PatchError, lazy
-from xpatches.geometry import AxisGrid
-from xpatches.kernel import Span, as_fill_value, extract_block
+from xpatches.arrays import as_fill_value
+from xpatches.geometry import AxisGrid, Span
+from xpatches.kernel import extract_block
 from xpatches.plan import Plan, plan_array
 
 

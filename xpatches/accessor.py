@@ -9,9 +9,9 @@ import numpy as np
 import xarray as xr
 
 from xpatches import labels, reprs, variables
+from xpatches.arrays import Array, as_fill_value
 from xpatches.errors import PatchError
 from xpatches.geometry import Padding, PatchGrid, clip
-from xpatches.kernel import Array, as_fill_value
 
 T = TypeVar("T", xr.DataArray, xr.Dataset)
 

@@ -243,6 +243,26 @@ class PatchGrid:
         return tuple(reversed(index))
 
 
+@dataclass(frozen=True, slots=True)
+class Span:
+    """The patches to take along one axis of a block."""
+
+    axis: int
+    """Axis of the block."""
+    grid: AxisGrid
+    """Size, stride and rate of the patches."""
+    first: int
+    """Index in the block of the first patch's first sample; negative where it is padding."""
+    count: int
+    """Number of patches."""
+
+    @property
+    def reach(self) -> range:
+        """Indices in the block from the first patch's first sample to the last one's last."""
+        length = (self.count - 1) * self.grid.stride + self.grid.effective_size
+        return range(self.first, self.first + length)
+
+
 def clip(positions: range, length: int) -> tuple[int, slice, int]:
     """Split positions into how many lie before the image, a slice of it, and how many after.
 

@@ -5,35 +5,13 @@ Extraction moves bits. Every dtype but ``object`` comes through unchanged, nothi
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any, TypeAlias
 
 import numpy as np
+from numpy.lib.stride_tricks import as_strided
 
-from xpatches.errors import PatchError
-from xpatches.geometry import AxisGrid, clip
-
-Array: TypeAlias = np.ndarray[Any, np.dtype[Any]]
-
-
-@dataclass(frozen=True, slots=True)
-class Span:
-    """The patches to take along one axis of a block."""
-
-    axis: int
-    """Axis of the block."""
-    grid: AxisGrid
-    """Size, stride and rate of the patches."""
-    first: int
-    """Index in the block of the first patch's first sample; negative where it is padding."""
-    count: int
-    """Number of patches."""
-
-    @property
-    def reach(self) -> range:
-        """Indices in the block from the first patch's first sample to the last one's last."""
-        length = (self.count - 1) * self.grid.stride + self.grid.effective_size
-        return range(self.first, self.first + length)
+from xpatches.arrays import Array, as_items
+from xpatches.geometry import AxisGrid, Span, clip
+from xpatches.tiles import copy_by_tiles
 
 
 def extract_block(block: Array, spans: Sequence[Span], fill_value: Array) -> Array:
@@ -63,31 +41,24 @@ def extract_block(block: Array, spans: Sequence[Span], fill_value: Array) -> Arr
            [2, 3, 4],
            [4, 5, 0]])
     """
-    axes = tuple(span.axis for span in spans)
-    behind = max(axes) + 1
-    if any(span.count == 0 for span in spans):
-        shape = list(block.shape)
-        for span in spans:
-            shape[span.axis] = span.count
-        shape[behind:behind] = [span.grid.size for span in spans]
-        return np.empty(shape, block.dtype)
-    region, pads = block, {}
-    for span in spans:
-        before, inside, after = clip(span.reach, block.shape[span.axis])
-        region = region[(slice(None),) * span.axis + (inside,)]
-        pads[span.axis] = before, after
-    if any(map(any, pads.values())):
-        region = pad_block(region, pads, fill_value)
-    view = np.lib.stride_tricks.sliding_window_view(
-        region, tuple(span.grid.effective_size for span in spans), axes
-    )
-    # The stride and the rate thin the view before anything is copied.
-    step = [slice(None)] * view.ndim
-    for number, span in enumerate(spans):
-        step[span.axis] = slice(None, None, span.grid.stride)
-        step[block.ndim + number] = slice(None, None, span.grid.rate)
-    patch_axes = range(block.ndim, view.ndim)
-    return np.moveaxis(view[tuple(step)], patch_axes, range(behind, behind + len(spans))).copy()
+    behind = max(span.axis for span in spans) + 1
+    given = {span.axis: span for span in spans}
+    # The other axes before the depth are cut into patches of one sample.
+    every = [
+        given.get(axis) or Span(axis, AxisGrid(axis, length, size=1, stride=1), 0, length)
+        for axis, length in enumerate(block.shape[:behind])
+    ]
+    counts = [span.count for span in every]
+    sizes = [span.grid.size for span in spans]
+    patches = np.empty((*counts, *sizes, *block.shape[behind:]), block.dtype)
+    if patches.size and patches.itemsize:
+        pixel = math.prod(block.shape[behind:]) * block.itemsize
+        run = pixel * _run(spans[-1].grid)
+        if run >= _RUN or run == 8 or math.prod(sizes) == 1:
+            _copy_runs(block, every, fill_value, patches)
+        else:
+            copy_by_tiles(block, every, fill_value, patches)
+    return patches
 
 
 def pad_block(block: Array, pads: Mapping[int, tuple[int, int]], fill_value: Array) -> Array:
@@ -113,95 +84,43 @@ def flatten_patches(patches: Array, axis: int) -> Array:
     return patches.reshape(*patches.shape[:axis], math.prod(patches.shape[axis:]))
 
 
-def is_dask(array: object) -> bool:
-    """Tell a dask array from NumPy's without importing dask."""
-    return type(array).__module__.partition(".")[0] == "dask" and hasattr(array, "chunks")
+_RUN = 16
+"""Bytes from which on a run of samples is copied as it is; 8 are as fast, others are slower."""
 
 
-def check_dtype(what: str, dtype: Any) -> None:
-    """Refuse samples that are not fixed-width bits.
-
-    Raises
-    ------
-    PatchError
-        If `dtype` is an object, holds objects, or is not NumPy's.
-    """
-    if not isinstance(dtype, np.dtype) or dtype.hasobject or dtype.kind == "T":
-        raise PatchError(
-            f"dtype of {what} must be a fixed-width NumPy dtype, got {dtype!s}; "
-            "convert it first, for example with .astype(float) or .astype(str)"
-        )
+def _run(grid: AxisGrid) -> int:
+    """Count the samples of a patch that are neighbours along the last spatial axis."""
+    return grid.size if grid.rate == 1 else 1
 
 
-def as_fill_value(value: object, dtype: np.dtype[Any], what: str = "fill_value") -> Array:
-    """Normalise a fill value: a 0-d array of the dtype that holds the value.
-
-    Parameters
-    ----------
-    value
-        None stands for zero: 0, False, an empty string, and NaT where the dtype is a time.
-        A float may round, as a literal does; nothing else may change.
-    dtype
-        Dtype of the samples.
-    what
-        Name of the argument, for the error.
-
-    Raises
-    ------
-    PatchError
-        If the dtype cannot hold the value.
-
-    Examples
-    --------
-    >>> as_fill_value(255, np.dtype("uint8"))
-    array(255, dtype=uint8)
-    >>> as_fill_value(300, np.dtype("uint8"))
-    Traceback (most recent call last):
-    ...
-    xpatches.errors.PatchError: fill_value must be a value that uint8 can hold, got 300; choose ...
-    """
-    if value is None:
-        return np.array("NaT", dtype) if dtype.kind in "mM" else np.zeros((), dtype)
-    try:
-        with np.errstate(all="ignore"):
-            held = _hold(value, dtype)
-    except (TypeError, ValueError, OverflowError):
-        held = None
-    if held is None or held.ndim:
-        raise PatchError(
-            f"{what} must be a value that {dtype} can hold, got {value!r}; "
-            "choose another, or convert the image with .astype(...)"
-        )
-    return held
-
-
-def _hold(value: Any, dtype: np.dtype[Any]) -> Array | None:
-    """Give the value as a 0-d array of the dtype, or None where it would become another value."""
-    if isinstance(value, int):
-        value = float(value) if dtype.kind in "fc" else int(value)
-    if dtype.kind in "mM":  # pandas' scalars hold nanoseconds
-        unwrap = "to_timedelta64" if dtype.kind == "m" else "to_datetime64"
-        value = getattr(value, unwrap, lambda: value)()
-    given = np.asarray(value)
-    if given.dtype.kind not in _HOLDS.get(dtype.kind, given.dtype.kind):
-        return None
-    if dtype.kind in "biu":
-        held = np.array(int(value), dtype)
-        return held if int(held) == value else None
-    if dtype.kind in "fc":
-        held = given.astype(dtype)
-        return held if np.isfinite(held) or not np.isfinite(given) else None
-    if dtype.kind in "mM":
-        given = np.asarray(value, f"{dtype.kind}8")
-        held = given.astype(dtype)
-        same = held.astype(given.dtype) == given
-        return held if same or (np.isnat(held) and np.isnat(given)) else None
-    held = given.astype(dtype)
-    return held if held == given else None
-
-
-_HOLDS = {
-    "b": "biuf", "i": "biuf", "u": "biufO", "f": "biuf", "c": "biufc",
-    "M": "MOU", "m": "mOU", "S": "S", "U": "U",
-}  # fmt: skip
-"""Kinds of values that a kind of dtype may be given; "O" is Python's datetime or a large int."""
+def _copy_runs(block: Array, spans: Sequence[Span], fill_value: Array, patches: Array) -> None:
+    """Copy every run of neighbouring samples as one item, in the order of the result."""
+    region, pads = block, {}
+    for span in spans:
+        before, inside, after = clip(span.reach, block.shape[span.axis])
+        region = region[(slice(None),) * span.axis + (inside,)]
+        if before or after:
+            pads[span.axis] = before, after
+    if pads:
+        region = pad_block(region, pads, fill_value)
+    last = len(spans) - 1
+    if not region[(0,) * last].flags.c_contiguous:
+        region = np.ascontiguousarray(region)
+    pixel = math.prod(region.shape[last + 1 :])
+    rows = region.reshape(*region.shape[:last], -1)
+    steps = (*rows.strides[:last], pixel * region.itemsize)
+    run = _run(spans[-1].grid)
+    sizes = [span.grid.size for span in spans]
+    sizes[-1] //= run
+    view = as_strided(
+        rows,
+        (*(span.count for span in spans), *sizes, run * pixel),
+        (
+            *(span.grid.stride * step for span, step in zip(spans, steps, strict=True)),
+            *(span.grid.rate * step for span, step in zip(spans, steps, strict=True)),
+            region.itemsize,
+        ),
+        writeable=False,
+    )
+    items = as_items(run * pixel * region.itemsize)
+    np.copyto(patches.reshape(view.shape).view(items), view.view(items))

@@ -14,9 +14,10 @@ import dask.array as da
 import numpy as np
 from dask.base import optimize
 
+from xpatches.arrays import Array
 from xpatches.errors import PatchError
-from xpatches.geometry import AxisGrid
-from xpatches.kernel import Array, Span, extract_block, flatten_patches, pad_block
+from xpatches.geometry import AxisGrid, Span
+from xpatches.kernel import extract_block, flatten_patches, pad_block
 from xpatches.plan import Plan
 
 

@@ -5,16 +5,10 @@ from typing import Any
 
 import numpy as np
 
+from xpatches.arrays import as_fill_value, check_dtype, is_dask
 from xpatches.errors import PatchError
-from xpatches.geometry import AxisGrid, Padding, as_integer
-from xpatches.kernel import (
-    Span,
-    as_fill_value,
-    check_dtype,
-    extract_block,
-    flatten_patches,
-    is_dask,
-)
+from xpatches.geometry import AxisGrid, Padding, Span, as_integer
+from xpatches.kernel import extract_block, flatten_patches
 from xpatches.plan import plan_array
 
 _PADDINGS: dict[str, Padding] = {"VALID": "valid", "SAME": "same"}

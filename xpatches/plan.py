@@ -110,7 +110,7 @@ class Plan:
     >>> plan = plan_array(grids, ((32, 32), (32, 32)), itemsize=2)
     >>> plan.depth, plan.out_chunks
     ({0: (0, 2), 1: (0, 2)}, ((32, 30), (32, 30), (3,), (3,)))
-    >>> plan.bytes_per_task == (34 * 34 + 32 * 32 * 9) * 2
+    >>> plan.bytes_per_task == (2 * 34 * 34 + 32 * 32 * 9) * 2
     True
     """
 
@@ -161,7 +161,10 @@ class Plan:
 
     @property
     def bytes_per_task(self) -> int:
-        """Projected bytes of one task: a haloed block, its padded copy if any, and its patches."""
+        """Projected bytes of one task: a haloed block, its patches, and as much as it when padded.
+
+        The kernel's scratch memory is never more than that.
+        """
         planned = dict(self.axes)
         haloed = [
             max(planned[axis].haloed if axis in planned else lengths)
@@ -171,9 +174,8 @@ class Plan:
             length + (sum(planned[axis].grid.pads) if axis in planned else 0)
             for axis, length in enumerate(haloed)
         ]
-        copy = prod(padded) if padded != haloed else 0
         patches = prod(max(lengths) for lengths in self.out_chunks)
-        return (prod(haloed) + copy + patches) * self.itemsize
+        return (prod(haloed) + prod(padded) + patches) * self.itemsize
 
 
 def plan_array(

@@ -6,9 +6,9 @@ from collections.abc import Hashable, Iterable, Mapping
 from dataclasses import asdict
 from typing import Any
 
+from xpatches.arrays import Array
 from xpatches.errors import PatchError
 from xpatches.geometry import AxisGrid, PatchGrid
-from xpatches.kernel import Array
 
 SPEC_ATTR = "xpatches"
 """Attr of an extracted array that holds its spec."""

@@ -7,17 +7,10 @@ import numpy as np
 import xarray as xr
 
 from xpatches import labels
+from xpatches.arrays import Array, check_dtype, is_dask
 from xpatches.errors import PatchError
-from xpatches.geometry import AxisGrid, PatchGrid, clip
-from xpatches.kernel import (
-    Array,
-    Span,
-    check_dtype,
-    extract_block,
-    flatten_patches,
-    is_dask,
-    pad_block,
-)
+from xpatches.geometry import AxisGrid, PatchGrid, Span, clip
+from xpatches.kernel import extract_block, flatten_patches, pad_block
 from xpatches.plan import plan_array
 from xpatches.spec import SPEC_ATTR, write_spec
 

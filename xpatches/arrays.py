@@ -1,0 +1,108 @@
+"""What an array holds: whose it is, which dtypes are copied, which values fill them."""
+
+from typing import Any, TypeAlias
+
+import numpy as np
+
+from xpatches.errors import PatchError
+
+Array: TypeAlias = np.ndarray[Any, np.dtype[Any]]
+
+
+def as_items(size: int) -> np.dtype[Any]:
+    """Dtype that moves items of `size` bytes whatever they hold; NumPy is fastest with integers."""
+    return np.dtype(f"u{size}" if size in (1, 2, 4, 8) else f"V{size}")
+
+
+def is_dask(array: object) -> bool:
+    """Tell a dask array from NumPy's without importing dask."""
+    return type(array).__module__.partition(".")[0] == "dask" and hasattr(array, "chunks")
+
+
+def check_dtype(what: str, dtype: Any) -> None:
+    """Refuse samples that are not fixed-width bits.
+
+    Raises
+    ------
+    PatchError
+        If `dtype` is an object, holds objects, or is not NumPy's.
+    """
+    if not isinstance(dtype, np.dtype) or dtype.hasobject or dtype.kind == "T":
+        raise PatchError(
+            f"dtype of {what} must be a fixed-width NumPy dtype, got {dtype!s}; "
+            "convert it first, for example with .astype(float) or .astype(str)"
+        )
+
+
+def as_fill_value(value: object, dtype: np.dtype[Any], what: str = "fill_value") -> Array:
+    """Normalise a fill value: a 0-d array of the dtype that holds the value.
+
+    Parameters
+    ----------
+    value
+        None stands for zero: 0, False, an empty string, and NaT where the dtype is a time.
+        A float may round, as a literal does; nothing else may change.
+    dtype
+        Dtype of the samples.
+    what
+        Name of the argument, for the error.
+
+    Raises
+    ------
+    PatchError
+        If the dtype cannot hold the value.
+
+    Examples
+    --------
+    >>> as_fill_value(255, np.dtype("uint8"))
+    array(255, dtype=uint8)
+    >>> as_fill_value(300, np.dtype("uint8"))
+    Traceback (most recent call last):
+    ...
+    xpatches.errors.PatchError: fill_value must be a value that uint8 can hold, got 300; choose ...
+    """
+    if value is None:
+        return np.array("NaT", dtype) if dtype.kind in "mM" else np.zeros((), dtype)
+    try:
+        with np.errstate(all="ignore"):
+            held = _hold(value, dtype)
+    except (TypeError, ValueError, OverflowError):
+        held = None
+    if held is None or held.ndim:
+        raise PatchError(
+            f"{what} must be a value that {dtype} can hold, got {value!r}; "
+            "choose another, or convert the image with .astype(...)"
+        )
+    return held
+
+
+def _hold(value: Any, dtype: np.dtype[Any]) -> Array | None:
+    """Give the value as a 0-d array of the dtype, or None where it would become another value."""
+    if isinstance(value, int):
+        value = float(value) if dtype.kind in "fc" else int(value)
+    if dtype.kind in "mM":  # pandas' scalars hold nanoseconds
+        unwrap = "to_timedelta64" if dtype.kind == "m" else "to_datetime64"
+        value = getattr(value, unwrap, lambda: value)()
+    given = np.asarray(value)
+    if given.dtype.kind not in _HOLDS.get(dtype.kind, given.dtype.kind):
+        return None
+    if dtype.kind in "biu":
+        held = np.array(int(value), dtype)
+        return held if int(held) == value else None
+    if dtype.kind in "fc":
+        held = given.astype(dtype)
+        return held if np.isfinite(held) or not np.isfinite(given) else None
+    if dtype.kind in "mM":
+        given = np.asarray(value, f"{dtype.kind}8")
+        held = given.astype(dtype)
+        same = held.astype(given.dtype) == given
+        return held if same or (np.isnat(held) and np.isnat(given)) else None
+    held = given.astype(dtype)
+    return held if held == given else None
+
+
+_HOLDS = {
+    "b": "biuf", "i": "biuf", "u": "biufO", "f": "biuf", "c": "biufc",
+    "M": "MOU", "m": "mOU", "S": "S", "U": "U",
+}  # fmt: skip
+"""Kinds of values that a kind of dtype may be given; "O" is Python's datetime or a large int."""
