@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
 from xpatches.geometry import AxisGrid, Padding
-from xpatches.plan import AxisPlan, plan_axis
+from xpatches.plan import AxisPlan, plan_chunks
 
 # Okabe and Ito's colours, which colour-blind readers can tell apart.
 BLUE, ORANGE, GREEN, RED = "#0072b2", "#e69f00", "#009e73", "#d55e00"
@@ -191,8 +191,9 @@ def _padding_panel(sheet: Sheet, grid: AxisGrid, left: float, top: float) -> Non
 def ownership() -> Sheet:
     """Draw the blocks of a line, the patches that each one owns, and the halo that it reads."""
     chunks = (5, 5, 6)
-    plan = plan_axis(AxisGrid("x", sum(chunks), size=5, stride=1, padding="same"), chunks)
-    grid, blocks = plan.grid, list(pairwise([0, *accumulate(plan.blocks)]))
+    grid = AxisGrid("x", sum(chunks), size=5, stride=1, padding="same")
+    (plan,) = plan_chunks({0: grid}, (chunks,), itemsize=1, max_bytes=100).axes
+    blocks = list(pairwise([0, *accumulate(chunks)]))
     left, right = -grid.before, grid.length + grid.pads[1]
     tops = list(accumulate((0.5 * count + 2.1 for count in plan.chunks), initial=2.2))
     sheet = Sheet(left - 3.4, right + 7, -2.7, tops[-1] + 2.4, inch=0.34)
@@ -223,9 +224,8 @@ def _ownership_legend(sheet: Sheet, x: float, y: float) -> None:
 
 def _owner(sheet: Sheet, plan: AxisPlan, block: int, edges: tuple[int, int], top: float) -> None:
     grid, color, (start, stop) = plan.grid, list(TINT)[block], edges
-    owned, first = grid.owned(start, stop), start - (plan.halo[0] if block else 0)
-    last = first + plan.haloed[block] - 1
-    for x in range(first, last + 1):
+    owned, (first, end) = grid.owned(start, stop), plan.regions[block]
+    for x in range(first, end):
         sheet.cell(x, top, x, color if start <= x < stop else TINT[color], WHITE)
     for row, patch in enumerate(owned):
         y, anchor = top + 1.2 + 0.5 * row, grid.anchor(patch)
@@ -238,7 +238,7 @@ def _owner(sheet: Sheet, plan: AxisPlan, block: int, edges: tuple[int, int], top
         sheet.mark(anchor + 0.5, y + 0.18, "v", 3, _on(color))
     left, right = -grid.before - 0.4, grid.length + grid.pads[1] + 0.5
     sheet.note(left, top + 0.5, f"block {block}", "right")
-    text = f"reads {first} to {last}: halo {start - first, last + 1 - stop}"
+    text = f"reads {first} to {end - 1}: halo {start - first, end - stop}"
     sheet.note(right, top + 0.8, f"{text}\nowns patches {owned[0]} to {owned[-1]}")
 
 

@@ -399,13 +399,19 @@ def test_the_plan_tells_the_extraction() -> None:
     p = source.patches(y=5, x=5, stride=1, padding="same")
     plan, result = p.plan(), p.extract()
     assert plan["patches"] == len(p)
+    assert plan["engine"] == "map_overlap"
     assert plan["blocks"] == result.data.npartitions
     assert plan["halo"] == {"y": [2, 2], "x": [2, 2]}
-    assert plan["chunks"] == {"y": [6, 6, 6, 2], "x": [7, 7, 7, 7, 3]}
-    assert plan["source_blocks"]["batch"] == [1, 1]
+    assert plan["chunks"] == {dim: list(n) for dim, n in result.variable.chunksizes.items()}
+    assert plan["regions"]["y"] == [[0, 8], [4, 14], [10, 20], [16, 20]]
+    assert plan["regions"]["batch"] == [[0, 1], [1, 2]]
+    assert plan["max_bytes"] == 2**27
     assert plan["tasks"] == len(dask.optimize(result.data)[0].__dask_graph__())
     assert json.loads(json.dumps(plan)) == plan
-    assert image().patches(y=5, x=5).plan()["blocks"] == 1
+    flat = p.plan(flatten="patch", max_bytes="10 kB")
+    result = p.extract(flatten="patch", max_bytes=10_000)
+    assert flat["chunks"] == {dim: list(n) for dim, n in result.variable.chunksizes.items()}
+    assert image().patches(y=5, x=5).plan()["engine"] == "numpy"
 
 
 def test_the_reprs_say_what_there_is() -> None:

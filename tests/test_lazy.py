@@ -1,4 +1,3 @@
-import itertools
 import tracemalloc
 from typing import Any
 
@@ -14,17 +13,18 @@ from reference import Array, four_loops, same_bits
 from strategies import arguments, chunkings, problems
 from xpatches import PatchError, lazy
 from xpatches.arrays import as_fill_value
-from xpatches.geometry import AxisGrid, Span
-from xpatches.kernel import extract_block
-from xpatches.plan import Plan, plan_array
+from xpatches.geometry import AxisGrid
+from xpatches.plan import Plan, plan_chunks, plan_regions
 
 
-def planned(image: Any, grids: dict[int, AxisGrid], **kwargs: Any) -> Plan:
-    return plan_array(grids, image.chunks, image.dtype.itemsize, **kwargs)
+def planned(
+    image: Any, grids: dict[int, AxisGrid], max_bytes: int = 2**27, flatten: bool = False
+) -> Plan:
+    return plan_chunks(grids, image.chunks, image.dtype.itemsize, max_bytes, flatten)
 
 
 def extract(image: Any, grids: dict[int, AxisGrid]) -> Any:
-    return lazy.extract(image, planned(image, grids), as_fill_value(None, image.dtype))
+    return lazy.exchange(image, planned(image, grids), as_fill_value(None, image.dtype))
 
 
 def grids_of(image: Any, size: int, stride: int, padding: Any = "same") -> dict[int, AxisGrid]:
@@ -33,14 +33,27 @@ def grids_of(image: Any, size: int, stride: int, padding: Any = "same") -> dict[
     }
 
 
-@given(problems(max_spatial=2), st.data())
-def test_patches_are_those_of_the_four_loops_under_any_chunking(
-    problem: tuple[Array, dict[int, AxisGrid]], data: st.DataObject
+@pytest.mark.parametrize("engine", ["map_overlap", "region"])
+@given(problems(max_spatial=2), st.data(), st.integers(100, 5000))
+def test_patches_are_those_of_the_four_loops_under_any_chunking_and_budget(
+    engine: str,
+    problem: tuple[Array, dict[int, AxisGrid]],
+    data: st.DataObject,
+    max_bytes: int,
 ) -> None:
     image, grids = problem
     chunks = tuple(data.draw(chunkings(n)) if n else (0,) for n in image.shape)
-    result = extract(da.from_array(image, chunks=chunks), grids)
-    expected = four_loops(image, arguments(grids), as_fill_value(None, image.dtype))
+    fill = as_fill_value(None, image.dtype)
+    planner = plan_chunks if engine == "map_overlap" else plan_regions
+    try:
+        plan = planner(grids, chunks, image.dtype.itemsize, max_bytes)
+    except PatchError:
+        plan = planner(grids, chunks, image.dtype.itemsize, 2**27)
+    if engine == "map_overlap":
+        result = lazy.exchange(da.from_array(image, chunks=chunks), plan, fill)
+    else:
+        result = lazy.read(image.__getitem__, "image", plan, fill)
+    expected = four_loops(image, arguments(grids), fill)
     patches = result.compute()
     assert same_bits(patches, expected)
     assert result.shape == expected.shape
@@ -61,7 +74,7 @@ def test_flattening_joins_the_patch_axes_and_those_behind_them(
     expected = four_loops(image, arguments(grids), fill)
     kept = expected.shape[: plan.patch_axis]
     size = int(np.prod(expected.shape[plan.patch_axis :]))
-    assert same_bits(lazy.extract(source, plan, fill).compute(), expected.reshape(*kept, size))
+    assert same_bits(lazy.exchange(source, plan, fill).compute(), expected.reshape(*kept, size))
 
 
 @pytest.mark.parametrize("scheduler", ["synchronous", "threads"])
@@ -80,7 +93,7 @@ def test_keys_are_deterministic_and_tell_every_parameter_apart() -> None:
         size: int = 3, stride: int = 2, rate: int = 1, padding: Any = "same", f: Array = fill
     ) -> str:
         grids = {0: AxisGrid("y", 20, size, stride, rate, padding)}
-        return str(lazy.extract(image, planned(image, grids), f).name)
+        return str(lazy.exchange(image, planned(image, grids), f).name)
 
     assert name() == name()
     others = [
@@ -93,17 +106,17 @@ def test_keys_are_deterministic_and_tell_every_parameter_apart() -> None:
     assert len({name(), *others}) == 6
 
 
-def test_the_source_is_never_rechunked_behind_the_plan() -> None:
-    image = da.zeros((64, 64), chunks=16)
-    aligned = extract(image, grids_of(image, 5, 4))
-    assert not any("rechunk" in layer for layer in aligned.dask.layers)
-    shorter_than_halo = extract(image, grids_of(image, 41, 16))
-    assert shorter_than_halo.chunks[:2] == ((1,) * 4,) * 2
-
-
 @pytest.mark.parametrize(
     ("size", "stride", "padding", "most"),
-    [(4, 4, "valid", 1), (5, 1, "valid", 7), (5, 1, "same", 14), (8, 4, "same", 14)],
+    [
+        (4, 4, "valid", 1),
+        (5, 1, "valid", 6),
+        (5, 3, "valid", 7),  # the edges of the chunks are no multiples of the stride
+        (5, 1, "same", 11),
+        (5, 3, "same", 11),
+        (8, 4, "same", 11),
+        (41, 4, "valid", 11),  # the halo is longer than two chunks
+    ],
 )
 def test_tasks_per_chunk(size: int, stride: int, padding: str, most: int) -> None:
     image = da.zeros((320, 320), chunks=16)
@@ -165,21 +178,64 @@ def test_chunks_of_other_libraries_are_refused() -> None:
         lazy.check_chunks("images", masked)
 
 
-@pytest.mark.parametrize(("size", "stride", "rate"), [(5, 1, 1), (32, 16, 1), (7, 3, 4)])
+class Memory(Callback):
+    """Measure the tasks whose names begin with a prefix: bytes in, out, and in all at the peak."""
+
+    def __init__(self, prefix: str) -> None:
+        super().__init__(  # type: ignore[no-untyped-call]
+            start_state=self._begin, pretask=self._before, posttask=self._after
+        )
+        self.prefix = prefix
+        self.nbytes: dict[Any, int] = {}
+        self.held = self.peak = self.before = 0
+        self.dependencies: dict[Any, Any] = {}
+
+    def _begin(self, dsk: Any, state: Any) -> None:
+        self.dependencies = state["dependencies"]
+        self.nbytes |= {key: getattr(data, "nbytes", 0) for key, data in state["cache"].items()}
+
+    def _before(self, *_: Any) -> None:
+        tracemalloc.reset_peak()
+        self.before = tracemalloc.get_traced_memory()[0]
+
+    def _after(self, key: Any, result: Any, *_: Any) -> None:
+        peak = tracemalloc.get_traced_memory()[1]
+        self.nbytes[key] = getattr(result, "nbytes", 0)
+        if key[0].startswith(self.prefix):
+            given = sum(self.nbytes[k] for k in self.dependencies[key])
+            self.peak = max(self.peak, given + peak - self.before)
+            if not key[0].endswith(
+                "-cut"
+            ):  # which is given a chunk of the source, whatever its size
+                self.held = max(self.held, given + self.nbytes[key])
+
+
+@pytest.mark.parametrize(
+    ("size", "stride", "rate"), [(5, 1, 1), (32, 16, 1), (7, 3, 4), (150, 9, 1)]
+)
 @pytest.mark.parametrize("padding", ["valid", "same"])
+@pytest.mark.parametrize("engine", ["map_overlap", "region"])
+@pytest.mark.parametrize("max_bytes", [2**20, 2**22])
 def test_no_task_takes_more_memory_than_projected(
-    size: int, stride: int, rate: int, padding: Any
+    size: int, stride: int, rate: int, padding: Any, engine: str, max_bytes: int
 ) -> None:
-    image = da.from_array(np.zeros((400, 400), "f4"), chunks=128)
+    image = np.zeros((400, 400), "f4")
     grids = {i: AxisGrid(i, n, size, stride, rate, padding) for i, n in enumerate(image.shape)}
-    plan = planned(image, grids)
-    for rows, columns in itertools.product(*(axis.spans for _, axis in plan.axes)):
-        spans = [Span(i, grids[i], *span) for i, span in enumerate((rows, columns))]
-        shape = tuple(max(axis.haloed) for _, axis in plan.axes)
-        block = np.zeros(shape, "f4")
-        tracemalloc.start()
-        extract_block(block, spans, np.array(0, "f4"))
-        _, peak = tracemalloc.get_traced_memory()
-        tracemalloc.stop()
-        slack = 20_000  # Python's own objects
-        assert block.nbytes + peak <= plan.bytes_per_task + slack
+    source = da.from_array(image, chunks=128)
+    fill = np.array(0, "f4")
+    if engine == "map_overlap":
+        plan = planned(source, grids, max_bytes)
+        result = lazy.exchange(source, plan, fill)
+    else:
+        plan = plan_regions(grids, source.chunks, 4, max_bytes)
+        result = lazy.read(image.__getitem__, "image", plan, fill)
+    blocks = result.map_blocks(
+        lambda block: block[:0], chunks=((0,) * result.numblocks[0], *result.chunks[1:])
+    )
+    tracemalloc.start()
+    with Memory("extract-") as memory:
+        dask.compute(blocks, scheduler="synchronous", optimize_graph=False)
+    tracemalloc.stop()
+    slack = 20_000  # Python's own objects
+    assert 0 < memory.held <= max_bytes
+    assert memory.held <= memory.peak <= plan.bytes_per_task + slack

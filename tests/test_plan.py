@@ -1,72 +1,106 @@
-from itertools import accumulate
+import sys
+from collections.abc import Callable
+from math import prod
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from strategies import axis_grids, chunkings
+from xpatches import PatchError
 from xpatches.geometry import AxisGrid
-from xpatches.plan import AxisPlan, plan_array, plan_axis
+from xpatches.plan import AxisPlan, Plan, plan_chunks, plan_regions
+
+PLANNERS = pytest.mark.parametrize("planner", [plan_chunks, plan_regions])
+Planner = Callable[..., Plan]
+
+
+def along(axis: AxisGrid, chunks: tuple[int, ...], max_bytes: int = sys.maxsize) -> AxisPlan:
+    """Plan an image of one dim, one byte per sample."""
+    return plan_chunks({0: axis}, (chunks,), 1, max_bytes).axes[0]
+
+
+def regular(length: int, chunk: int) -> tuple[int, ...]:
+    whole, rest = divmod(length, chunk)
+    return (chunk,) * whole + ((rest,) if rest else ())
+
+
+def held(plan: Plan) -> int:
+    """Bytes that a task is given and returns, at most."""
+    return plan.region_bytes + plan.chunk_bytes
 
 
 @st.composite
-def axis_plans(draw: st.DrawFn) -> tuple[AxisPlan, tuple[int, ...]]:
-    axis = draw(axis_grids(60))
-    chunks = draw(chunkings(axis.length))
-    return plan_axis(axis, chunks), chunks
+def images(draw: st.DrawFn) -> tuple[dict[int, AxisGrid], tuple[tuple[int, ...], ...]]:
+    """One or two axes with patches, an axis before them and one behind."""
+    count = draw(st.integers(1, 2))
+    grids = {axis: draw(axis_grids(40)) for axis in range(1, count + 1)}
+    lengths = [draw(st.integers(1, 4)), *(grid.length for grid in grids.values()), 3]
+    return grids, tuple(draw(chunkings(length)) for length in lengths)
 
 
-def haloed_blocks(plan: AxisPlan) -> list[tuple[int, int]]:
-    """Start and stop in the source of every block with its halo."""
-    stops = list(accumulate(plan.blocks))
-    before, after = plan.halo
-    return [
-        (max(0, stop - length - before), min(stops[-1], stop + after))
-        for length, stop in zip(plan.blocks, stops, strict=True)
-    ]
-
-
-@given(axis_plans())
-def test_every_chunk_finds_all_its_samples_in_its_haloed_block(
-    planned: tuple[AxisPlan, tuple[int, ...]],
+@PLANNERS
+@given(images(), st.integers(1, 3000))
+def test_every_patch_is_in_one_chunk_and_its_samples_in_that_chunks_region(
+    planner: Planner, image: tuple[dict[int, AxisGrid], tuple[tuple[int, ...], ...]], budget: int
 ) -> None:
-    plan, _ = planned
-    axis, first = plan.grid, 0
-    blocks = haloed_blocks(plan)
-    for parent, (start, count), patches in zip(plan.parents, plan.spans, plan.chunks, strict=True):
-        low, high = blocks[parent]
-        assert low + start == axis.samples(first)[0]
-        for i in range(first, first + count):
-            assert all(low <= x < high for x in axis.samples(i) if 0 <= x < axis.length)
-        assert count == patches
-        first += count
-    assert first == axis.count
+    grids, chunks = image
+    try:
+        plan = planner(grids, chunks, 1, budget)
+    except PatchError:
+        return
+    for axis in plan.axes:
+        first = 0
+        for block, origin, count in axis.spans:
+            start, stop = axis.regions[block]
+            assert 0 <= start <= stop <= axis.grid.length
+            assert count > 0
+            assert start + origin == axis.grid.samples(first)[0]
+            for i in range(first, first + count):
+                samples = [x for x in axis.grid.samples(i) if 0 <= x < axis.grid.length]
+                assert all(start <= x < stop for x in samples)
+            first += count
+        assert first == axis.grid.count
 
 
-@given(axis_plans())
-def test_no_chunk_is_empty_and_blocks_tile_the_image(
-    planned: tuple[AxisPlan, tuple[int, ...]],
+@PLANNERS
+@given(images(), st.integers(1, 3000))
+def test_no_task_holds_more_than_the_budget_unless_one_patch_does(
+    planner: Planner, image: tuple[dict[int, AxisGrid], tuple[tuple[int, ...], ...]], budget: int
 ) -> None:
-    plan, chunks = planned
-    assert all(count > 0 for count in plan.chunks)
-    assert sum(plan.blocks) == sum(chunks)
-    assert all(length > 0 for length in plan.blocks)
+    grids, chunks = image
+    under = prod(min(grid.effective_size, grid.length) for grid in grids.values())
+    least = under + prod(grid.size for grid in grids.values())
+    if least <= budget:
+        assert held(planner(grids, chunks, 1, budget)) <= budget
+    else:
+        with pytest.raises(PatchError, match=f"max_bytes must be >= {least}, one patch"):
+            planner(grids, chunks, 1, budget)
 
 
-@given(axis_plans())
-def test_no_block_is_shorter_than_the_halo(planned: tuple[AxisPlan, tuple[int, ...]]) -> None:
-    plan, _ = planned
-    assert len(plan.blocks) == 1 or min(plan.blocks) >= max(plan.halo)
-    assert all(a <= b for a, b in zip(plan.halo, plan.grid.halo, strict=True))
+@PLANNERS
+@pytest.mark.parametrize(
+    ("size", "stride", "rate"), [(65, 1, 1), (256, 1, 1), (33, 1, 9), (500, 3, 1)]
+)
+def test_no_choice_of_patches_exceeds_the_default_budget(
+    planner: Planner, size: int, stride: int, rate: int
+) -> None:
+    grids = {axis: AxisGrid(axis, 8192, size, stride, rate, "same") for axis in (0, 1)}
+    plan = planner(grids, ((256,) * 32,) * 2, 4, 2**27)
+    assert held(plan) <= 2**27
 
 
-@given(axis_grids(60), st.integers(1, 60))
+@PLANNERS
+@given(axis_grids(60), st.integers(1, 60), st.integers(20, 2000))
 def test_the_chunks_are_equal_as_zarr_requires_where_the_sources_are(
-    axis: AxisGrid, chunk: int
+    planner: Planner, axis: AxisGrid, chunk: int, budget: int
 ) -> None:
-    whole, rest = divmod(axis.length, chunk)
-    plan = plan_axis(axis, (chunk,) * whole + ((rest,) if rest else ()))
-    assert set(plan.chunks[:-1]) <= {plan.chunks[0]}
-    assert plan.chunks[-1] <= plan.chunks[0]
+    try:
+        chunks = planner({0: axis}, (regular(axis.length, chunk),), 1, budget).out_chunks[0]
+    except PatchError:
+        return
+    assert set(chunks[:-1]) <= {chunks[0]}
+    assert chunks[-1] <= chunks[0]
 
 
 @given(st.integers(1, 60), st.integers(1, 6), st.integers(1, 4), st.data())
@@ -74,8 +108,7 @@ def test_with_stride_1_and_same_the_chunks_line_up_with_the_sources(
     length: int, size: int, rate: int, data: st.DataObject
 ) -> None:
     chunks = data.draw(chunkings(length))
-    plan = plan_axis(AxisGrid("x", length, size, 1, rate, "same"), chunks)
-    assert plan.chunks == chunks
+    assert along(AxisGrid("x", length, size, 1, rate, "same"), chunks).chunks == chunks
 
 
 @given(st.integers(1, 9), st.integers(1, 9), st.integers(1, 9))
@@ -83,23 +116,59 @@ def test_patches_that_do_not_overlap_need_no_halo_on_aligned_chunks(
     size: int, count: int, per_chunk: int
 ) -> None:
     axis = AxisGrid("x", size * count, size, size)
-    whole, rest = divmod(count, per_chunk)
-    chunks = (size * per_chunk,) * whole + ((size * rest,) if rest else ())
-    plan = plan_axis(axis, chunks)
-    assert plan.halo == (0, 0)
-    assert plan.blocks == chunks
+    chunks = tuple(size * n for n in regular(count, per_chunk))
+    plan = plan_chunks({0: axis}, (chunks,), 1, sys.maxsize)
+    assert plan.axes[0].halo == (0, 0)
+    assert plan.blocks_are_chunks
+
+
+@given(axis_grids(60), st.data())
+def test_the_halo_is_no_wider_than_that_of_any_edge(axis: AxisGrid, data: st.DataObject) -> None:
+    plan = along(axis, data.draw(chunkings(axis.length)))
+    assert all(a <= b for a, b in zip(plan.halo, axis.halo, strict=True))
 
 
 def test_zero_length_chunks_are_passed_over() -> None:
     axis = AxisGrid("x", 10, 3, 1, padding="same")
-    assert plan_axis(axis, (0, 5, 0, 5, 0)) == plan_axis(axis, (5, 5))
+    assert along(axis, (0, 5, 0, 5, 0)) == along(axis, (5, 5))
 
 
-def test_the_plan_of_an_array_is_in_blocks_not_in_patches() -> None:
-    grids = {
-        0: AxisGrid("y", 10**6, 5, 1, padding="same"),
-        1: AxisGrid("x", 10**6, 5, 1, padding="same"),
-    }
-    plan = plan_array(grids, ((1000,) * 1000, (1000,) * 1000), itemsize=2)
-    assert plan.chunk_count == 10**6
-    assert plan.bytes_per_task == (1004**2 + 1008**2 + 1000**2 * 25) * 2
+def test_one_region_feeds_several_chunks_where_their_patches_would_not_fit() -> None:
+    plan = along(AxisGrid("x", 64, 9, 1, padding="same"), (32, 32), max_bytes=200)
+    assert plan.blocks == (32, 32)
+    assert plan.chunks == (16,) * 4
+    assert [block for block, _, _ in plan.spans] == [0, 0, 1, 1]
+
+
+def test_the_first_axis_is_cut_first() -> None:
+    grids = {axis: AxisGrid(axis, 64, 5, 1, padding="same") for axis in (0, 1)}
+    plan = plan_chunks(grids, ((64,), (64,)), 1, 2**15)
+    assert plan.out_chunks[:2] == ((16,) * 4, (64,))
+
+
+@given(axis_grids(60), st.integers(1, 20), st.integers(100, 3000))
+def test_the_read_amplification_is_counted_over_stored_samples(
+    axis: AxisGrid, chunk: int, budget: int
+) -> None:
+    stored = regular(axis.length, chunk)
+    plan = plan_regions({0: axis}, (stored,), 1, budget)
+    reads = [{x // chunk for x in range(start, stop)} for start, stop in plan.axes[0].regions]
+    total = sum(stored[number] for read in reads for number in read)
+    once = sum(stored[number] for number in set().union(*reads))
+    assert plan.read_amplification == pytest.approx(total / once if once else 1.0)
+
+
+def test_regions_grow_until_little_is_read_twice() -> None:
+    grids = {axis: AxisGrid(axis, 16384, 5, 1, padding="same") for axis in (0, 1)}
+    plan = plan_regions(grids, ((256,) * 64,) * 2, 2, 2**30)
+    assert plan.read_amplification < 1.3
+    assert held(plan) <= 2**30
+    assert all(count % 256 == 0 for axis in plan.axes for count in axis.blocks)
+
+
+@PLANNERS
+def test_the_plan_of_an_array_is_in_blocks_not_in_patches(planner: Planner) -> None:
+    grids = {axis: AxisGrid(axis, 10**6, 5, 1, padding="same") for axis in (0, 1)}
+    plan = planner(grids, ((1000,) * 1000,) * 2, 2, 2**27)
+    assert prod(len(axis.blocks) for axis in plan.axes) <= 10**6
+    assert held(plan) <= 2**27

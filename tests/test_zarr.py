@@ -183,15 +183,52 @@ def test_flattening_reads_no_lazy_coords(
 
 
 @pytest.mark.parametrize("renamed", [{}, {"y": "row", "x": "column"}], ids=str)
-def test_an_image_opened_without_dask_gets_the_chunks_of_its_storage(
+def test_chunks_of_an_image_opened_without_dask_can_be_those_of_its_storage(
     tmp_path: Path, renamed: dict[str, str], counting_store: type[CountingStore]
 ) -> None:
     ds = open_image(write(dataset(), tmp_path / "image.zarr"), None, counting_store)
     source = ds.image.rename(renamed)
     rows, columns = (renamed.get(dim, dim) for dim in ("y", "x"))
-    result = source.patches({rows: 4, columns: 4}).extract()
+    result = source.patches({rows: 4, columns: 4}).extract(engine="map_overlap")
     assert result.chunksizes[rows] == (4, 4, 4, 4, 4, 4, 1)
     assert result.chunksizes[columns] == (5,) * 5
+
+
+@pytest.mark.parametrize("padding", ["valid", "same"])
+def test_regions_read_little_twice_and_give_the_same_bits(
+    tmp_path: Path, padding: str, counting_store: type[CountingStore]
+) -> None:
+    samples = np.random.default_rng(0).integers(0, 2**16, (256, 256)).astype("uint16")
+    image = xr.Dataset({"image": (("y", "x"), samples)})
+    image.chunk(y=8, x=8).to_zarr(tmp_path / "image.zarr", consolidated=False)
+    lazy = open_image(tmp_path / "image.zarr", None, counting_store).image
+    p = lazy.patches(y=5, x=5, stride=1, padding=padding)
+    plan = p.plan(max_bytes=2**20)
+    assert plan["engine"] == "region"
+    assert plan["blocks"] > 1
+    assert plan["tasks"] == plan["blocks"] + 1  # and one that holds the source
+    regions = p.extract(max_bytes=2**20)
+    assert not counting_store.chunk_reads()
+    values = regions.values
+    reads = counting_store.chunk_reads()
+    assert sum(reads.values()) / len(reads) == pytest.approx(plan["read_amplification"])
+    assert sum(reads.values()) / len(reads) < 1.3
+    assert np.array_equal(values, p.extract(engine="map_overlap"))
+    whole = image.image.patches(y=5, x=5, stride=1, padding=padding)
+    assert np.array_equal(values, whole.extract())
+
+
+def test_chunks_are_computed_once_where_regions_would_read_much_twice(
+    tmp_path: Path, counting_store: type[CountingStore]
+) -> None:
+    lazy = open_image(write(dataset(), tmp_path / "image.zarr"), None, counting_store).image
+    p = lazy.patches(y=65, x=65, stride=1, padding="same")
+    budget = 200_000
+    assert p.plan(max_bytes=budget)["engine"] == "map_overlap"
+    assert p.plan(engine="region", max_bytes=budget)["read_amplification"] > 1.3
+    counting_store.chunk_reads()
+    p.extract(max_bytes=budget).max(["y_patch", "x_patch"]).compute()
+    assert set(counting_store.chunk_reads("image/").values()) == {1}
 
 
 def test_a_patch_in_the_padding_of_a_reversed_image_reads_nothing(

@@ -145,7 +145,13 @@ class Patches(Generic[T]):
         }
         return self._take(self.grid.index(index))
 
-    def extract(self, flatten: str | None = None, label: str = "center") -> T:
+    def extract(
+        self,
+        flatten: str | None = None,
+        label: str = "center",
+        engine: str = "auto",
+        max_bytes: int | str | None = None,
+    ) -> T:
         """Extract all patches.
 
         Parameters
@@ -155,6 +161,14 @@ class Patches(Generic[T]):
             dim ``patch``, TensorFlow's layout, with the coords of all of them along it.
         label
             Which source index gives a patch its labels: ``"center"`` or ``"origin"``.
+        engine
+            How an image that is not in memory is computed: ``"map_overlap"`` exchanges halos
+            between the chunks of a dask array; ``"region"`` lets every block read its own region,
+            for images opened with ``chunks=None``; ``"auto"`` is ``"region"`` where that is
+            possible and reads no sample more than 1.3 times on average. The result is the same.
+        max_bytes
+            Budget of a task, for its input and its output together: a number of bytes or a string
+            like ``"64 MiB"``; dask's ``array.chunk-size`` (128 MiB) by default.
 
         Returns
         -------
@@ -171,8 +185,9 @@ class Patches(Generic[T]):
         Raises
         ------
         PatchError
-            If `flatten` or `label` is unknown, or if the variables of a Dataset cannot share one
-            dim ``patch``.
+            If `flatten`, `label` or `engine` is unknown, the source cannot be read by region, one
+            patch does not fit `max_bytes`, or the variables of a Dataset cannot share one dim
+            ``patch``.
 
         Examples
         --------
@@ -189,38 +204,59 @@ class Patches(Generic[T]):
         Attributes:
             xpatches:  {"version": 1, "dims": ["x"], "axes": [{"dim": "x", "length": ...
         """
-        if flatten not in (None, labels.FLAT_DIM):
-            raise PatchError(f"flatten must be None or 'patch', got {flatten!r}")
-        if label not in ("center", "origin"):
-            raise PatchError(f"label must be 'center' or 'origin', got {label!r}")
+        _check_choice("flatten", flatten, (None, labels.FLAT_DIM))
+        _check_choice("label", label, ("center", "origin"))
+        _check_choice("engine", engine, _ENGINES)
+        how = {"engine": engine, "max_bytes": max_bytes}
         coords = labels.patch_coords(self._dataset.coords, self.grid, label)
         joined = self._joined_dims() if flatten else {}
         if joined:
             coords = labels.flatten_coords(coords, joined)
         return self._wrap(
             {
-                name: variables.extract_variable(variable, self.grid, fill_value, label, joined)
+                name: variables.extract_variable(
+                    variable, self.grid, fill_value, label, joined, how
+                )
                 for name, variable, fill_value in self._extracted()
             },
             coords,
         )
 
-    def plan(self) -> dict[Any, Any]:
-        """Say how `extract()`, unflattened, will work, as plain data; nothing is read or computed.
+    def plan(
+        self,
+        flatten: str | None = None,
+        engine: str = "auto",
+        max_bytes: int | str | None = None,
+    ) -> dict[Any, Any]:
+        """Say how `extract` will work, as plain data; nothing is read or computed.
+
+        Parameters
+        ----------
+        flatten, engine, max_bytes
+            As for `extract`.
 
         Returns
         -------
         dict
             For a Dataset, one such dict per extracted variable:
 
+            - ``engine``: ``"map_overlap"``, ``"region"``, or ``"numpy"`` for an image in memory;
             - ``patches``: number of patches;
-            - ``blocks``: calls of the kernel, one per chunk of the result;
+            - ``blocks``: number of regions of the source that patches are computed from;
             - ``tasks``: tasks of the whole dask graph after optimisation, the source's included
               (1 for an image in memory);
-            - ``halo``: per dim, the samples ``[before, after]`` exchanged at inner block edges;
-            - ``source_blocks``, ``chunks``: per dim, the lengths of the source's blocks and of the
-              result's chunks;
-            - ``bytes_per_task``: projected bytes of the largest task, its input and its output.
+            - ``halo``: per dim, the samples ``[before, after]`` that blocks share;
+            - ``regions``: per dim of the source, ``[start, stop)`` of every block;
+            - ``chunks``: per dim of the result, the lengths of its chunks;
+            - ``max_bytes``: the budget (None for an image in memory);
+            - ``bytes_per_task``: projected peak of the largest task: what it is given, makes on
+              the way and returns;
+            - ``read_amplification``: how often a stored sample is read, on average.
+
+        Raises
+        ------
+        PatchError
+            As `extract`.
 
         Examples
         --------
@@ -228,8 +264,12 @@ class Patches(Generic[T]):
         >>> image.chunk(y=4, x=8).patches(y=3, x=3, stride=1).plan()["halo"]
         {'y': [0, 2], 'x': [0, 0]}
         """
+        _check_choice("flatten", flatten, (None, labels.FLAT_DIM))
+        _check_choice("engine", engine, _ENGINES)
+        how = {"engine": engine, "max_bytes": max_bytes}
+        joined = self._joined_dims() if flatten else {}
         plans = {
-            name: variables.plan_variable(variable, self.grid, fill_value)
+            name: variables.plan_variable(variable, self.grid, fill_value, joined, how)
             for name, variable, fill_value in self._extracted()
         }
         return plans[_ARRAY] if isinstance(self.source, xr.DataArray) else plans
@@ -404,10 +444,18 @@ class _DatasetPatches(PatchesAccessor[xr.Dataset]):
     __doc__ = PatchesAccessor.__doc__
 
 
+_ENGINES = ("auto", "map_overlap", "region")
+
 _METHODS = (None, "nearest", "pad", "ffill", "backfill", "bfill")
 
 _ADDED = ("patch", "origin")
 """Ends of the names that an extraction adds for every dim."""
+
+
+def _check_choice(argument: str, value: object, choices: tuple[object, ...]) -> None:
+    if value not in choices:
+        *most, last = map(repr, choices)
+        raise PatchError(f"{argument} must be {', '.join(most)} or {last}, got {value!r}")
 
 
 def _fill_values(dataset: xr.Dataset, grid: PatchGrid, fill_value: Any) -> dict[Hashable, Array]:

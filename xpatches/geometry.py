@@ -150,6 +150,23 @@ class AxisGrid:
         first = min(-(-start // self.stride), last)
         return range(first, last if stop >= self.length else min(-(-stop // self.stride), last))
 
+    def region(self, first: int, count: int) -> tuple[int, int, int]:
+        """Find the samples under a run of patches: start, stop, and the first origin behind start.
+
+        They are clipped to the image; where all of them are padding, start equals stop.
+
+        Examples
+        --------
+        >>> AxisGrid("x", length=10, size=3, stride=2, padding="same").region(first=4, count=1)
+        (8, 10, 0)
+        >>> AxisGrid("x", length=10, size=3, stride=1, padding="same").region(first=0, count=2)
+        (0, 3, -1)
+        """
+        origin = first * self.stride - self.before
+        end = origin + max(0, count - 1) * self.stride + self.effective_size
+        start = min(max(0, origin), self.length)
+        return start, max(start, min(end, self.length)), origin - start
+
     def coverage(self, sample: int) -> int:
         """Count the patches that hold one sample of the image."""
         hits = 0

@@ -1,24 +1,58 @@
-"""Patches of dask arrays: the only module that knows dask.
+"""Patches through dask: the only module that knows it.
 
-`extract` is dask's ``map_overlap`` in its two halves, the halo exchange (``overlap``) and
-``map_blocks``. Between them a haloed block may be handed to several chunks of the result: that is
-how chunks shorter than the halo keep their size. dask would rechunk silently there, so the plan
-has fixed every chunk beforehand and ``allow_rechunk=False`` holds dask to it. The edges of the
-image are padded in the kernel, which costs no task.
+Two engines build the graph. ``map_overlap`` is for chunks that are computed: as dask's function of
+that name does, it gives every block its halo from the chunks around it. It differs from dask's in
+three points, for which its graph is made here. Cutting the image anew, exchanging the halo and
+running the kernel take one task each block and one each strip that is cut from a neighbour, where
+``rechunk``, ``overlap`` and ``map_blocks`` would take up to three times as many. A halo may be
+longer than a chunk. And several chunks of the result can be computed from one haloed block.
+
+``region`` is for sources that can be sliced: every block reads its own haloed region, in one task.
+
+The edges of the image are padded in the kernel, which costs no task.
 """
 
-from collections.abc import Mapping
-from typing import Any
+from bisect import bisect_left, bisect_right
+from collections.abc import Callable, Mapping, Sequence
+from itertools import accumulate, product
+from typing import Any, TypeAlias
 
+import dask
 import dask.array as da
 import numpy as np
-from dask.base import optimize
+from dask import delayed
+from dask._task_spec import Task, TaskRef
+from dask.base import optimize, tokenize
+from dask.highlevelgraph import HighLevelGraph
+from dask.utils import parse_bytes
 
 from xpatches.arrays import Array
 from xpatches.errors import PatchError
-from xpatches.geometry import AxisGrid, Span
+from xpatches.geometry import AxisGrid, Span, as_integer
 from xpatches.kernel import extract_block, flatten_patches, pad_block
-from xpatches.plan import Plan
+from xpatches.plan import AxisPlan, Plan
+
+Slices: TypeAlias = tuple[slice, ...]
+
+
+def as_budget(max_bytes: int | str | None) -> int:
+    """Normalise a budget in bytes; None is dask's ``array.chunk-size``.
+
+    Raises
+    ------
+    PatchError
+        If it is neither a positive integer nor a string such as ``"64 MiB"``.
+    """
+    if max_bytes is None:
+        max_bytes = dask.config.get("array.chunk-size")
+    if isinstance(max_bytes, str):
+        try:
+            max_bytes = parse_bytes(max_bytes)
+        except ValueError:
+            raise PatchError(
+                f"max_bytes must be a number of bytes or a string like '64 MiB', got {max_bytes!r}"
+            ) from None
+    return as_integer("max_bytes", max_bytes, 1)
 
 
 def check_chunks(what: str, array: Any) -> None:
@@ -38,7 +72,7 @@ def check_chunks(what: str, array: Any) -> None:
         )
 
 
-def extract(array: Any, plan: Plan, fill_value: Array) -> Any:
+def exchange(array: Any, plan: Plan, fill_value: Array) -> Any:
     """Build the graph that extracts all patches of a dask array; nothing is read or computed.
 
     Parameters
@@ -46,7 +80,7 @@ def extract(array: Any, plan: Plan, fill_value: Array) -> Any:
     array : dask.array.Array
         The image.
     plan
-        The plan made for the array's chunks.
+        What `xpatches.plan.plan_chunks` made for the array's chunks.
     fill_value
         0-d array of the array's dtype.
 
@@ -55,21 +89,55 @@ def extract(array: Any, plan: Plan, fill_value: Array) -> Any:
     dask.array.Array
         As `xpatches.kernel.extract_block`, in ``plan.out_chunks``.
     """
-    array = array.rechunk(plan.blocks)
-    if plan.depth:
-        array = da.overlap.overlap(array, plan.depth, boundary="none", allow_rechunk=False)
-    for axis, axis_plan in plan.axes:
-        if axis_plan.parents != tuple(range(len(axis_plan.blocks))):
-            array = array.blocks[(slice(None),) * axis + (list(axis_plan.parents),)]
-    behind, joined = plan.patch_axis, range(plan.patch_axis, array.ndim)
-    return array.map_blocks(
-        _extract_chunk,
-        axes=tuple((axis, axis_plan.grid, axis_plan.spans) for axis, axis_plan in plan.axes),
-        fill_value=fill_value,
-        flatten=plan.flatten,
-        drop_axis=list(joined) if plan.flatten else [],
-        new_axis=[behind] if plan.flatten else list(range(behind, behind + len(plan.axes))),
-        **_result(plan.out_chunks, array.dtype),
+    name = f"extract-{tokenize(array.name, plan, fill_value)}"
+    if plan.blocks_are_chunks:
+        patch_axes = range(plan.patch_axis, plan.patch_axis + len(plan.spatial))
+        return array.map_blocks(
+            _extract_block,
+            name=name,
+            drop_axis=list(range(plan.patch_axis, array.ndim)) if plan.flatten else [],
+            new_axis=[plan.patch_axis] if plan.flatten else list(patch_axes),
+            **_numbered(plan, fill_value),
+        )
+    graph: dict[Any, Task] = {}
+    parts = [_parts(*pair) for pair in zip(plan.axes, plan.chunks, strict=True)]
+    takes = [_takes(plan, axis) for axis in range(len(plan.axes))]
+    for block in product(*map(range, map(len, parts))):
+        cuts = list(product(*(axis[i] for axis, i in zip(parts, block, strict=True))))
+        places = [tuple(place for _, _, place in cut) for cut in cuts]
+        keys = [_cut_out(graph, name, array, cut) for cut in cuts]
+        outs = list(product(*(axis[i] for axis, i in zip(takes, block, strict=True))))
+        if len(outs) > 1 and len(keys) > 1:
+            key: tuple[Any, ...] = (f"{name}-region", *block)
+            graph[key] = Task(key, _put_together, places, *keys)
+            keys, places = [TaskRef(key)], []
+        for out in outs:
+            key = (name, *plan.out_index([number for number, _ in out]))
+            take = [taken for _, taken in out]
+            graph[key] = Task(key, _extract_parts, take, fill_value, plan.flatten, places, *keys)
+    layers = HighLevelGraph.from_collections(name, graph, dependencies=[array])
+    return da.Array(layers, name, **_result(plan.out_chunks, array.dtype))
+
+
+def read(source: Callable[[Slices], Array], token: str, plan: Plan, fill_value: Array) -> Any:
+    """Build the graph in which every block reads its own region, in one task; as `exchange`.
+
+    Parameters
+    ----------
+    source
+        Gives the samples of a region as NumPy, in any thread or process.
+    token
+        Tells the source from all others.
+    plan
+        What `xpatches.plan.plan_regions` made.
+    fill_value
+        0-d array of the source's dtype.
+    """
+    return da.map_blocks(
+        _extract_block,
+        name=f"extract-{tokenize(token, plan, fill_value)}",
+        source=delayed(source, name=f"source-{token}", traverse=False),
+        **_numbered(plan, fill_value),
     )
 
 
@@ -90,18 +158,123 @@ def count_tasks(array: Any) -> int:
     return len(optimized.__dask_graph__())
 
 
-def _extract_chunk(
-    block: Array,
-    axes: tuple[tuple[int, AxisGrid, tuple[tuple[int, int], ...]], ...],
+_Part: TypeAlias = tuple[int, slice, slice]
+"""Along one axis: a chunk, what of it, and the place of that in a region."""
+_Take: TypeAlias = Span | slice
+"""Along one axis: the patches to take of a region, or the samples where there are no patches."""
+
+
+def _parts(axis: AxisPlan, chunks: tuple[int, ...]) -> list[list[_Part]]:
+    """Find the parts of every block's region along one axis."""
+    edges = [0, *accumulate(chunks)]
+    blocks = []
+    for start, stop in axis.regions:
+        first = min(bisect_right(edges, start), len(chunks)) - 1
+        parts = []
+        for number in range(first, bisect_left(edges, stop)) or [first]:
+            low, high = max(start, edges[number]), min(stop, edges[number + 1])
+            if low < high or start == stop:
+                cut = slice(low - edges[number], high - edges[number])
+                parts.append((number, cut, slice(low - start, high - start)))
+        blocks.append(parts)
+    return blocks
+
+
+def _takes(plan: Plan, axis: int) -> list[list[tuple[int, _Take]]]:
+    """List the chunks of the result by block along one axis: their numbers and what they take."""
+    blocks: list[list[tuple[int, _Take]]] = [[] for _ in plan.axes[axis].blocks]
+    for number, (block, origin, count) in enumerate(plan.axes[axis].spans):
+        blocks[block].append((number, _take(plan, axis, origin, count)))
+    return blocks
+
+
+def _cut_out(graph: dict[Any, Task], name: str, array: Any, part: tuple[_Part, ...]) -> TaskRef:
+    """Refer to a part of a chunk, which one task copies for all blocks that need it."""
+    chunk: tuple[Any, ...] = (array.name, *(number for number, _, _ in part))
+    cut = tuple(cut for _, cut, _ in part)
+    lengths = (axis[number] for axis, (number, _, _) in zip(array.chunks, part, strict=True))
+    if all(slice(0, length) == of for length, of in zip(lengths, cut, strict=True)):
+        return TaskRef(chunk)
+    key: tuple[Any, ...] = (
+        f"{name}-cut",
+        *chunk[1:],
+        *(edge for of in cut for edge in (of.start, of.stop)),
+    )
+    graph[key] = Task(key, _copy_part, TaskRef(chunk), cut)
+    return TaskRef(key)
+
+
+def _copy_part(chunk: Array, cut: Slices) -> Array:
+    return np.array(chunk[cut], order="C")
+
+
+def _put_together(places: Sequence[Slices], *parts: Array) -> Array:
+    if len(parts) == 1:
+        return parts[0]
+    region = np.empty([place.stop for place in places[-1]], parts[0].dtype)
+    for place, part in zip(places, parts, strict=True):
+        region[place] = part
+    return region
+
+
+def _extract_parts(
+    takes: Sequence[_Take],
+    fill_value: Array,
+    flatten: bool,
+    places: Sequence[Slices],
+    *parts: Array,
+) -> Array:
+    return _extract(_put_together(places, *parts), takes, fill_value, flatten)
+
+
+def _extract_block(
+    source: Array | Callable[[Slices], Array],
+    axes: Sequence[tuple[AxisGrid, int]],
+    spatial: Sequence[int],
     fill_value: Array,
     flatten: bool,
     block_id: tuple[int, ...],
 ) -> Array:
-    spans = [Span(axis, grid, *starts[block_id[axis]]) for axis, grid, starts in axes]
-    patches = extract_block(block, spans, fill_value)
+    """Extract one of equal blocks, given its region or what reads it."""
+    behind = spatial[-1] + 1
+    rest = (0,) * (len(axes) - behind) if flatten else block_id[behind + len(spatial) :]
+    region: list[slice] = []
+    takes: list[_Take] = []
+    for axis, ((grid, limit), number) in enumerate(
+        zip(axes, block_id[:behind] + rest, strict=True)
+    ):
+        count = min(limit, grid.count - number * limit)
+        start, stop, origin = grid.region(number * limit, count)
+        region.append(slice(start, stop))
+        takes.append(Span(axis, grid, origin, count) if axis in spatial else slice(0, count))
+    block = source if isinstance(source, np.ndarray) else source(tuple(region))
+    return _extract(block, takes, fill_value, flatten)
+
+
+def _extract(block: Array, takes: Sequence[_Take], fill_value: Array, flatten: bool) -> Array:
+    spans = [take for take in takes if isinstance(take, Span)]
+    kept = tuple(slice(None) if isinstance(take, Span) else take for take in takes)
+    patches = extract_block(block[kept], spans, fill_value)
     return flatten_patches(patches, spans[-1].axis + 1) if flatten else patches
 
 
+def _take(plan: Plan, axis: int, origin: int, count: int) -> _Take:
+    if axis in plan.spatial:
+        return Span(axis, plan.axes[axis].grid, origin, count)
+    return slice(origin, origin + count)
+
+
+def _numbered(plan: Plan, fill_value: Array) -> dict[str, Any]:
+    """Give `map_blocks` the arguments of `_extract_block`."""
+    return {
+        "axes": tuple((axis.grid, axis.limit) for axis in plan.axes),
+        "spatial": plan.spatial,
+        "fill_value": fill_value,
+        "flatten": plan.flatten,
+        **_result(plan.out_chunks, fill_value.dtype),
+    }
+
+
 def _result(chunks: tuple[tuple[int, ...], ...], dtype: Any) -> dict[str, Any]:
-    """Tell `map_blocks` what it would otherwise guess."""
+    """Tell dask what it would otherwise guess."""
     return {"chunks": chunks, "dtype": dtype, "meta": np.empty((0,) * len(chunks), dtype)}

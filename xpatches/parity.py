@@ -9,7 +9,7 @@ from xpatches.arrays import as_fill_value, check_dtype, is_dask
 from xpatches.errors import PatchError
 from xpatches.geometry import AxisGrid, Padding, Span, as_integer
 from xpatches.kernel import extract_block, flatten_patches
-from xpatches.plan import plan_array
+from xpatches.plan import plan_chunks
 
 _PADDINGS: dict[str, Padding] = {"VALID": "valid", "SAME": "same"}
 
@@ -69,8 +69,9 @@ def extract_patches(
         from xpatches import lazy  # dask is loaded for dask arrays only
 
         lazy.check_chunks("images", array)
-        plan = plan_array(grids, array.chunks, array.dtype.itemsize, flatten=True)
-        return lazy.extract(array, plan, fill_value)
+        budget = lazy.as_budget(None)
+        plan = plan_chunks(grids, array.chunks, array.dtype.itemsize, budget, flatten=True)
+        return lazy.exchange(array, plan, fill_value)
     spans = [Span(axis, grid, -grid.before, grid.count) for axis, grid in grids.items()]
     return flatten_patches(extract_block(array, spans, fill_value), array.ndim - 1)
 

@@ -1,227 +1,381 @@
 """Which block computes which patches: integers only, O(blocks), nothing read or computed.
 
-Strategy, per dim. The source's chunk edges are kept when they all are multiples of the stride:
-every block then begins with a patch of its own, and with stride 1 the result's chunks line up with
-the source's. Otherwise the image is cut anew into equal blocks, the largest multiple of the stride
-that fits a chunk, so that the result's chunks are equal too, as zarr requires. Blocks behind the
-last anchor own nothing and join the block before them.
+Strategy, per dim. A block is a run of patches and the region of the source under them. The source's
+chunk edges are kept where they all are multiples of the stride: every block then begins with a
+patch of its own, and with stride 1 the result's chunks line up with the source's. Otherwise the
+blocks are equal, as many patches as fit a chunk, so that the result's chunks are equal too, as zarr
+requires. What a block needs from beyond its chunk is its halo: ``before`` samples on the left and
+``eff - stride - before`` on the right, less where the image ends.
 
-A block needs ``before`` samples from the block on its left and ``eff - s - before`` from the one on
-its right, less where the image ends. Where a block is shorter than that halo it is merged with its
-neighbours for the exchange; the result keeps its finer chunks, several of them computed from one
-haloed block.
+No task is to hold more than a budget of bytes. Where the patches of a block would not fit, several
+chunks of the result are computed from one block; where its region would not, blocks are made
+smaller. Both are cut along the first axis that suffices, into equal parts.
+
+A source that can be sliced is read region by region. What lies in two regions is read twice, so
+blocks grow, chunk by chunk of the storage, until little is, or the budget is reached.
 """
 
-from bisect import bisect_right
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import accumulate, pairwise
 from math import prod
 
+from xpatches.errors import PatchError
 from xpatches.geometry import AxisGrid
+
+SCRATCH = 1 << 18
+"""Bytes that a task may take for itself, beyond what the plan counts."""
+
+_AMPLIFICATION = 1.15
+"""Blocks that read storage grow until every stored sample is read this often at most."""
 
 
 @dataclass(frozen=True, slots=True)
 class AxisPlan:
-    """Blocks, halo and output chunks along one dim.
+    """Blocks and chunks of the result along one axis of the source.
 
     Examples
     --------
-    Chunks shorter than the halo are merged for the exchange, not in the result:
-
-    >>> from xpatches.geometry import AxisGrid
-    >>> plan = plan_axis(AxisGrid("x", 12, size=9, stride=1, padding="same"), (3, 3, 3, 3))
-    >>> plan.blocks, plan.halo, plan.chunks, plan.parents
-    ((6, 6), (4, 4), (3, 3, 3, 3), (0, 0, 1, 1))
+    >>> plan = AxisPlan(AxisGrid("x", 12, 5, 2), blocks=(2, 2), limit=1)
+    >>> plan.regions, plan.chunks
+    (((0, 7), (4, 11)), (1, 1, 1, 1))
+    >>> plan.spans
+    ((0, 0, 1), (0, 2, 1), (1, 0, 1), (1, 2, 1))
     """
 
     grid: AxisGrid
     blocks: tuple[int, ...]
-    """Length of every block of the source, before the halo is added."""
-    halo: tuple[int, int]
-    """Samples that every inner edge of a block exchanges: from the left, from the right."""
-    chunks: tuple[int, ...]
-    """Patches in every chunk of the result."""
-    parents: tuple[int, ...]
-    """For every chunk of the result, the block that it is computed from."""
+    """Patches of every block."""
+    limit: int
+    """Patches of a chunk of the result, at most."""
 
     @property
-    def haloed(self) -> tuple[int, ...]:
-        """Length of every block with its halo; the image's ends have none."""
-        last = len(self.blocks) - 1
+    def regions(self) -> tuple[tuple[int, int], ...]:
+        """Samples ``[start, stop)`` of the source under every block; empty where all is padding."""
         return tuple(
-            (self.halo[0] if i > 0 else 0) + length + (self.halo[1] if i < last else 0)
-            for i, length in enumerate(self.blocks)
+            self.grid.region(stop - count, count)[:2]
+            for stop, count in zip(accumulate(self.blocks), self.blocks, strict=True)
         )
 
     @property
-    def spans(self) -> tuple[tuple[int, int], ...]:
-        """For every chunk, the origin of its first patch in the haloed block, and its patches."""
-        edges = [0, *accumulate(self.blocks)]
-        firsts = [0, *accumulate(self.chunks)]
-        return tuple(
-            (
-                first * self.grid.stride
-                - self.grid.before
-                - max(0, edges[parent] - (self.halo[0] if parent else 0)),
-                count,
-            )
-            for first, count, parent in zip(firsts, self.chunks, self.parents, strict=False)
-        )
+    def chunks(self) -> tuple[int, ...]:
+        """Patches of every chunk of the result."""
+        return tuple(count for _, _, count in self.spans)
 
+    @property
+    def spans(self) -> tuple[tuple[int, int, int], ...]:
+        """For every chunk: its block, the origin of its first patch in the region, its patches."""
+        spans = []
+        for block, (stop, count) in enumerate(
+            zip(accumulate(self.blocks), self.blocks, strict=True)
+        ):
+            _, _, origin = self.grid.region(stop - count, count)
+            for first in range(0, max(1, count), self.limit):
+                patches = min(self.limit, count - first)
+                spans.append((block, origin + first * self.grid.stride, patches))
+        return tuple(spans)
 
-def plan_axis(grid: AxisGrid, chunks: Sequence[int]) -> AxisPlan:
-    """Choose the blocks, the halo and the result's chunks along one dim.
-
-    Parameters
-    ----------
-    grid
-        The patches along the dim.
-    chunks
-        Lengths of the source's chunks; zero-length ones are passed over.
-    """
-    starts = _starts(grid, chunks)
-    counts, sources = _chunks(grid, starts)
-    blocks, halo = _exchange(grid, starts)
-    edges = list(accumulate(blocks))
-    parents = tuple(min(bisect_right(edges, start), len(blocks) - 1) for start in sources)
-    return AxisPlan(grid, blocks, halo, counts, parents)
+    @property
+    def halo(self) -> tuple[int, int]:
+        """Samples that a block reads before its first anchor and after its last stride, at most."""
+        grid = self.grid
+        if len(self.blocks) < 2:
+            return 0, 0
+        return grid.before, max(0, grid.effective_size - grid.stride - grid.before)
 
 
 @dataclass(frozen=True, slots=True)
 class Plan:
     """How the patches of one array are computed, block by block.
 
-    Parameters
-    ----------
-    chunks
-        Chunk lengths of the source along each of its axes.
-    axes
-        The plan of every spatial axis, by its number in the source.
-    itemsize
-        Bytes of one sample.
-    flatten
-        Join the patch axes and the source's axes behind them into one.
-
     Examples
     --------
-    >>> from xpatches.geometry import AxisGrid
     >>> grids = {0: AxisGrid("y", 64, 3, 1), 1: AxisGrid("x", 64, 3, 1)}
-    >>> plan = plan_array(grids, ((32, 32), (32, 32)), itemsize=2)
-    >>> plan.depth, plan.out_chunks
-    ({0: (0, 2), 1: (0, 2)}, ((32, 30), (32, 30), (3,), (3,)))
-    >>> plan.bytes_per_task == (2 * 34 * 34 + 32 * 32 * 9) * 2
-    True
+    >>> plan = plan_chunks(grids, ((32, 32), (32, 32)), itemsize=2, max_bytes=2**20)
+    >>> plan.out_chunks
+    ((32, 30), (32, 30), (3,), (3,))
+    >>> plan.engine, plan.region_bytes == 34 * 34 * 2
+    ('map_overlap', True)
     """
 
+    engine: str
+    """``"map_overlap"`` exchanges halos between chunks, ``"region"`` reads regions of storage."""
     chunks: tuple[tuple[int, ...], ...]
-    axes: tuple[tuple[int, AxisPlan], ...]
+    """Chunk lengths of the source along each of its axes."""
+    axes: tuple[AxisPlan, ...]
+    """One for each axis of the source; an axis without patches has patches of one sample."""
+    spatial: tuple[int, ...]
+    """Numbers of the axes that are cut into patches."""
     itemsize: int
-    flatten: bool = False
+    """Bytes of one sample."""
+    flatten: bool
+    """Whether the patch axes and the source's axes behind them are joined into one."""
 
     @property
     def patch_axis(self) -> int:
-        """Axis of the result at which the patch dims begin: right after the last spatial one."""
-        return max(axis for axis, _ in self.axes) + 1
-
-    @property
-    def blocks(self) -> tuple[tuple[int, ...], ...]:
-        """Chunk lengths that the source must have before the halo exchange."""
-        planned = dict(self.axes)
-        blocks = [
-            planned[axis].blocks if axis in planned else lengths
-            for axis, lengths in enumerate(self.chunks)
-        ]
-        if self.flatten:
-            blocks[self.patch_axis :] = [(sum(lengths),) for lengths in blocks[self.patch_axis :]]
-        return tuple(blocks)
-
-    @property
-    def depth(self) -> dict[int, tuple[int, int]]:
-        """Halo per axis of the source, without the axes that need none."""
-        return {axis: plan.halo for axis, plan in self.axes if any(plan.halo)}
+        """Axis of the result at which the patch axes begin: right after the last spatial one."""
+        return self.spatial[-1] + 1
 
     @property
     def out_chunks(self) -> tuple[tuple[int, ...], ...]:
         """Chunk lengths of the result."""
-        planned = dict(self.axes)
-        kept = [
-            planned[axis].chunks if axis in planned else lengths
-            for axis, lengths in enumerate(self.blocks)
-        ]
-        last = [*((plan.grid.size,) for _, plan in self.axes), *kept[self.patch_axis :]]
+        kept = [axis.chunks for axis in self.axes]
+        sizes = [(self.axes[axis].grid.size,) for axis in self.spatial]
+        last = [*sizes, *kept[self.patch_axis :]]
         if self.flatten:
             last = [(prod(sum(lengths) for lengths in last),)]
         return (*kept[: self.patch_axis], *last)
 
+    def out_index(self, numbers: Sequence[int]) -> tuple[int, ...]:
+        """Index of a chunk of the result, from its number along every axis of the source."""
+        kept, rest = numbers[: self.patch_axis], numbers[self.patch_axis :]
+        return (*kept, 0) if self.flatten else (*kept, *(0 for _ in self.spatial), *rest)
+
     @property
-    def chunk_count(self) -> int:
-        """Chunks of the result, each computed by one call of the kernel."""
-        return prod(len(lengths) for lengths in self.out_chunks)
+    def blocks_are_chunks(self) -> bool:
+        """Whether every chunk of the result is computed from one whole chunk of the source."""
+        return all(
+            axis.blocks == axis.chunks == _equal(axis.grid.count, axis.limit)
+            and tuple(stop - start for start, stop in axis.regions) == lengths
+            for axis, lengths in zip(self.axes, self.chunks, strict=True)
+        )
+
+    @property
+    def region_bytes(self) -> int:
+        """Bytes of the largest region that a block reads."""
+        return self.itemsize * prod(
+            max(stop - start for start, stop in axis.regions) for axis in self.axes
+        )
+
+    @property
+    def chunk_bytes(self) -> int:
+        """Bytes of the largest chunk of the result."""
+        return self.itemsize * prod(max(lengths) for lengths in self.out_chunks)
 
     @property
     def bytes_per_task(self) -> int:
-        """Projected bytes of one task: a haloed block, its patches, and as much as it when padded.
+        """Projected peak of the largest task: what it is given, makes and returns.
 
-        The kernel's scratch memory is never more than that.
+        That is the parts of a region, the region put together, a padded copy of it, and patches;
+        or a chunk of the source and what is cut from it for a neighbour.
         """
-        planned = dict(self.axes)
-        haloed = [
-            max(planned[axis].haloed if axis in planned else lengths)
-            for axis, lengths in enumerate(self.blocks)
-        ]
-        padded = [
-            length + (sum(planned[axis].grid.pads) if axis in planned else 0)
-            for axis, length in enumerate(haloed)
-        ]
-        patches = prod(max(lengths) for lengths in self.out_chunks)
-        return (prod(haloed) + prod(padded) + patches) * self.itemsize
+        region, chunk = self.region_bytes, self.itemsize * prod(map(max, self.chunks))
+        padded = self.itemsize * prod(
+            max(stop - start for start, stop in axis.regions) + sum(axis.grid.pads)
+            for axis in self.axes
+        )
+        exchanged = self.engine == "map_overlap" and any(len(axis) > 1 for axis in self.chunks)
+        peak = region + exchanged * region + padded + self.chunk_bytes
+        return max(peak, exchanged * (chunk + min(chunk, region))) + SCRATCH
+
+    @property
+    def read_amplification(self) -> float:
+        """How often a stored sample is read, on average over the samples that are."""
+        if self.engine == "map_overlap":
+            return 1.0
+        return prod(map(_amplification, self.axes, self.chunks))
 
 
-def plan_array(
+def plan_chunks(
     grids: Mapping[int, AxisGrid],
     chunks: tuple[tuple[int, ...], ...],
     itemsize: int,
+    max_bytes: int,
     flatten: bool = False,
 ) -> Plan:
-    """Plan the extraction from an array with these chunks; `grids` are keyed by axis, in order."""
-    axes = tuple((axis, plan_axis(grid, chunks[axis])) for axis, grid in grids.items())
-    return Plan(chunks, axes, itemsize, flatten)
+    """Plan an extraction from chunks that are computed, each once.
 
+    Parameters
+    ----------
+    grids
+        The patches along every spatial axis, by its number, in order.
+    chunks
+        Chunk lengths of the source; zero-length ones are passed over.
+    itemsize
+        Bytes of one sample.
+    max_bytes
+        Budget of a task: the bytes of its input and its output.
+    flatten
+        Join the patch axes and the source's axes behind them into one.
 
-def _starts(grid: AxisGrid, chunks: Sequence[int]) -> list[int]:
-    """Where the blocks begin: at multiples of the stride, each with a patch of its own."""
-    edges = [0, *accumulate(length for length in chunks if length)]
-    starts = edges[:-1]
-    if any(start % grid.stride for start in starts):
-        length = max(1, max(chunks) // grid.stride) * grid.stride
-        starts = list(range(0, grid.length, length))
-    return [start for start in starts if start // grid.stride < grid.count] or [0]
-
-
-def _chunks(grid: AxisGrid, starts: list[int]) -> tuple[tuple[int, ...], list[int]]:
-    """Patches per chunk of the result, and where in the source each chunk begins.
-
-    Patches behind the image's end, which explicit padding can ask for, belong to the last block;
-    they get chunks no larger than the others'.
+    Raises
+    ------
+    PatchError
+        If one patch and the samples under it do not fit the budget.
     """
-    blocks = list(zip(starts, [*starts[1:], grid.length], strict=True))
-    limit = max(1, *(-(-(stop - start) // grid.stride) for start, stop in blocks))
-    counts, sources = [], []
-    for start, stop in blocks:
-        owned = len(grid.owned(start, stop))
-        pieces = [min(limit, owned - done) for done in range(0, owned, limit)] or [0]
-        counts += pieces
-        sources += [start] * len(pieces)
-    return tuple(counts), sources
+    every, movable = _every_axis(grids, chunks, flatten)
+    blocks = [
+        _blocks(grid, lengths) if axis in movable else (grid.count,)
+        for axis, (grid, lengths) in enumerate(zip(every, chunks, strict=True))
+    ]
+
+    def region(most: Sequence[int]) -> int:
+        return itemsize * prod(map(_reach, every, most))
+
+    def patches(most: Sequence[int]) -> int:
+        return itemsize * prod(grid.size * count for grid, count in zip(every, most, strict=True))
+
+    # Half of the budget, for putting a region together takes its parts and the whole.
+    most = _shrink(list(map(max, blocks)), movable, lambda most: 2 * region(most) <= max_bytes)
+    blocks = list(map(_recut, blocks, most))
+    most = list(map(max, blocks))
+    held = region(most)
+    limits = _shrink(most, movable, lambda limits: held + patches(limits) <= max_bytes)
+    if held + patches(limits) > max_bytes:
+        raise _too_large(max_bytes, held + patches(limits))
+    axes = []
+    for grid, counts, limit in zip(every, blocks, limits, strict=True):
+        even = _divide(max(counts), limit)
+        if max(counts) % even:  # blocks of whole chunks of the result, which are to be equal
+            counts = _equal(grid.count, max(counts) // even * even)
+        axes.append(AxisPlan(grid, counts, even))
+    return Plan("map_overlap", chunks, tuple(axes), tuple(grids), itemsize, flatten)
 
 
-def _exchange(grid: AxisGrid, starts: list[int]) -> tuple[tuple[int, ...], tuple[int, int]]:
-    """Blocks for the halo exchange, none shorter than the halo, and that halo."""
-    halo = grid.before, max(0, grid.effective_size - grid.stride - grid.before)
-    edges = [0]
-    for edge in starts[1:]:
-        if edge - edges[-1] >= max(halo) and grid.length - edge >= max(halo):
-            edges.append(edge)
-    blocks = tuple(b - a for a, b in pairwise([*edges, grid.length]))
-    return blocks, halo if len(blocks) > 1 else (0, 0)
+def plan_regions(
+    grids: Mapping[int, AxisGrid],
+    chunks: tuple[tuple[int, ...], ...],
+    itemsize: int,
+    max_bytes: int,
+    flatten: bool = False,
+) -> Plan:
+    """Plan an extraction from a source that is read region by region; as `plan_chunks`.
+
+    `chunks` are the stored ones: what is read of one is read whole.
+    """
+    every, movable = _every_axis(grids, chunks, flatten)
+    stored = [max(1, *lengths) if lengths else 1 for lengths in chunks]
+    steps = [max(1, length // grid.stride) for grid, length in zip(every, stored, strict=True)]
+
+    def size(most: Sequence[int]) -> int:
+        return itemsize * (
+            prod(map(_reach, every, most))
+            + prod(grid.size * count for grid, count in zip(every, most, strict=True))
+        )
+
+    most = [
+        min(step, max(1, grid.count)) if axis in movable else max(1, grid.count)
+        for axis, (step, grid) in enumerate(zip(steps, every, strict=True))
+    ]
+    most = _shrink(most, movable, lambda most: size(most) <= max_bytes)
+    if size(most) > max_bytes:
+        raise _too_large(max_bytes, size(most))
+
+    def amplification(axis: int) -> float:
+        grid = every[axis]
+        few = grid.count if grid.count < 32 * most[axis] else 32 * most[axis]
+        plan = AxisPlan(grid, _equal(few, most[axis]), most[axis])
+        return _amplification(plan, chunks[axis])
+
+    growing = True
+    while growing:
+        read = [amplification(axis) for axis in range(len(every))]
+        if prod(read) <= _AMPLIFICATION and size(most) >= max_bytes // 8:
+            break
+        growing = False
+        for axis in sorted(movable, key=lambda axis: (-read[axis], most[axis] / steps[axis])):
+            more = most[axis] + steps[axis] * max(1, most[axis] // steps[axis] // 4)
+            larger = [*most[:axis], min(more, max(1, every[axis].count)), *most[axis + 1 :]]
+            if larger != most and size(larger) <= max_bytes:
+                most, growing = larger, True
+                break
+    axes = tuple(
+        AxisPlan(grid, _equal(grid.count, count), count)
+        for grid, count in zip(every, most, strict=True)
+    )
+    return Plan("region", chunks, axes, tuple(grids), itemsize, flatten)
+
+
+def _every_axis(
+    grids: Mapping[int, AxisGrid], chunks: tuple[tuple[int, ...], ...], flatten: bool
+) -> tuple[list[AxisGrid], list[int]]:
+    """Give every axis a grid, and name the axes that may be cut into blocks."""
+    every = [
+        grids.get(axis) or AxisGrid(axis, sum(lengths), size=1, stride=1)
+        for axis, lengths in enumerate(chunks)
+    ]
+    joined = max(grids) + 1 if flatten else len(chunks)
+    return every, list(range(joined))
+
+
+def _blocks(grid: AxisGrid, chunks: Sequence[int]) -> tuple[int, ...]:
+    """Patches of every block: a chunk's where all edges are aligned, else as many as fit one."""
+    edges = [0, *accumulate(length for length in chunks if length)]
+    most = max(1, max(chunks, default=1) // grid.stride)
+    if any(edge % grid.stride for edge in edges[:-1]):
+        return _equal(grid.count, most)
+    owned = [len(grid.owned(*edge)) for edge in pairwise(edges)]
+    counts = [count for count in owned if count] or [grid.count]
+    # Padding behind the image can hold many patches; they get blocks no larger than the others.
+    most = max(1, -(-max(chunks, default=1) // grid.stride))
+    return (*counts[:-1], *_equal(counts[-1], most))
+
+
+def _reach(grid: AxisGrid, count: int) -> int:
+    """Count the samples under this many patches, at most."""
+    return min(grid.length, max(0, count - 1) * grid.stride + grid.effective_size)
+
+
+def _shrink(
+    most: list[int], movable: Sequence[int], fits: Callable[[list[int]], bool]
+) -> list[int]:
+    """Lessen the patches per axis, the first axis first, until they fit, or are 1."""
+    for axis in movable:
+        low, high = 1, most[axis]
+        if fits(most) or high <= 1:
+            continue
+        while low < high:
+            middle = (low + high + 1) // 2
+            if fits([*most[:axis], middle, *most[axis + 1 :]]):
+                low = middle
+            else:
+                high = middle - 1
+        most = [*most[:axis], low, *most[axis + 1 :]]
+    return most
+
+
+def _divide(count: int, limit: int) -> int:
+    """Give the largest divisor up to `limit`, or `limit` where there is none above half of it."""
+    parts = -(-count // limit) if count else 1
+    return next((count // n for n in range(parts, 2 * parts) if count % n == 0), limit) or 1
+
+
+def _recut(blocks: tuple[int, ...], limit: int) -> tuple[int, ...]:
+    """Cut blocks that are larger than the limit into smaller ones, equal but for the last."""
+    most = max(blocks)
+    if most <= limit:
+        return blocks
+    size = _divide(most, limit)
+    if all(count % size == 0 for count in blocks[:-1]):
+        return tuple(piece for count in blocks for piece in _equal(count, size))
+    return _equal(sum(blocks), size)
+
+
+def _equal(count: int, size: int) -> tuple[int, ...]:
+    """Cut a count of patches into blocks of this size; the last one may be smaller."""
+    whole, rest = divmod(count, size)
+    return (size,) * whole + ((rest,) if rest or not whole else ())
+
+
+def _amplification(axis: AxisPlan, chunks: Sequence[int]) -> float:
+    """Divide the samples of the chunks under every block by those of the chunks under any."""
+    length = max(1, *chunks)
+    touched, end = 0, 0
+    total = 0
+    for start, stop in axis.regions:
+        if stop > start:
+            first, last = (
+                start // length * length,
+                min(-(-stop // length) * length, axis.grid.length),
+            )
+            total += last - first
+            touched += max(0, last - max(first, end))
+            end = max(end, last)
+    return total / touched if touched else 1.0
+
+
+def _too_large(max_bytes: int, needed: int) -> PatchError:
+    return PatchError(
+        f"max_bytes must be >= {needed}, one patch and the samples under it, got {max_bytes}; "
+        "raise it, or use a smaller size or rate"
+    )

@@ -28,6 +28,7 @@ import numpy as np
 
 from xpatches.arrays import Array, as_items
 from xpatches.geometry import Span, clip
+from xpatches.plan import SCRATCH
 
 Dims: TypeAlias = list[tuple[int, int]]
 """Length and stride in bytes of every dim."""
@@ -40,7 +41,7 @@ _ROW = 512
 """Patches of a tile along the last axis before it grows along the others."""
 _PATCHES = 1 << 15
 """Patches of a tile, at most: enough to make the calls cheap."""
-_SCRATCH = 1 << 16, 1 << 21
+_SCRATCH = SCRATCH // 4, 1 << 21
 """Bytes of the longest intermediate of a tile: a quarter of the block's, for there are up to four,
 but within these limits; the upper one is what a core's cache holds."""
 
