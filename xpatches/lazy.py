@@ -20,8 +20,7 @@ from typing import Any, TypeAlias
 import dask
 import dask.array as da
 import numpy as np
-from dask import delayed
-from dask._task_spec import Task, TaskRef
+from dask._task_spec import DataNode, Task, TaskRef
 from dask.base import optimize, tokenize
 from dask.highlevelgraph import HighLevelGraph
 from dask.utils import parse_bytes
@@ -93,11 +92,15 @@ def exchange(array: Any, plan: Plan, fill_value: Array) -> Any:
     if plan.blocks_are_chunks:
         patch_axes = range(plan.patch_axis, plan.patch_axis + len(plan.spatial))
         return array.map_blocks(
-            _extract_block,
+            _extract_chunk,
             name=name,
+            axes=tuple((axis.grid, axis.limit) for axis in plan.axes),
+            spatial=plan.spatial,
+            fill_value=fill_value,
+            flatten=plan.flatten,
             drop_axis=list(range(plan.patch_axis, array.ndim)) if plan.flatten else [],
             new_axis=[plan.patch_axis] if plan.flatten else list(patch_axes),
-            **_numbered(plan, fill_value),
+            **_result(plan.out_chunks, array.dtype),
         )
     graph: dict[Any, Task] = {}
     parts = [_parts(*pair) for pair in zip(plan.axes, plan.chunks, strict=True)]
@@ -133,12 +136,24 @@ def read(source: Callable[[Slices], Array], token: str, plan: Plan, fill_value: 
     fill_value
         0-d array of the source's dtype.
     """
-    return da.map_blocks(
-        _extract_block,
-        name=f"extract-{tokenize(token, plan, fill_value)}",
-        source=delayed(source, name=f"source-{token}", traverse=False),
-        **_numbered(plan, fill_value),
-    )
+    name = f"extract-{tokenize(token, plan, fill_value)}"
+    shared = f"source-{token}"
+    graph: dict[Any, Task | DataNode] = {shared: DataNode(shared, source)}
+    axes = [
+        [
+            (*take, slice(*region))
+            for (take,), region in zip(_takes(plan, axis), regions, strict=True)
+        ]
+        for axis, regions in enumerate(of.regions for of in plan.axes)
+    ]
+    for block in product(*axes):
+        numbers, takes, region = zip(*block, strict=True)
+        key = (name, *plan.out_index(numbers))
+        graph[key] = Task(
+            key, _extract_region, takes, fill_value, plan.flatten, region, TaskRef(shared)
+        )
+    layers = HighLevelGraph.from_collections(name, graph)
+    return da.Array(layers, name, **_result(plan.out_chunks, fill_value.dtype))
 
 
 def pad(array: Any, pads: Mapping[int, tuple[int, int]], fill_value: Array) -> Any:
@@ -182,9 +197,10 @@ def _parts(axis: AxisPlan, chunks: tuple[int, ...]) -> list[list[_Part]]:
 
 def _takes(plan: Plan, axis: int) -> list[list[tuple[int, _Take]]]:
     """List the chunks of the result by block along one axis: their numbers and what they take."""
-    blocks: list[list[tuple[int, _Take]]] = [[] for _ in plan.axes[axis].blocks]
-    for number, (block, origin, count) in enumerate(plan.axes[axis].spans):
-        blocks[block].append((number, _take(plan, axis, origin, count)))
+    of = plan.axes[axis]
+    blocks: list[list[tuple[int, _Take]]] = [[] for _ in of.blocks]
+    for number, (block, origin, count) in enumerate(of.spans):
+        blocks[block].append((number, _take(axis in plan.spatial, axis, of.grid, origin, count)))
     return blocks
 
 
@@ -227,27 +243,34 @@ def _extract_parts(
     return _extract(_put_together(places, *parts), takes, fill_value, flatten)
 
 
-def _extract_block(
-    source: Array | Callable[[Slices], Array],
+def _extract_region(
+    takes: Sequence[_Take],
+    fill_value: Array,
+    flatten: bool,
+    region: Slices,
+    source: Callable[[Slices], Array],
+) -> Array:
+    return _extract(source(region), takes, fill_value, flatten)
+
+
+def _extract_chunk(
+    block: Array,
     axes: Sequence[tuple[AxisGrid, int]],
     spatial: Sequence[int],
     fill_value: Array,
     flatten: bool,
     block_id: tuple[int, ...],
 ) -> Array:
-    """Extract one of equal blocks, given its region or what reads it."""
+    """Extract the patches of one of equal blocks that are whole chunks."""
     behind = spatial[-1] + 1
     rest = (0,) * (len(axes) - behind) if flatten else block_id[behind + len(spatial) :]
-    region: list[slice] = []
     takes: list[_Take] = []
     for axis, ((grid, limit), number) in enumerate(
         zip(axes, block_id[:behind] + rest, strict=True)
     ):
         count = min(limit, grid.count - number * limit)
-        start, stop, origin = grid.region(number * limit, count)
-        region.append(slice(start, stop))
-        takes.append(Span(axis, grid, origin, count) if axis in spatial else slice(0, count))
-    block = source if isinstance(source, np.ndarray) else source(tuple(region))
+        _, _, origin = grid.region(number * limit, count)
+        takes.append(_take(axis in spatial, axis, grid, origin, count))
     return _extract(block, takes, fill_value, flatten)
 
 
@@ -258,21 +281,8 @@ def _extract(block: Array, takes: Sequence[_Take], fill_value: Array, flatten: b
     return flatten_patches(patches, spans[-1].axis + 1) if flatten else patches
 
 
-def _take(plan: Plan, axis: int, origin: int, count: int) -> _Take:
-    if axis in plan.spatial:
-        return Span(axis, plan.axes[axis].grid, origin, count)
-    return slice(origin, origin + count)
-
-
-def _numbered(plan: Plan, fill_value: Array) -> dict[str, Any]:
-    """Give `map_blocks` the arguments of `_extract_block`."""
-    return {
-        "axes": tuple((axis.grid, axis.limit) for axis in plan.axes),
-        "spatial": plan.spatial,
-        "fill_value": fill_value,
-        "flatten": plan.flatten,
-        **_result(plan.out_chunks, fill_value.dtype),
-    }
+def _take(cut: bool, axis: int, grid: AxisGrid, origin: int, count: int) -> _Take:
+    return Span(axis, grid, origin, count) if cut else slice(origin, origin + count)
 
 
 def _result(chunks: tuple[tuple[int, ...], ...], dtype: Any) -> dict[str, Any]:
