@@ -1,4 +1,5 @@
 import tracemalloc
+from functools import partial
 from typing import Any
 
 import dask
@@ -14,17 +15,28 @@ from strategies import arguments, chunkings, problems
 from xpatches import PatchError, lazy
 from xpatches.arrays import as_fill_value
 from xpatches.geometry import AxisGrid
-from xpatches.plan import Plan, plan_chunks, plan_regions
+from xpatches.kernel import extract_block, extract_flat
+from xpatches.plan import Form, Plan, plan_chunks, plan_regions
 
 
 def planned(
-    image: Any, grids: dict[int, AxisGrid], max_bytes: int = 2**27, flatten: bool = False
+    image: Any, grids: dict[int, AxisGrid], max_bytes: int = 2**27, form: Form = "grid"
 ) -> Plan:
-    return plan_chunks(grids, image.chunks, image.dtype.itemsize, max_bytes, flatten)
+    return plan_chunks(grids, image.chunks, image.dtype.itemsize, max_bytes, form)
+
+
+def exchange(image: Any, plan: Plan, fill: Array) -> Any:
+    kernel = partial(extract_flat if plan.form == "flat" else extract_block, fill_value=fill)
+    return lazy.exchange(image, plan, kernel, image.dtype)
+
+
+def read(image: Array, plan: Plan, fill: Array) -> Any:
+    kernel = partial(extract_block, fill_value=fill)
+    return lazy.read(image.__getitem__, "image", plan, kernel, image.dtype)
 
 
 def extract(image: Any, grids: dict[int, AxisGrid]) -> Any:
-    return lazy.exchange(image, planned(image, grids), as_fill_value(None, image.dtype))
+    return exchange(image, planned(image, grids), as_fill_value(None, image.dtype))
 
 
 def grids_of(image: Any, size: int, stride: int, padding: Any = "same") -> dict[int, AxisGrid]:
@@ -50,9 +62,9 @@ def test_patches_are_those_of_the_four_loops_under_any_chunking_and_budget(
     except PatchError:
         plan = planner(grids, chunks, image.dtype.itemsize, 2**27)
     if engine == "map_overlap":
-        result = lazy.exchange(da.from_array(image, chunks=chunks), plan, fill)
+        result = exchange(da.from_array(image, chunks=chunks), plan, fill)
     else:
-        result = lazy.read(image.__getitem__, "image", plan, fill)
+        result = read(image, plan, fill)
     expected = four_loops(image, arguments(grids), fill)
     patches = result.compute()
     assert same_bits(patches, expected)
@@ -70,11 +82,11 @@ def test_flattening_joins_the_patch_axes_and_those_behind_them(
     chunks = tuple(data.draw(chunkings(n)) if n else (0,) for n in image.shape)
     source = da.from_array(image, chunks=chunks)
     fill = as_fill_value(None, image.dtype)
-    plan = planned(source, grids, flatten=True)
+    plan = planned(source, grids, form="flat")
     expected = four_loops(image, arguments(grids), fill)
     kept = expected.shape[: plan.patch_axis]
     size = int(np.prod(expected.shape[plan.patch_axis :]))
-    assert same_bits(lazy.exchange(source, plan, fill).compute(), expected.reshape(*kept, size))
+    assert same_bits(exchange(source, plan, fill).compute(), expected.reshape(*kept, size))
 
 
 @pytest.mark.parametrize("scheduler", ["synchronous", "threads"])
@@ -93,7 +105,7 @@ def test_keys_are_deterministic_and_tell_every_parameter_apart() -> None:
         size: int = 3, stride: int = 2, rate: int = 1, padding: Any = "same", f: Array = fill
     ) -> str:
         grids = {0: AxisGrid("y", 20, size, stride, rate, padding)}
-        return str(lazy.exchange(image, planned(image, grids), f).name)
+        return str(exchange(image, planned(image, grids), f).name)
 
     assert name() == name()
     others = [
@@ -225,15 +237,15 @@ def test_no_task_takes_more_memory_than_projected(
     fill = np.array(0, "f4")
     if engine == "map_overlap":
         plan = planned(source, grids, max_bytes)
-        result = lazy.exchange(source, plan, fill)
+        result = exchange(source, plan, fill)
     else:
         plan = plan_regions(grids, source.chunks, 4, max_bytes)
-        result = lazy.read(image.__getitem__, "image", plan, fill)
+        result = read(image, plan, fill)
     blocks = result.map_blocks(
         lambda block: block[:0], chunks=((0,) * result.numblocks[0], *result.chunks[1:])
     )
     tracemalloc.start()
-    with Memory("extract-") as memory:
+    with Memory("patches-") as memory:
         dask.compute(blocks, scheduler="synchronous", optimize_graph=False)
     tracemalloc.stop()
     slack = 20_000  # Python's own objects

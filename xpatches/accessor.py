@@ -269,8 +269,8 @@ class Patches(Generic[T]):
         how = {"engine": engine, "max_bytes": max_bytes}
         joined = self._joined_dims() if flatten else {}
         plans = {
-            name: variables.plan_variable(variable, self.grid, fill_value, joined, how)
-            for name, variable, fill_value in self._extracted()
+            name: variables.plan_variable(variable, self.grid, joined, how)
+            for name, variable, _ in self._extracted()
         }
         return plans[_ARRAY] if isinstance(self.source, xr.DataArray) else plans
 

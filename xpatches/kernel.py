@@ -4,7 +4,8 @@ Extraction moves bits. Every dtype but ``object`` comes through unchanged, nothi
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from typing import TypeAlias
 
 import numpy as np
 from numpy.lib.stride_tricks import as_strided
@@ -12,6 +13,9 @@ from numpy.lib.stride_tricks import as_strided
 from xpatches.arrays import Array, as_items
 from xpatches.geometry import AxisGrid, Span, clip
 from xpatches.tiles import copy_by_tiles
+
+Kernel: TypeAlias = Callable[[Array, Sequence[Span]], Array]
+"""Makes a chunk of a result from a block and the patches along its spatial axes."""
 
 
 def extract_block(block: Array, spans: Sequence[Span], fill_value: Array) -> Array:
@@ -79,8 +83,10 @@ def pad_block(block: Array, pads: Mapping[int, tuple[int, int]], fill_value: Arr
     return padded
 
 
-def flatten_patches(patches: Array, axis: int) -> Array:
-    """Join the patch axes, which begin at `axis`, and those behind them; a view."""
+def extract_flat(block: Array, spans: Sequence[Span], fill_value: Array) -> Array:
+    """Copy the patches of one block and join the patch axes and the axes behind them."""
+    patches = extract_block(block, spans, fill_value)
+    axis = max(span.axis for span in spans) + 1
     return patches.reshape(*patches.shape[:axis], math.prod(patches.shape[axis:]))
 
 

@@ -28,7 +28,7 @@ from dask.utils import parse_bytes
 from xpatches.arrays import Array
 from xpatches.errors import PatchError
 from xpatches.geometry import AxisGrid, Span, as_integer
-from xpatches.kernel import extract_block, flatten_patches, pad_block
+from xpatches.kernel import Kernel, pad_block
 from xpatches.plan import AxisPlan, Plan
 
 Slices: TypeAlias = tuple[slice, ...]
@@ -71,8 +71,8 @@ def check_chunks(what: str, array: Any) -> None:
         )
 
 
-def exchange(array: Any, plan: Plan, fill_value: Array) -> Any:
-    """Build the graph that extracts all patches of a dask array; nothing is read or computed.
+def exchange(array: Any, plan: Plan, kernel: Kernel, dtype: Any) -> Any:
+    """Build the graph that runs a kernel on every block of a dask array; nothing is computed.
 
     Parameters
     ----------
@@ -80,31 +80,35 @@ def exchange(array: Any, plan: Plan, fill_value: Array) -> Any:
         The image.
     plan
         What `xpatches.plan.plan_chunks` made for the array's chunks.
-    fill_value
-        0-d array of the array's dtype.
+    kernel
+        Makes a chunk of the result from a region of the image and the patches along its spatial
+        axes.
+    dtype
+        Dtype of the result.
 
     Returns
     -------
     dask.array.Array
-        As `xpatches.kernel.extract_block`, in ``plan.out_chunks``.
+        In ``plan.out_chunks``.
     """
-    name = f"extract-{tokenize(array.name, plan, fill_value)}"
+    name = f"patches-{tokenize(array.name, plan, kernel)}"
+    result = _result(plan.out_chunks, dtype)
     if plan.blocks_are_chunks:
-        patch_axes = range(plan.patch_axis, plan.patch_axis + len(plan.spatial))
+        dropped = range(plan.patch_axis, array.ndim) if plan.form == "flat" else range(0)
+        added = len(plan.out_chunks) - (array.ndim - len(dropped))
         return array.map_blocks(
-            _extract_chunk,
+            _run_on_chunk,
             name=name,
             axes=tuple((axis.grid, axis.limit) for axis in plan.axes),
-            spatial=plan.spatial,
-            fill_value=fill_value,
-            flatten=plan.flatten,
-            drop_axis=list(range(plan.patch_axis, array.ndim)) if plan.flatten else [],
-            new_axis=[plan.patch_axis] if plan.flatten else list(patch_axes),
-            **_result(plan.out_chunks, array.dtype),
+            plan=(plan.spatial, plan.form),
+            kernel=kernel,
+            drop_axis=list(dropped),
+            new_axis=list(range(plan.patch_axis, plan.patch_axis + added)),
+            **result,
         )
     graph: dict[Any, Task] = {}
     parts = [_parts(*pair) for pair in zip(plan.axes, plan.chunks, strict=True)]
-    takes = [_takes(plan, axis) for axis in range(len(plan.axes))]
+    takes = _takes(plan)
     for block in product(*map(range, map(len, parts))):
         cuts = list(product(*(axis[i] for axis, i in zip(parts, block, strict=True))))
         places = [tuple(place for _, _, place in cut) for cut in cuts]
@@ -115,14 +119,17 @@ def exchange(array: Any, plan: Plan, fill_value: Array) -> Any:
             graph[key] = Task(key, _put_together, places, *keys)
             keys, places = [TaskRef(key)], []
         for out in outs:
-            key = (name, *plan.out_index([number for number, _ in out]))
-            take = [taken for _, taken in out]
-            graph[key] = Task(key, _extract_parts, take, fill_value, plan.flatten, places, *keys)
-    layers = HighLevelGraph.from_collections(name, graph, dependencies=[array])
-    return da.Array(layers, name, **_result(plan.out_chunks, array.dtype))
+            numbers, take = zip(*out, strict=True)
+            key = (name, *plan.out_index(numbers))
+            graph[key] = Task(key, _run_on_parts, kernel, take, places, *keys)
+    return da.Array(
+        HighLevelGraph.from_collections(name, graph, dependencies=[array]), name, **result
+    )
 
 
-def read(source: Callable[[Slices], Array], token: str, plan: Plan, fill_value: Array) -> Any:
+def read(
+    source: Callable[[Slices], Array], token: str, plan: Plan, kernel: Kernel, dtype: Any
+) -> Any:
     """Build the graph in which every block reads its own region, in one task; as `exchange`.
 
     Parameters
@@ -133,27 +140,23 @@ def read(source: Callable[[Slices], Array], token: str, plan: Plan, fill_value: 
         Tells the source from all others.
     plan
         What `xpatches.plan.plan_regions` made.
-    fill_value
-        0-d array of the source's dtype.
+    kernel, dtype
+        As for `exchange`.
     """
-    name = f"extract-{tokenize(token, plan, fill_value)}"
+    name = f"patches-{tokenize(token, plan, kernel)}"
     shared = f"source-{token}"
     graph: dict[Any, Task | DataNode] = {shared: DataNode(shared, source)}
     axes = [
-        [
-            (*take, slice(*region))
-            for (take,), region in zip(_takes(plan, axis), regions, strict=True)
-        ]
-        for axis, regions in enumerate(of.regions for of in plan.axes)
+        [(*take, slice(*region)) for (take,), region in zip(takes, axis.regions, strict=True)]
+        for takes, axis in zip(_takes(plan), plan.axes, strict=True)
     ]
     for block in product(*axes):
-        numbers, takes, region = zip(*block, strict=True)
+        numbers, take, region = zip(*block, strict=True)
         key = (name, *plan.out_index(numbers))
-        graph[key] = Task(
-            key, _extract_region, takes, fill_value, plan.flatten, region, TaskRef(shared)
-        )
-    layers = HighLevelGraph.from_collections(name, graph)
-    return da.Array(layers, name, **_result(plan.out_chunks, fill_value.dtype))
+        graph[key] = Task(key, _run_on_region, kernel, take, region, TaskRef(shared))
+    return da.Array(
+        HighLevelGraph.from_collections(name, graph), name, **_result(plan.out_chunks, dtype)
+    )
 
 
 def pad(array: Any, pads: Mapping[int, tuple[int, int]], fill_value: Array) -> Any:
@@ -195,13 +198,15 @@ def _parts(axis: AxisPlan, chunks: tuple[int, ...]) -> list[list[_Part]]:
     return blocks
 
 
-def _takes(plan: Plan, axis: int) -> list[list[tuple[int, _Take]]]:
-    """List the chunks of the result by block along one axis: their numbers and what they take."""
-    of = plan.axes[axis]
-    blocks: list[list[tuple[int, _Take]]] = [[] for _ in of.blocks]
-    for number, (block, origin, count) in enumerate(of.spans):
-        blocks[block].append((number, _take(axis in plan.spatial, axis, of.grid, origin, count)))
-    return blocks
+def _takes(plan: Plan) -> list[list[list[tuple[int, _Take]]]]:
+    """List the chunks of the result by axis and block: their numbers and what they take."""
+    takes: list[list[list[tuple[int, _Take]]]] = []
+    for axis, of in enumerate(plan.axes):
+        takes.append([[] for _ in of.blocks])
+        for number, (block, origin, count) in enumerate(of.spans):
+            take = _take(axis in plan.spatial, axis, of.grid, origin, count)
+            takes[axis][block].append((number, take))
+    return takes
 
 
 def _cut_out(graph: dict[Any, Task], name: str, array: Any, part: tuple[_Part, ...]) -> TaskRef:
@@ -233,52 +238,41 @@ def _put_together(places: Sequence[Slices], *parts: Array) -> Array:
     return region
 
 
-def _extract_parts(
-    takes: Sequence[_Take],
-    fill_value: Array,
-    flatten: bool,
-    places: Sequence[Slices],
-    *parts: Array,
+def _run_on_parts(
+    kernel: Kernel, takes: Sequence[_Take], places: Sequence[Slices], *parts: Array
 ) -> Array:
-    return _extract(_put_together(places, *parts), takes, fill_value, flatten)
+    return _run(kernel, takes, _put_together(places, *parts))
 
 
-def _extract_region(
-    takes: Sequence[_Take],
-    fill_value: Array,
-    flatten: bool,
-    region: Slices,
-    source: Callable[[Slices], Array],
+def _run_on_region(
+    kernel: Kernel, takes: Sequence[_Take], region: Slices, source: Callable[[Slices], Array]
 ) -> Array:
-    return _extract(source(region), takes, fill_value, flatten)
+    return _run(kernel, takes, source(region))
 
 
-def _extract_chunk(
+def _run_on_chunk(
     block: Array,
     axes: Sequence[tuple[AxisGrid, int]],
-    spatial: Sequence[int],
-    fill_value: Array,
-    flatten: bool,
+    plan: tuple[Sequence[int], str],
+    kernel: Kernel,
     block_id: tuple[int, ...],
 ) -> Array:
-    """Extract the patches of one of equal blocks that are whole chunks."""
-    behind = spatial[-1] + 1
-    rest = (0,) * (len(axes) - behind) if flatten else block_id[behind + len(spatial) :]
+    """Run the kernel on one of equal blocks that are whole chunks."""
+    spatial, form = plan
     takes: list[_Take] = []
-    for axis, ((grid, limit), number) in enumerate(
-        zip(axes, block_id[:behind] + rest, strict=True)
-    ):
+    for axis, (grid, limit) in enumerate(axes):
+        number = block_id[axis] if axis <= spatial[-1] or form == "reduced" else 0
+        if axis > spatial[-1] and form == "grid":
+            number = block_id[axis + len(spatial)]
         count = min(limit, grid.count - number * limit)
         _, _, origin = grid.region(number * limit, count)
         takes.append(_take(axis in spatial, axis, grid, origin, count))
-    return _extract(block, takes, fill_value, flatten)
+    return _run(kernel, takes, block)
 
 
-def _extract(block: Array, takes: Sequence[_Take], fill_value: Array, flatten: bool) -> Array:
-    spans = [take for take in takes if isinstance(take, Span)]
+def _run(kernel: Kernel, takes: Sequence[_Take], block: Array) -> Array:
     kept = tuple(slice(None) if isinstance(take, Span) else take for take in takes)
-    patches = extract_block(block[kept], spans, fill_value)
-    return flatten_patches(patches, spans[-1].axis + 1) if flatten else patches
+    return kernel(block[kept], [take for take in takes if isinstance(take, Span)])
 
 
 def _take(cut: bool, axis: int, grid: AxisGrid, origin: int, count: int) -> _Take:

@@ -1,6 +1,7 @@
 """The parity function: TensorFlow's ``tf.image.extract_patches``, bit for bit, in N dims."""
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -8,7 +9,7 @@ import numpy as np
 from xpatches.arrays import as_fill_value, check_dtype, is_dask
 from xpatches.errors import PatchError
 from xpatches.geometry import AxisGrid, Padding, Span, as_integer
-from xpatches.kernel import extract_block, flatten_patches
+from xpatches.kernel import extract_flat
 from xpatches.plan import plan_chunks
 
 _PADDINGS: dict[str, Padding] = {"VALID": "valid", "SAME": "same"}
@@ -64,16 +65,16 @@ def extract_patches(
     """
     array = _as_array(images)
     grids = _grids(array.shape, sizes, strides, rates, padding)
-    fill_value = as_fill_value(None, array.dtype)
+    kernel = partial(extract_flat, fill_value=as_fill_value(None, array.dtype))
     if is_dask(array):
         from xpatches import lazy  # dask is loaded for dask arrays only
 
         lazy.check_chunks("images", array)
         budget = lazy.as_budget(None)
-        plan = plan_chunks(grids, array.chunks, array.dtype.itemsize, budget, flatten=True)
-        return lazy.exchange(array, plan, fill_value)
+        plan = plan_chunks(grids, array.chunks, array.dtype.itemsize, budget, "flat")
+        return lazy.exchange(array, plan, kernel, array.dtype)
     spans = [Span(axis, grid, -grid.before, grid.count) for axis, grid in grids.items()]
-    return flatten_patches(extract_block(array, spans, fill_value), array.ndim - 1)
+    return kernel(array, spans)
 
 
 def _as_array(images: Any) -> Any:

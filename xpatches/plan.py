@@ -19,9 +19,12 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import accumulate, pairwise
 from math import prod
+from typing import Literal, TypeAlias
 
 from xpatches.errors import PatchError
 from xpatches.geometry import AxisGrid
+
+Form: TypeAlias = Literal["grid", "flat", "reduced"]
 
 SCRATCH = 1 << 18
 """Bytes that a task may take for itself, beyond what the plan counts."""
@@ -108,8 +111,11 @@ class Plan:
     """Numbers of the axes that are cut into patches."""
     itemsize: int
     """Bytes of one sample."""
-    flatten: bool
-    """Whether the patch axes and the source's axes behind them are joined into one."""
+    patch_bytes: int
+    """Bytes that a task makes per patch and sample of the depth."""
+    form: Form
+    """``"grid"``, ``"flat"`` (the patch axes and the source's axes behind them are one), or
+    ``"reduced"`` (every patch is one sample)."""
 
     @property
     def patch_axis(self) -> int:
@@ -120,16 +126,20 @@ class Plan:
     def out_chunks(self) -> tuple[tuple[int, ...], ...]:
         """Chunk lengths of the result."""
         kept = [axis.chunks for axis in self.axes]
+        if self.form == "reduced":
+            return tuple(kept)
         sizes = [(self.axes[axis].grid.size,) for axis in self.spatial]
         last = [*sizes, *kept[self.patch_axis :]]
-        if self.flatten:
+        if self.form == "flat":
             last = [(prod(sum(lengths) for lengths in last),)]
         return (*kept[: self.patch_axis], *last)
 
     def out_index(self, numbers: Sequence[int]) -> tuple[int, ...]:
         """Index of a chunk of the result, from its number along every axis of the source."""
+        if self.form == "reduced":
+            return tuple(numbers)
         kept, rest = numbers[: self.patch_axis], numbers[self.patch_axis :]
-        return (*kept, 0) if self.flatten else (*kept, *(0 for _ in self.spatial), *rest)
+        return (*kept, 0) if self.form == "flat" else (*kept, *(0 for _ in self.spatial), *rest)
 
     @property
     def blocks_are_chunks(self) -> bool:
@@ -149,8 +159,8 @@ class Plan:
 
     @property
     def chunk_bytes(self) -> int:
-        """Bytes of the largest chunk of the result."""
-        return self.itemsize * prod(max(lengths) for lengths in self.out_chunks)
+        """Bytes of the patches of the largest chunk of the result."""
+        return self.patch_bytes * prod(max(axis.chunks) for axis in self.axes)
 
     @property
     def bytes_per_task(self) -> int:
@@ -181,7 +191,8 @@ def plan_chunks(
     chunks: tuple[tuple[int, ...], ...],
     itemsize: int,
     max_bytes: int,
-    flatten: bool = False,
+    form: Form = "grid",
+    patch_bytes: int | None = None,
 ) -> Plan:
     """Plan an extraction from chunks that are computed, each once.
 
@@ -195,15 +206,18 @@ def plan_chunks(
         Bytes of one sample.
     max_bytes
         Budget of a task: the bytes of its input and its output.
-    flatten
-        Join the patch axes and the source's axes behind them into one.
+    form
+        Of the result, as in `Plan`.
+    patch_bytes
+        Bytes that a task makes per patch and sample of the depth; None for those of the patch.
 
     Raises
     ------
     PatchError
         If one patch and the samples under it do not fit the budget.
     """
-    every, movable = _every_axis(grids, chunks, flatten)
+    every, movable = _every_axis(grids, chunks, form)
+    each = itemsize * prod(grid.size for grid in every) if patch_bytes is None else patch_bytes
     blocks = [
         _blocks(grid, lengths) if axis in movable else (grid.count,)
         for axis, (grid, lengths) in enumerate(zip(every, chunks, strict=True))
@@ -212,24 +226,21 @@ def plan_chunks(
     def region(most: Sequence[int]) -> int:
         return itemsize * prod(map(_reach, every, most))
 
-    def patches(most: Sequence[int]) -> int:
-        return itemsize * prod(grid.size * count for grid, count in zip(every, most, strict=True))
-
     # Half of the budget, for putting a region together takes its parts and the whole.
     most = _shrink(list(map(max, blocks)), movable, lambda most: 2 * region(most) <= max_bytes)
     blocks = list(map(_recut, blocks, most))
     most = list(map(max, blocks))
     held = region(most)
-    limits = _shrink(most, movable, lambda limits: held + patches(limits) <= max_bytes)
-    if held + patches(limits) > max_bytes:
-        raise _too_large(max_bytes, held + patches(limits))
+    limits = _shrink(most, movable, lambda limits: held + prod(limits) * each <= max_bytes)
+    if held + prod(limits) * each > max_bytes:
+        raise _too_large(max_bytes, held + prod(limits) * each)
     axes = []
     for grid, counts, limit in zip(every, blocks, limits, strict=True):
         even = _divide(max(counts), limit)
         if max(counts) % even:  # blocks of whole chunks of the result, which are to be equal
             counts = _equal(grid.count, max(counts) // even * even)
         axes.append(AxisPlan(grid, counts, even))
-    return Plan("map_overlap", chunks, tuple(axes), tuple(grids), itemsize, flatten)
+    return Plan("map_overlap", chunks, tuple(axes), tuple(grids), itemsize, each, form)
 
 
 def plan_regions(
@@ -237,21 +248,20 @@ def plan_regions(
     chunks: tuple[tuple[int, ...], ...],
     itemsize: int,
     max_bytes: int,
-    flatten: bool = False,
+    form: Form = "grid",
+    patch_bytes: int | None = None,
 ) -> Plan:
     """Plan an extraction from a source that is read region by region; as `plan_chunks`.
 
     `chunks` are the stored ones: what is read of one is read whole.
     """
-    every, movable = _every_axis(grids, chunks, flatten)
+    every, movable = _every_axis(grids, chunks, form)
+    each = itemsize * prod(grid.size for grid in every) if patch_bytes is None else patch_bytes
     stored = [max(1, *lengths) if lengths else 1 for lengths in chunks]
     steps = [max(1, length // grid.stride) for grid, length in zip(every, stored, strict=True)]
 
     def size(most: Sequence[int]) -> int:
-        return itemsize * (
-            prod(map(_reach, every, most))
-            + prod(grid.size * count for grid, count in zip(every, most, strict=True))
-        )
+        return itemsize * prod(map(_reach, every, most)) + prod(most) * each
 
     most = [
         min(step, max(1, grid.count)) if axis in movable else max(1, grid.count)
@@ -283,18 +293,18 @@ def plan_regions(
         AxisPlan(grid, _equal(grid.count, count), count)
         for grid, count in zip(every, most, strict=True)
     )
-    return Plan("region", chunks, axes, tuple(grids), itemsize, flatten)
+    return Plan("region", chunks, axes, tuple(grids), itemsize, each, form)
 
 
 def _every_axis(
-    grids: Mapping[int, AxisGrid], chunks: tuple[tuple[int, ...], ...], flatten: bool
+    grids: Mapping[int, AxisGrid], chunks: tuple[tuple[int, ...], ...], form: Form
 ) -> tuple[list[AxisGrid], list[int]]:
     """Give every axis a grid, and name the axes that may be cut into blocks."""
     every = [
         grids.get(axis) or AxisGrid(axis, sum(lengths), size=1, stride=1)
         for axis, lengths in enumerate(chunks)
     ]
-    joined = max(grids) + 1 if flatten else len(chunks)
+    joined = max(grids) + 1 if form == "flat" else len(chunks)
     return every, list(range(joined))
 
 

@@ -4,7 +4,7 @@ import sys
 from collections.abc import Hashable, Mapping
 from functools import partial
 from math import prod
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import xarray as xr
@@ -12,9 +12,9 @@ import xarray as xr
 from xpatches import labels
 from xpatches.arrays import Array, check_dtype, is_dask
 from xpatches.errors import PatchError
-from xpatches.geometry import AxisGrid, PatchGrid, Span, clip
-from xpatches.kernel import extract_block, flatten_patches, pad_block
-from xpatches.plan import Plan, plan_chunks, plan_regions
+from xpatches.geometry import PatchGrid, Span, clip
+from xpatches.kernel import Kernel, extract_block, extract_flat, pad_block
+from xpatches.plan import Form, Plan, plan_chunks, plan_regions
 from xpatches.spec import SPEC_ATTR, write_spec
 
 
@@ -65,19 +65,67 @@ def extract_variable(
         The arguments `engine` and `max_bytes` of `Patches.extract`.
     """
     grid = grid.restrict(variable.dims)
-    if _in_memory(variable):
-        spans = [
-            Span(number, axis, -axis.before, axis.count)
-            for number, axis in _by_axis(variable, grid).items()
-        ]
-        patches = extract_block(variable.to_numpy(), spans, fill_value)
-        if joined:
-            patches = flatten_patches(patches, spans[-1].axis + 1)
-    else:
-        _, patches = _extract_lazily(variable, grid, fill_value, bool(joined), **how)
+    kernel = partial(extract_flat if joined else extract_block, fill_value=fill_value)
+    form: Form = "flat" if joined else "grid"
+    patches, _ = run(variable, grid, kernel, variable.dtype, form, **how)
     dims = labels.patch_dims(variable.dims, grid, flat=bool(joined))
     spec = write_spec(variable.dims, grid, fill_value, label, joined)
     return xr.Variable(dims, patches, {**variable.attrs, SPEC_ATTR: spec}, _kept_encoding(variable))
+
+
+def run(
+    variable: xr.Variable,
+    grid: PatchGrid,
+    kernel: Kernel,
+    dtype: Any,
+    form: Form,
+    engine: str,
+    max_bytes: int | str | None,
+    patch_bytes: int | None = None,
+) -> tuple[Any, Plan | None]:
+    """Run a kernel on a variable: at once where it is in memory, lazily where it is not.
+
+    Parameters
+    ----------
+    variable
+        The samples.
+    grid
+        The patches along the variable's own dims.
+    kernel, dtype
+        Makes the result from a block and the patches along its axes, and the result's dtype.
+    form, patch_bytes
+        What the kernel makes, for the plan.
+    engine, max_bytes
+        As in `Patches.extract`.
+
+    Returns
+    -------
+    result : numpy.ndarray or dask.array.Array
+    plan : Plan or None
+        None for a variable in memory.
+    """
+    grids = {variable.dims.index(axis.dim): axis for axis in grid.axes}
+    if variable._in_memory and not is_dask(variable._data):
+        spans = [Span(axis, of, -of.before, of.count) for axis, of in grids.items()]
+        return kernel(variable.to_numpy(), spans), None
+    from xpatches import lazy  # dask is loaded for lazy images only
+
+    data = labels.chunk_lazy(variable).data
+    budget = lazy.as_budget(max_bytes)
+    given = (grids, data.chunks, data.dtype.itemsize, budget, form, patch_bytes)
+    if is_dask(variable._data):
+        if engine == "region":
+            raise PatchError(
+                "engine='region' needs a source that can be sliced without computing, got a dask "
+                "array; open the image with chunks=None, or use engine='map_overlap'"
+            )
+    elif engine != "map_overlap":
+        plan = plan_regions(*given)
+        if engine == "region" or plan.read_amplification < _AMPLIFICATION:
+            read = partial(_read_region, variable)
+            return lazy.read(read, data.name, plan, kernel, dtype), plan
+    plan = plan_chunks(*given)
+    return lazy.exchange(data, plan, kernel, dtype), plan
 
 
 def take_patch(
@@ -115,23 +163,25 @@ def take_patch(
 def plan_variable(
     variable: xr.Variable,
     grid: PatchGrid,
-    fill_value: Array,
     joined: Mapping[Hashable, int],
     how: Mapping[str, Any],
 ) -> dict[str, Any]:
     """Say how `extract_variable` will work, as `Patches.plan` documents."""
     grid = grid.restrict(variable.dims)
-    if _in_memory(variable):
+    form: Form = "flat" if joined else "grid"
+    kernel = partial(extract_block, fill_value=np.zeros((), variable.dtype))
+    in_memory = variable._in_memory and not is_dask(variable._data)
+    engine, tasks, budget = "numpy", 1, None
+    if in_memory:
+        grids = {variable.dims.index(axis.dim): axis for axis in grid.axes}
         whole = tuple((length,) for length in variable.shape)
-        grids, itemsize = _by_axis(variable, grid), variable.dtype.itemsize
-        plan = plan_chunks(grids, whole, itemsize, sys.maxsize, bool(joined))
-        engine, tasks, budget = "numpy", 1, None
+        plan = plan_chunks(grids, whole, variable.dtype.itemsize, sys.maxsize, form)
     else:
         from xpatches import lazy  # dask is loaded for lazy images only
 
-        plan, patches = _extract_lazily(variable, grid, fill_value, bool(joined), **how)
-        engine, tasks = plan.engine, lazy.count_tasks(patches)
-        budget = lazy.as_budget(how["max_bytes"])
+        patches, made = run(variable, grid, kernel, variable.dtype, form, **how)
+        plan, tasks = cast(Plan, made), lazy.count_tasks(patches)
+        engine, budget = plan.engine, lazy.as_budget(how["max_bytes"])
     dims = labels.patch_dims(variable.dims, grid, flat=bool(joined))
     return {
         "engine": engine,
@@ -150,39 +200,6 @@ def plan_variable(
     }
 
 
-def _in_memory(variable: xr.Variable) -> bool:
-    return variable._in_memory and not is_dask(variable._data)
-
-
-def _extract_lazily(
-    variable: xr.Variable,
-    grid: PatchGrid,
-    fill_value: Array,
-    flatten: bool,
-    engine: str,
-    max_bytes: int | str | None,
-) -> tuple[Plan, Any]:
-    """Choose the engine for a variable that is not in memory, plan, and build the graph."""
-    from xpatches import lazy  # dask is loaded for lazy images only
-
-    data = labels.chunk_lazy(variable).data
-    grids, budget = _by_axis(variable, grid), lazy.as_budget(max_bytes)
-    given = (grids, data.chunks, data.dtype.itemsize, budget, flatten)
-    if is_dask(variable._data):
-        if engine == "region":
-            raise PatchError(
-                "engine='region' needs a source that can be sliced without computing, got a dask "
-                "array; open the image with chunks=None, or use engine='map_overlap'"
-            )
-    elif engine != "map_overlap":
-        plan = plan_regions(*given)
-        if engine == "region" or plan.read_amplification < _AMPLIFICATION:
-            read = partial(_read_region, variable)
-            return plan, lazy.read(read, data.name, plan, fill_value)
-    plan = plan_chunks(*given)
-    return plan, lazy.exchange(data, plan, fill_value)
-
-
 def _read_region(variable: xr.Variable, region: tuple[slice, ...]) -> Array:
     return np.asarray(variable[region].to_numpy(), variable.dtype)
 
@@ -194,7 +211,3 @@ _AMPLIFICATION = 1.3
 def _kept_encoding(variable: xr.Variable) -> dict[str, Any]:
     """Keep the link to the CRS; how the image was packed and chunked does not fit its patches."""
     return {key: value for key, value in variable.encoding.items() if key == "grid_mapping"}
-
-
-def _by_axis(variable: xr.Variable, grid: PatchGrid) -> dict[int, AxisGrid]:
-    return {variable.dims.index(axis.dim): axis for axis in grid.axes}
