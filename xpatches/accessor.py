@@ -1,6 +1,6 @@
 """The accessor ``.patches`` and what it gives: `Patches`."""
 
-from collections.abc import Hashable, Iterator, Mapping
+from collections.abc import Callable, Hashable, Iterator, Mapping
 from dataclasses import dataclass
 from math import prod
 from typing import Any, Generic, TypeVar
@@ -11,7 +11,8 @@ import xarray as xr
 from xpatches import labels, reprs, variables
 from xpatches.arrays import Array, as_fill_value
 from xpatches.errors import PatchError
-from xpatches.geometry import Padding, PatchGrid, clip
+from xpatches.geometry import Padding, PatchGrid, as_integer, clip
+from xpatches.reductions import SEPARABLE
 
 T = TypeVar("T", xr.DataArray, xr.Dataset)
 
@@ -220,6 +221,78 @@ class Patches(Generic[T]):
                 for name, variable, fill_value in self._extracted()
             },
             coords,
+        )
+
+    def reduce(
+        self,
+        how: Callable[..., Any] | str,
+        *,
+        skipna: bool | None = None,
+        min_count: int | None = None,
+        ignore_padding: bool = False,
+        label: str = "center",
+        engine: str = "auto",
+        max_bytes: int | str | None = None,
+    ) -> T:
+        """Reduce every patch to one sample: pooling, with any stride, rate and padding.
+
+        The result is that of reducing what `extract` gives over its patch dims, but no patches
+        stand in memory, except for a median or a function: each dim is reduced by itself.
+
+        Parameters
+        ----------
+        how
+            ``"min"``, ``"max"``, ``"sum"``, ``"mean"``, ``"var"``, ``"std"`` (both with ``ddof``
+            0), ``"any"``, ``"all"``, ``"count"`` (of samples that are not missing), ``"argmin"``,
+            ``"argmax"`` (index of the first extreme among the samples of the patch, in C order),
+            ``"median"``, or a function that is called as ``how(patches, axis=axes)`` with NumPy
+            patches of a block and reduces those axes.
+        skipna
+            Whether NaN is no sample; None is True for floating dtypes, as in xarray.
+        min_count
+            Patches with fewer samples become NaN. It counts where samples are skipped: for
+            floating dtypes, or with `ignore_padding`.
+        ignore_padding
+            Whether padding is no sample; it takes part as `fill_value` otherwise.
+        label, engine, max_bytes
+            As for `extract`.
+
+        Returns
+        -------
+        DataArray or Dataset
+            The image's dims, with the number of patches as lengths, and the patches' labels. The
+            dtype is xarray's: that of the image for extremes and for floating sums and means,
+            float64 for means of integers, int64 for counts and indices. Lazy as with `extract`.
+
+        Raises
+        ------
+        PatchError
+            As `extract`; or if `how` is unknown or does not fit the dtype or `ignore_padding`.
+
+        Examples
+        --------
+        >>> image = xr.DataArray(np.arange(36).reshape(6, 6), dims=("y", "x"))
+        >>> image.patches(y=2, x=2, stride=2, rate=3, padding="same").reduce("max").values
+        array([[20, 22, 22],
+               [32, 34, 34],
+               [32, 34, 34]])
+        """
+        _check_choice("label", label, ("center", "origin"))
+        _check_choice("engine", engine, _ENGINES)
+        if not callable(how):
+            _check_choice("how", how, (*SEPARABLE, "median"))
+        if min_count is not None:
+            as_integer("min_count", min_count, 0)
+        options = {"skipna": skipna, "min_count": min_count, "ignore_padding": ignore_padding}
+        by = {"engine": engine, "max_bytes": max_bytes}
+        coords = labels.patch_coords(self._dataset.coords, self.grid, label)
+        kept = coords.to_dataset().drop_vars([f"{dim}_patch" for dim in self.grid.dims]).coords
+        return self._wrap(
+            {
+                name: variables.reduce_variable(variable, self.grid, fill, how, options, by)
+                for name, variable, fill in self._extracted()
+            },
+            kept,
         )
 
     def plan(

@@ -65,6 +65,19 @@ def extract_block(block: Array, spans: Sequence[Span], fill_value: Array) -> Arr
     return patches
 
 
+def region_of(
+    block: Array, spans: Sequence[Span], fill_value: Array
+) -> tuple[Array, dict[int, tuple[int, int]]]:
+    """Give the samples under the patches, a view or a padded copy, and the pads by axis."""
+    region, pads = block, {}
+    for span in spans:
+        before, inside, after = clip(span.reach, block.shape[span.axis])
+        region = region[(slice(None),) * span.axis + (inside,)]
+        if before or after:
+            pads[span.axis] = before, after
+    return (pad_block(region, pads, fill_value) if pads else region), pads
+
+
 def pad_block(block: Array, pads: Mapping[int, tuple[int, int]], fill_value: Array) -> Array:
     """Copy a block, with `fill_value` before and after it along the axes of `pads`.
 
@@ -101,14 +114,7 @@ def _run(grid: AxisGrid) -> int:
 
 def _copy_runs(block: Array, spans: Sequence[Span], fill_value: Array, patches: Array) -> None:
     """Copy every run of neighbouring samples as one item, in the order of the result."""
-    region, pads = block, {}
-    for span in spans:
-        before, inside, after = clip(span.reach, block.shape[span.axis])
-        region = region[(slice(None),) * span.axis + (inside,)]
-        if before or after:
-            pads[span.axis] = before, after
-    if pads:
-        region = pad_block(region, pads, fill_value)
+    region, _ = region_of(block, spans, fill_value)
     last = len(spans) - 1
     if not region[(0,) * last].flags.c_contiguous:
         region = np.ascontiguousarray(region)

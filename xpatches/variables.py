@@ -1,7 +1,7 @@
 """Patches of one variable: NumPy in memory or lazily through dask, whichever holds it."""
 
 import sys
-from collections.abc import Hashable, Mapping
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from functools import partial
 from math import prod
 from typing import Any, cast
@@ -15,6 +15,7 @@ from xpatches.errors import PatchError
 from xpatches.geometry import PatchGrid, Span, clip
 from xpatches.kernel import Kernel, extract_block, extract_flat, pad_block
 from xpatches.plan import Form, Plan, plan_chunks, plan_regions
+from xpatches.reductions import SEPARABLE, Reduction, reduce_block
 from xpatches.spec import SPEC_ATTR, write_spec
 
 
@@ -71,6 +72,128 @@ def extract_variable(
     dims = labels.patch_dims(variable.dims, grid, flat=bool(joined))
     spec = write_spec(variable.dims, grid, fill_value, label, joined)
     return xr.Variable(dims, patches, {**variable.attrs, SPEC_ATTR: spec}, _kept_encoding(variable))
+
+
+def reduce_variable(
+    variable: xr.Variable,
+    grid: PatchGrid,
+    fill_value: Array,
+    reduction: Callable[..., Any] | str,
+    options: Mapping[str, Any],
+    how: Mapping[str, Any],
+) -> xr.Variable:
+    """Reduce every patch of a variable, as `Patches.reduce` documents.
+
+    Parameters
+    ----------
+    variable, grid, fill_value
+        As for `extract_variable`.
+    reduction
+        Name or function.
+    options
+        The arguments `skipna`, `min_count` and `ignore_padding` of `Patches.reduce`.
+    how
+        Its arguments `engine` and `max_bytes`.
+    """
+    grid = grid.restrict(variable.dims)
+    dtype = variable.dtype
+    patch = dtype.itemsize * prod(axis.size for axis in grid.axes)
+    if not callable(reduction) and dtype.kind in SEPARABLE.get(reduction, ""):
+        made = _reduction(variable, grid, reduction, **options)
+        kernel = partial(reduce_block, fill_value=fill_value, reduction=made)
+        out, patch = made.dtype, made.dtype.itemsize
+    else:
+        given = {name: value for name, value in options.items() if value is not None}
+        if not given["ignore_padding"]:
+            del given["ignore_padding"]
+        elif callable(reduction) or dtype.kind not in "biuf" or options["skipna"] is False:
+            raise PatchError(
+                "ignore_padding is possible for the names of how, numbers and, with 'median', "
+                f"skipna; got {reduction!r}, {dtype} and skipna={options['skipna']}; "
+                "use a fill_value that how can tell apart"
+            )
+        if callable(reduction) and given:
+            raise PatchError(
+                f"{next(iter(given))} is for the names of how, got a function; leave it out"
+            )
+        kernel = partial(_reduce_patches, fill_value=fill_value, reduction=reduction, options=given)
+        spans = [Span(variable.dims.index(axis.dim), axis, 0, 1) for axis in grid.axes]
+        one = [1] * variable.ndim
+        for span in spans:
+            one[span.axis] = span.grid.effective_size
+        out = kernel(np.ones(one, dtype), spans).dtype
+        patch += out.itemsize
+    reduced, _ = run(variable, grid, kernel, out, "reduced", **how, patch_bytes=patch)
+    keep = bool(xr.Variable((), 0, {"kept": True}).max().attrs)  # as xarray is configured
+    attrs = dict(variable.attrs) if keep else {}
+    return xr.Variable(variable.dims, reduced, attrs)
+
+
+def _reduction(
+    variable: xr.Variable,
+    grid: PatchGrid,
+    name: str,
+    skipna: bool | None,
+    min_count: int | None,
+    ignore_padding: bool,
+) -> Reduction:
+    """Fill in what xarray would choose for the variable's dtype."""
+    dtype = variable.dtype
+    skips = dtype.kind in "fc" if skipna is None else skipna
+    if name in ("argmin", "argmax", "count"):
+        out: np.dtype[Any] = np.dtype(np.int64)
+    else:
+        out = getattr(xr.Variable("x", np.ones(1, dtype)), name)().dtype
+    if ignore_padding and name in ("min", "max", "argmin", "argmax"):
+        if min_count and out.kind in "biu":
+            out = np.dtype(float)
+        elif out.kind in "biu":
+            _check_samples(grid, name)
+    return Reduction(name, out, skips, min_count or 0, ignore_padding)
+
+
+def _check_samples(grid: PatchGrid, name: str) -> None:
+    """Refuse patches that have no sample inside the image, where a result must have one."""
+    for axis in grid.axes:
+        origins = np.arange(axis.count) * axis.stride - axis.before
+        first = np.maximum(0, -(origins // axis.rate))  # the first tap not before the image
+        empty = (first >= axis.size) | (origins + first * axis.rate >= axis.length)
+        if empty.any():
+            raise PatchError(
+                f"ignore_padding leaves patch {int(empty.argmax())} along {axis.dim!r} without "
+                f"samples, for which {name!r} has no integer; use less padding, a fill_value, "
+                "min_count=1, or .astype(float) first"
+            )
+
+
+def _reduce_patches(
+    block: Array,
+    spans: Sequence[Span],
+    fill_value: Array,
+    reduction: Callable[..., Any] | str,
+    options: Mapping[str, Any],
+) -> Array:
+    """Reduce patches that stand in memory, by a function or as xarray does."""
+    kept = dict(options)
+    if kept.pop("ignore_padding", False):  # NaN stands for padding, and is skipped
+        block = block if block.dtype.kind == "f" else block.astype(float)
+        fill_value = np.array(np.nan, block.dtype)
+        kept["skipna"] = True
+    patches = extract_block(block, spans, fill_value)
+    first = spans[-1].axis + 1
+    axes = tuple(range(first, first + len(spans)))
+    if callable(reduction):
+        reduced = np.asarray(reduction(patches, axis=axes))
+        expected = tuple(n for axis, n in enumerate(patches.shape) if axis not in axes)
+        if reduced.shape != expected:
+            raise PatchError(
+                f"how must reduce the axes {axes} of an array of shape {patches.shape} to "
+                f"{expected}, got {reduced.shape}; it is called as how(patches, axis={axes})"
+            )
+        return reduced
+    dims = [str(axis) for axis in range(patches.ndim)]
+    labelled = xr.Variable(dims, patches)
+    return np.asarray(getattr(labelled, reduction)([dims[axis] for axis in axes], **kept))
 
 
 def run(
