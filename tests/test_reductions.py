@@ -41,7 +41,11 @@ def by_extraction(p: Any, how: str, **kwargs: Any) -> xr.DataArray:
         )
         name = how if kwargs.get("skipna") is False or flat.dtype.kind != "f" else f"nan{how}"
         values = getattr(np, name)(flat, axis=-1)
-        return patches.isel(dict.fromkeys(dims, 0), drop=True).copy(data=values)
+        result = patches.isel(dict.fromkeys(dims, 0), drop=True).copy(data=values)
+    else:
+        result = getattr(patches, how)(dims, **kwargs)
+    assert isinstance(result, xr.DataArray)
+    return result
 
 
 def check(result: xr.DataArray, expected: xr.DataArray) -> None:

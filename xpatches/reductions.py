@@ -136,9 +136,8 @@ def _reduce(block: Array, spans: list[Span], fill_value: Array, reduction: Reduc
     if how in ("argmin", "argmax"):
         return _arg(samples, spans, valid, reduction)
     count: Any = math.prod(span.grid.size for span in spans)
-    if valid is not None or how == "count":
-        ones = np.ones(samples.shape, bool) if valid is None else valid
-        count = _sum(ones, spans)
+    if valid is not None:
+        count = _sum(valid, spans)
     if how == "count":
         return np.asarray(count)
     if how in ("min", "max"):
