@@ -214,6 +214,11 @@ def test_regions_read_little_twice_and_give_the_same_bits(
     assert sum(reads.values()) / len(reads) == pytest.approx(plan["read_amplification"])
     assert sum(reads.values()) / len(reads) < 1.3
     assert np.array_equal(values, p.extract(engine="map_overlap"))
+    chunked = open_image(tmp_path / "image.zarr", {}, counting_store).image
+    again = chunked.patches(y=5, x=5, stride=1, padding=padding)
+    assert again.plan()["engine"] == "map_overlap"
+    assert again.plan(engine="region", max_bytes=2**20)["tasks"] == plan["tasks"]
+    assert np.array_equal(values, again.extract(engine="region", max_bytes=2**20))
     whole = image.image.patches(y=5, x=5, stride=1, padding=padding)
     assert np.array_equal(values, whole.extract())
 

@@ -165,8 +165,9 @@ class Patches(Generic[T]):
         engine
             How an image that is not in memory is computed: ``"map_overlap"`` exchanges halos
             between the chunks of a dask array; ``"region"`` lets every block read its own region,
-            for images opened with ``chunks=None``; ``"auto"`` is ``"region"`` where that is
-            possible and reads no sample more than 1.3 times on average. The result is the same.
+            for images that were opened, with dask or without, and not computed on since;
+            ``"auto"`` is ``"region"`` for images opened with ``chunks=None`` where no sample is
+            read more than 1.3 times on average. The values are the same.
         max_bytes
             Budget of a task, for its input and its output together: a number of bytes or a string
             like ``"64 MiB"``; dask's ``array.chunk-size`` (128 MiB) by default.

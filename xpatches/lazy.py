@@ -14,6 +14,7 @@ The edges of the image are padded in the kernel, which costs no task.
 
 from bisect import bisect_left, bisect_right
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from itertools import accumulate, product
 from typing import Any, TypeAlias
 
@@ -69,6 +70,22 @@ def check_chunks(what: str, array: Any) -> None:
         raise PatchError(
             f"{what} must hold NumPy chunks, got {kind}; convert it first with map_blocks"
         )
+
+
+def stored(array: Any) -> Callable[[Slices], Array] | None:
+    """Give what reads regions of what a dask array was made from, if nothing was done to it since.
+
+    That is so for what xarray, `dask.array.from_array` and `dask.array.from_zarr` open.
+    """
+    original = f"original-{array.name}"
+    if set(array.dask.layers) != {array.name, original}:
+        return None
+    source = array.dask.layers[original][original]
+    return partial(_slice, source.value if isinstance(source, DataNode) else source, array.dtype)
+
+
+def _slice(source: Any, dtype: Any, region: Slices) -> Array:
+    return np.asarray(source[region], dtype)
 
 
 def exchange(array: Any, plan: Plan, kernel: Kernel, dtype: Any) -> Any:

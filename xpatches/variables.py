@@ -236,17 +236,18 @@ def run(
     data = labels.chunk_lazy(variable).data
     budget = lazy.as_budget(max_bytes)
     given = (grids, data.chunks, data.dtype.itemsize, budget, form, patch_bytes)
-    if is_dask(variable._data):
-        if engine == "region":
+    if engine != "map_overlap":
+        dask = is_dask(variable._data)
+        read = lazy.stored(data) if dask else partial(_read_region, variable)
+        if engine == "region" and read is None:
             raise PatchError(
-                "engine='region' needs a source that can be sliced without computing, got a dask "
-                "array; open the image with chunks=None, or use engine='map_overlap'"
+                "engine='region' needs an image that can be sliced without computing, got a dask "
+                "array that is computed; open it with chunks=None, or use engine='map_overlap'"
             )
-    elif engine != "map_overlap":
-        plan = plan_regions(*given)
-        if engine == "region" or plan.read_amplification < _AMPLIFICATION:
-            read = partial(_read_region, variable)
-            return lazy.read(read, data.name, plan, kernel, dtype), plan
+        if read is not None and (engine == "region" or not dask):
+            plan = plan_regions(*given)
+            if engine == "region" or plan.read_amplification < _AMPLIFICATION:
+                return lazy.read(read, data.name, plan, kernel, dtype), plan
     plan = plan_chunks(*given)
     return lazy.exchange(data, plan, kernel, dtype), plan
 

@@ -1,0 +1,161 @@
+"""End to end: patches of a zarr image reduced to one sample each, and who else can do it.
+
+Every way runs in a process of its own, which prints its seconds and its peak memory; the ways of a
+case take turns, so that a busy machine is busy for all of them.
+"""
+
+import json
+import statistics
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import dask
+import dask.array as da
+import numpy as np
+import xarray as xr
+import zarr
+
+import xpatches  # noqa: F401  registers .patches
+
+THREADS = 2
+PATCH_DIMS = ["y_patch", "x_patch"]
+
+
+def write_image(path: Path, length: int, chunk: int, dtype: str) -> None:
+    """Write a square image, smooth with noise, in zarr's default codec."""
+    group = zarr.open_group(path, mode="w")
+    array = group.create_array(
+        "image",
+        shape=(length, length),
+        chunks=(chunk, chunk),
+        dtype=dtype,
+        dimension_names=("y", "x"),
+    )
+    rng, x = np.random.default_rng(0), np.arange(length)
+    for row in range(0, length, chunk):
+        y = np.arange(row, min(length, row + chunk))[:, None]
+        smooth = 8000 + 6000 * np.sin(y / 300) * np.cos(x / 500)
+        array[row : row + chunk] = (smooth + rng.normal(0, 40, smooth.shape)).astype(dtype)
+
+
+def opened(path: Path, chunks: dict[str, int] | None) -> xr.DataArray:
+    """Open the image, with dask (``{}``) or without."""
+    return xr.open_zarr(path, chunks=chunks, consolidated=False).image
+
+
+def bound(path: Path, size: int, stride: int) -> Any:
+    """Decode every chunk once, copy every patch once, and take its mean: what cannot be saved."""
+    array = zarr.open_group(path, mode="r")["image"]
+    length, chunk = array.shape[0], array.chunks[0]
+    count = (length - size) // stride + 1
+    patches = np.empty((size, size), array.dtype)
+    source = np.empty((size, size), array.dtype)
+
+    def work(rows: range) -> None:
+        for row in rows:
+            for column in range(0, length, chunk):
+                array[row : row + chunk, column : column + chunk]
+        for _ in range(count * count // THREADS):
+            np.copyto(patches, source)
+            patches.mean()
+
+    rows = range(0, length, chunk)
+    halves = [rows[part::THREADS] for part in range(THREADS)]
+    threads = [threading.Thread(target=work, args=(half,)) for half in halves]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+
+
+def extracted(path: Path, size: int, stride: int, how: str, **kwargs: Any) -> Any:
+    """Extract patches and reduce them."""
+    image = opened(path, None if kwargs.pop("engine", "region") == "region" else {})
+    patches = image.patches(y=size, x=size, stride=stride).extract(**kwargs)
+    return getattr(patches, how)(PATCH_DIMS).compute()
+
+
+def reduced(path: Path, size: int, stride: int, how: str) -> Any:
+    """Reduce patches without extracting them."""
+    return opened(path, None).patches(y=size, x=size, stride=stride).reduce(how).compute()
+
+
+def rolling(path: Path, size: int, stride: int, how: str) -> Any:
+    """Use xarray's ``rolling.construct``."""
+    rolled = opened(path, {}).rolling(y=size, x=size)
+    built = rolled.construct(y="y_patch", x="x_patch", stride=stride)
+    return getattr(built, how)(PATCH_DIMS).compute()
+
+
+def sliding(path: Path, size: int, stride: int, how: str) -> Any:
+    """Use dask's ``sliding_window_view``."""
+    view = da.lib.stride_tricks.sliding_window_view(opened(path, {}).data, (size, size))
+    return getattr(view[::stride, ::stride], how)((2, 3)).compute()
+
+
+def overlapped(path: Path, size: int, stride: int, how: str) -> Any:
+    """Use dask's ``map_overlap`` with NumPy's windows, as one would write it first."""
+
+    def pool(block: Any) -> Any:
+        view = np.lib.stride_tricks.sliding_window_view(block, (size, size))
+        return getattr(view[::stride, ::stride], how)((2, 3))
+
+    image = opened(path, {}).data
+    depth = (0, size - 1)
+    haloed = da.overlap.overlap(image, {0: depth, 1: depth}, boundary="none")
+    chunks = [list(lengths) for lengths in image.chunks]
+    for lengths in chunks:
+        lengths[-1] -= size - 1
+    pooled = haloed.map_blocks(pool, chunks=tuple(map(tuple, chunks)), dtype=image.dtype)
+    return pooled.compute()
+
+
+WAYS: dict[str, Callable[..., Any]] = {
+    "bound": bound,
+    "extract": extracted,
+    "extract map_overlap": lambda *args: extracted(*args, engine="map_overlap"),
+    "reduce": reduced,
+    "xarray rolling.construct": rolling,
+    "dask sliding_window_view": sliding,
+    "dask map_overlap": overlapped,
+}
+
+
+def run(way: str, *args: Any) -> dict[str, float]:
+    """Run one way here: seconds, and MiB that the process grew by at its peak."""
+    path = Path("/proc/self/status")
+
+    def peak() -> float:
+        (line,) = (line for line in path.read_text().splitlines() if line.startswith("VmHWM"))
+        return int(line.split()[1]) / 1024
+
+    with dask.config.set(scheduler="threads", num_workers=THREADS):
+        before, start = peak(), time.perf_counter()
+        WAYS[way](*args)
+        return {"seconds": time.perf_counter() - start, "MiB": peak() - before}
+
+
+def compare(ways: list[str], *args: Any, repeat: int = 3) -> dict[str, dict[str, float]]:
+    """Run ways by turns in processes of their own; medians."""
+    results: dict[str, list[dict[str, float]]] = {way: [] for way in ways}
+    for _ in range(repeat):
+        for way in ways:
+            given = json.dumps([way, *map(str, args[:1]), *args[1:]])
+            command = [sys.executable, "-m", "benchmarks.endtoend", given]
+            done = subprocess.run(command, capture_output=True, text=True, check=True)
+            results[way].append(json.loads(done.stdout))
+    return {
+        way: {key: statistics.median(run[key] for run in runs) for key in runs[0]}
+        for way, runs in results.items()
+    }
+
+
+if __name__ == "__main__":
+    way, path, *rest = json.loads(sys.argv[1])
+    rest = rest[:2] if way == "bound" else rest
+    print(json.dumps(run(way, Path(path), *rest)))
