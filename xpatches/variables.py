@@ -107,9 +107,10 @@ def reduce_variable(
         if not given["ignore_padding"]:
             del given["ignore_padding"]
         elif callable(reduction) or dtype.kind not in "biuf" or options["skipna"] is False:
+            name = "a function" if callable(reduction) else repr(reduction)
             raise PatchError(
                 "ignore_padding is possible for the names of how, numbers and, with 'median', "
-                f"skipna; got {reduction!r}, {dtype} and skipna={options['skipna']}; "
+                f"skipna; got {name}, {dtype} and skipna={options['skipna']}; "
                 "use a fill_value that how can tell apart"
             )
         if callable(reduction) and given:

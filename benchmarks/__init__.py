@@ -1,0 +1,1 @@
+"""Timings, peak memory and task counts, with asv or as a table beside other libraries."""

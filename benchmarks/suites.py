@@ -1,0 +1,89 @@
+"""Suites for asv: kernels, plans, reductions. Numbers that are no timings are tracked."""
+
+from typing import Any, ClassVar
+
+import dask.array as da
+import numpy as np
+import xarray as xr
+
+import xpatches  # noqa: F401  registers .patches
+from benchmarks.cases import LISTED, SMALL, Case
+from xpatches import lazy, plan
+from xpatches.geometry import AxisGrid
+
+
+class Kernel:
+    """Extraction of images in memory."""
+
+    cases = LISTED
+    params: ClassVar[list[Any]] = [[str(case) for case in LISTED], ["uint8", "float32"]]
+    param_names: ClassVar[list[str]] = ["shape / size / stride / rate", "dtype"]
+
+    def setup(self, name: str, dtype: str) -> None:
+        """Make the images."""
+        self.case: Case = next(case for case in [*LISTED, *SMALL] if str(case) == name)
+        self.images = self.case.images(dtype)
+
+    def time_extract(self, *_: Any) -> None:
+        """Seconds of an extraction."""
+        self.case.extract(self.images)
+
+    def peakmem_extract(self, *_: Any) -> None:
+        """Peak of the process."""
+        self.case.extract(self.images)
+
+
+class Graph:
+    """Building graphs; nothing is computed."""
+
+    params: ClassVar[list[Any]] = [[32, 128], ["valid", "same"]]
+    param_names: ClassVar[list[str]] = ["chunks per dim", "padding"]
+
+    def setup(self, chunks: int, padding: str) -> None:
+        """Make a lazy image."""
+        image = xr.DataArray(da.zeros((64 * chunks,) * 2, chunks=64), dims=("y", "x"))
+        self.patches = image.patches(y=5, x=5, stride=1, padding=padding)
+        self.grids = {
+            axis: AxisGrid(axis, 64 * chunks, 5, 1, padding=padding)  # type: ignore[arg-type]
+            for axis in (0, 1)
+        }
+        self.chunks = ((64,) * chunks,) * 2
+
+    def time_extract(self, *_: Any) -> None:
+        """Seconds to build the extraction of a dask array."""
+        self.patches.extract()
+
+    def time_regions(self, *_: Any) -> None:
+        """Seconds to build an extraction by regions, a stored chunk per block."""
+        planned = plan.plan_regions(self.grids, self.chunks, 8, 30 * 64 * 64 * 8)
+        lazy.read(len, "source", planned, len, "f8")  # type: ignore[arg-type]
+
+    def track_tasks_per_chunk(self, chunks: int, padding: str) -> float:
+        """Tasks per chunk of the source, its own included."""
+        return lazy.count_tasks(self.patches.extract().data) / chunks**2
+
+
+class Reduce:
+    """Reductions of an image in memory."""
+
+    params: ClassVar[list[Any]] = [
+        ["max", "mean", "std", "argmax"],
+        [(5, 1, 1), (65, 1, 1), (5, 1, 3)],
+    ]
+    param_names: ClassVar[list[str]] = ["how", "size, stride, rate"]
+    length = 2048
+
+    def setup(self, how: str, numbers: tuple[int, int, int]) -> None:
+        """Make the image."""
+        samples = np.random.default_rng(0).random((self.length,) * 2, "f4")
+        size, stride, rate = numbers
+        image = xr.DataArray(samples, dims=("y", "x"))
+        self.patches = image.patches(y=size, x=size, stride=stride, rate=rate)
+
+    def time_reduce(self, how: str, *_: Any) -> None:
+        """Seconds of a reduction."""
+        self.patches.reduce(how)
+
+    def peakmem_reduce(self, how: str, *_: Any) -> None:
+        """Peak of the process."""
+        self.patches.reduce(how)
