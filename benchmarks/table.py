@@ -135,7 +135,7 @@ def reduce(quick: bool) -> None:
             ways: dict[str, Callable[[], Any]] = {"xpatches": partial(p.reduce, how)}
             if stride == rate == 1 and how in ("max", "mean"):
                 ways |= _filters(samples, size, how)
-            times = by_turns(ways, 1 if quick else 3)
+            times = by_turns(ways, 1 if quick else 3, 4 * samples.nbytes)
             found = [
                 f"{times[name] * 1e3:.0f}" if name in times else ""
                 for name in ("xpatches", "scipy", "bottleneck")
