@@ -274,9 +274,9 @@ class Patches(Generic[T]):
         --------
         >>> image = xr.DataArray(np.arange(36).reshape(6, 6), dims=("y", "x"))
         >>> image.patches(y=2, x=2, stride=2, rate=3, padding="same").reduce("max").values
-        array([[20, 22, 22],
-               [32, 34, 34],
-               [32, 34, 34]])
+        array([[14, 16, 15],
+               [26, 28, 27],
+               [20, 22, 21]])
         """
         _check_choice("label", label, ("center", "origin"))
         _check_choice("engine", engine, _ENGINES)
