@@ -74,6 +74,15 @@ def test_patches_are_those_of_the_four_loops_under_any_chunking_and_budget(
         assert result.blocks[index].compute().shape == result.blocks[index].shape
 
 
+def test_a_region_as_long_as_its_chunk_but_elsewhere_is_not_taken_for_it() -> None:
+    image = np.arange(10)
+    grids = {0: AxisGrid("x", 10, 6, 4, padding=(2, 0))}  # reads [2, 8) for the chunk [4, 10)
+    source = da.from_array(image, chunks=((4, 6),))
+    fill = np.array(0)
+    expected = four_loops(image, arguments(grids), fill)
+    assert same_bits(exchange(source, planned(source, grids), fill).compute(), expected)
+
+
 @given(problems(max_spatial=2), st.data())
 def test_flattening_joins_the_patch_axes_and_those_behind_them(
     problem: tuple[Array, dict[int, AxisGrid]], data: st.DataObject

@@ -146,7 +146,7 @@ class Plan:
         """Whether every chunk of the result is computed from one whole chunk of the source."""
         return all(
             axis.blocks == axis.chunks == _equal(axis.grid.count, axis.limit)
-            and tuple(stop - start for start, stop in axis.regions) == lengths
+            and axis.regions == tuple(pairwise(accumulate(lengths, initial=0)))
             for axis, lengths in zip(self.axes, self.chunks, strict=True)
         )
 
