@@ -55,7 +55,7 @@ class Graph:
 
     def time_regions(self, *_: Any) -> None:
         """Seconds to build an extraction by regions, a stored chunk per block."""
-        planned = plan.plan_regions(self.grids, self.chunks, 8, 30 * 64 * 64 * 8)
+        planned = plan.plan_blocks("region", self.grids, self.chunks, 8, 30 * 64 * 64 * 8)
         lazy.read(len, "source", planned, len, "f8")  # type: ignore[arg-type]
 
     def track_tasks_per_chunk(self, chunks: int, padding: str) -> float:

@@ -171,11 +171,11 @@ def graphs(quick: bool) -> None:
     for side in (4, 8) if quick else (10, 32, 100, 316):
         chunks = ((64,) * side,) * 2
         grids = {axis: AxisGrid(axis, 64 * side, 5, 1, padding="same") for axis in (0, 1)}
-        out = plan.plan_regions(grids, chunks, 2, 30 * 64 * 64 * 2).out_chunks
+        out = plan.plan_blocks("region", grids, chunks, 2, 30 * 64 * 64 * 2).out_chunks
         image = da.zeros((64 * side,) * 2, chunks=64)
 
         def regions(grids: Any = grids, chunks: Any = chunks) -> Any:
-            planned = plan.plan_regions(grids, chunks, 2, 30 * 64 * 64 * 2)
+            planned = plan.plan_blocks("region", grids, chunks, 2, 30 * 64 * 64 * 2)
             return dask.optimize(lazy.read(len, "source", planned, len, "u2"))  # type: ignore[arg-type]
 
         def bare(out: Any = out) -> Any:

@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
 from xpatches.geometry import AxisGrid, Padding
-from xpatches.plan import AxisPlan, plan_chunks
+from xpatches.plan import AxisPlan, plan_blocks
 
 # Okabe and Ito's colours, which colour-blind readers can tell apart.
 BLUE, ORANGE, GREEN, RED = "#0072b2", "#e69f00", "#009e73", "#d55e00"
@@ -192,7 +192,7 @@ def ownership() -> Sheet:
     """Draw the blocks of a line, the patches that each one owns, and the halo that it reads."""
     chunks = (5, 5, 6)
     grid = AxisGrid("x", sum(chunks), size=5, stride=1, padding="same")
-    (plan,) = plan_chunks({0: grid}, (chunks,), itemsize=1, max_bytes=100).axes
+    (plan,) = plan_blocks("map_overlap", {0: grid}, (chunks,), itemsize=1, max_bytes=100).axes
     blocks = list(pairwise([0, *accumulate(chunks)]))
     left, right = -grid.before, grid.length + grid.pads[1]
     tops = list(accumulate((0.5 * count + 2.1 for count in plan.chunks), initial=2.2))

@@ -16,13 +16,13 @@ from xpatches import PatchError, lazy
 from xpatches.arrays import as_fill_value
 from xpatches.geometry import AxisGrid
 from xpatches.kernel import extract_block, extract_flat
-from xpatches.plan import Form, Plan, plan_chunks, plan_regions
+from xpatches.plan import Engine, Form, Plan, plan_blocks
 
 
 def planned(
     image: Any, grids: dict[int, AxisGrid], max_bytes: int = 2**27, form: Form = "grid"
 ) -> Plan:
-    return plan_chunks(grids, image.chunks, image.dtype.itemsize, max_bytes, form)
+    return plan_blocks("map_overlap", grids, image.chunks, image.dtype.itemsize, max_bytes, form)
 
 
 def exchange(image: Any, plan: Plan, fill: Array) -> Any:
@@ -48,7 +48,7 @@ def grids_of(image: Any, size: int, stride: int, padding: Any = "same") -> dict[
 @pytest.mark.parametrize("engine", ["map_overlap", "region"])
 @given(problems(max_spatial=2), st.data(), st.integers(100, 5000))
 def test_patches_are_those_of_the_four_loops_under_any_chunking_and_budget(
-    engine: str,
+    engine: Engine,
     problem: tuple[Array, dict[int, AxisGrid]],
     data: st.DataObject,
     max_bytes: int,
@@ -56,11 +56,10 @@ def test_patches_are_those_of_the_four_loops_under_any_chunking_and_budget(
     image, grids = problem
     chunks = tuple(data.draw(chunkings(n)) if n else (0,) for n in image.shape)
     fill = as_fill_value(None, image.dtype)
-    planner = plan_chunks if engine == "map_overlap" else plan_regions
     try:
-        plan = planner(grids, chunks, image.dtype.itemsize, max_bytes)
+        plan = plan_blocks(engine, grids, chunks, image.dtype.itemsize, max_bytes)
     except PatchError:
-        plan = planner(grids, chunks, image.dtype.itemsize, 2**27)
+        plan = plan_blocks(engine, grids, chunks, image.dtype.itemsize, 2**27)
     if engine == "map_overlap":
         result = exchange(da.from_array(image, chunks=chunks), plan, fill)
     else:
@@ -248,7 +247,7 @@ def test_no_task_takes_more_memory_than_projected(
         plan = planned(source, grids, max_bytes)
         result = exchange(source, plan, fill)
     else:
-        plan = plan_regions(grids, source.chunks, 4, max_bytes)
+        plan = plan_blocks("region", grids, source.chunks, 4, max_bytes)
         result = read(image, plan, fill)
     blocks = result.map_blocks(
         lambda block: block[:0], chunks=((0,) * result.numblocks[0], *result.chunks[1:])

@@ -1,5 +1,4 @@
 import sys
-from collections.abc import Callable
 from math import prod
 
 import pytest
@@ -9,15 +8,15 @@ from hypothesis import strategies as st
 from strategies import axis_grids, chunkings
 from xpatches import PatchError
 from xpatches.geometry import AxisGrid
-from xpatches.plan import AxisPlan, Plan, plan_chunks, plan_regions
+from xpatches.plan import AxisPlan, Engine, Plan, plan_blocks
 
-PLANNERS = pytest.mark.parametrize("planner", [plan_chunks, plan_regions])
-Planner = Callable[..., Plan]
+ENGINES = pytest.mark.parametrize("engine", ["map_overlap", "region"])
+Image = tuple[dict[int, AxisGrid], tuple[tuple[int, ...], ...]]
 
 
 def along(axis: AxisGrid, chunks: tuple[int, ...], max_bytes: int = sys.maxsize) -> AxisPlan:
     """Plan an image of one dim, one byte per sample."""
-    return plan_chunks({0: axis}, (chunks,), 1, max_bytes).axes[0]
+    return plan_blocks("map_overlap", {0: axis}, (chunks,), 1, max_bytes).axes[0]
 
 
 def regular(length: int, chunk: int) -> tuple[int, ...]:
@@ -31,7 +30,7 @@ def held(plan: Plan) -> int:
 
 
 @st.composite
-def images(draw: st.DrawFn) -> tuple[dict[int, AxisGrid], tuple[tuple[int, ...], ...]]:
+def images(draw: st.DrawFn) -> Image:
     """One or two axes with patches, an axis before them and one behind."""
     count = draw(st.integers(1, 2))
     grids = {axis: draw(axis_grids(40)) for axis in range(1, count + 1)}
@@ -39,14 +38,14 @@ def images(draw: st.DrawFn) -> tuple[dict[int, AxisGrid], tuple[tuple[int, ...],
     return grids, tuple(draw(chunkings(length)) for length in lengths)
 
 
-@PLANNERS
+@ENGINES
 @given(images(), st.integers(1, 3000))
 def test_every_patch_is_in_one_chunk_and_its_samples_in_that_chunks_region(
-    planner: Planner, image: tuple[dict[int, AxisGrid], tuple[tuple[int, ...], ...]], budget: int
+    engine: Engine, image: Image, budget: int
 ) -> None:
     grids, chunks = image
     try:
-        plan = planner(grids, chunks, 1, budget)
+        plan = plan_blocks(engine, grids, chunks, 1, budget)
     except PatchError:
         return
     for axis in plan.axes:
@@ -63,40 +62,42 @@ def test_every_patch_is_in_one_chunk_and_its_samples_in_that_chunks_region(
         assert first == axis.grid.count
 
 
-@PLANNERS
+@ENGINES
 @given(images(), st.integers(1, 3000))
 def test_no_task_holds_more_than_the_budget_unless_one_patch_does(
-    planner: Planner, image: tuple[dict[int, AxisGrid], tuple[tuple[int, ...], ...]], budget: int
+    engine: Engine, image: Image, budget: int
 ) -> None:
     grids, chunks = image
     under = prod(min(grid.effective_size, grid.length) for grid in grids.values())
     least = under + prod(grid.size for grid in grids.values())
     if least <= budget:
-        assert held(planner(grids, chunks, 1, budget)) <= budget
+        assert held(plan_blocks(engine, grids, chunks, 1, budget)) <= budget
     else:
         with pytest.raises(PatchError, match=f"max_bytes must be >= {least}, one patch"):
-            planner(grids, chunks, 1, budget)
+            plan_blocks(engine, grids, chunks, 1, budget)
 
 
-@PLANNERS
+@ENGINES
 @pytest.mark.parametrize(
     ("size", "stride", "rate"), [(65, 1, 1), (256, 1, 1), (33, 1, 9), (500, 3, 1)]
 )
 def test_no_choice_of_patches_exceeds_the_default_budget(
-    planner: Planner, size: int, stride: int, rate: int
+    engine: Engine, size: int, stride: int, rate: int
 ) -> None:
     grids = {axis: AxisGrid(axis, 8192, size, stride, rate, "same") for axis in (0, 1)}
-    plan = planner(grids, ((256,) * 32,) * 2, 4, 2**27)
+    plan = plan_blocks(engine, grids, ((256,) * 32,) * 2, 4, 2**27)
     assert held(plan) <= 2**27
 
 
-@PLANNERS
+@ENGINES
 @given(axis_grids(60), st.integers(1, 60), st.integers(20, 2000))
 def test_the_chunks_are_equal_as_zarr_requires_where_the_sources_are(
-    planner: Planner, axis: AxisGrid, chunk: int, budget: int
+    engine: Engine, axis: AxisGrid, chunk: int, budget: int
 ) -> None:
     try:
-        chunks = planner({0: axis}, (regular(axis.length, chunk),), 1, budget).out_chunks[0]
+        chunks = plan_blocks(
+            engine, {0: axis}, (regular(axis.length, chunk),), 1, budget
+        ).out_chunks[0]
     except PatchError:
         return
     assert set(chunks[:-1]) <= {chunks[0]}
@@ -117,7 +118,7 @@ def test_patches_that_do_not_overlap_need_no_halo_on_aligned_chunks(
 ) -> None:
     axis = AxisGrid("x", size * count, size, size)
     chunks = tuple(size * n for n in regular(count, per_chunk))
-    plan = plan_chunks({0: axis}, (chunks,), 1, sys.maxsize)
+    plan = plan_blocks("map_overlap", {0: axis}, (chunks,), 1, sys.maxsize)
     assert plan.axes[0].halo == (0, 0)
     assert plan.blocks_are_chunks
 
@@ -142,7 +143,7 @@ def test_one_region_feeds_several_chunks_where_their_patches_would_not_fit() -> 
 
 def test_the_first_axis_is_cut_first() -> None:
     grids = {axis: AxisGrid(axis, 64, 5, 1, padding="same") for axis in (0, 1)}
-    plan = plan_chunks(grids, ((64,), (64,)), 1, 2**15)
+    plan = plan_blocks("map_overlap", grids, ((64,), (64,)), 1, 2**15)
     assert plan.out_chunks[:2] == ((16,) * 4, (64,))
 
 
@@ -151,7 +152,7 @@ def test_the_read_amplification_is_counted_over_stored_samples(
     axis: AxisGrid, chunk: int, budget: int
 ) -> None:
     stored = regular(axis.length, chunk)
-    plan = plan_regions({0: axis}, (stored,), 1, budget)
+    plan = plan_blocks("region", {0: axis}, (stored,), 1, budget)
     reads = [{x // chunk for x in range(start, stop)} for start, stop in plan.axes[0].regions]
     total = sum(stored[number] for read in reads for number in read)
     once = sum(stored[number] for number in set().union(*reads))
@@ -160,15 +161,15 @@ def test_the_read_amplification_is_counted_over_stored_samples(
 
 def test_regions_grow_until_little_is_read_twice() -> None:
     grids = {axis: AxisGrid(axis, 16384, 5, 1, padding="same") for axis in (0, 1)}
-    plan = plan_regions(grids, ((256,) * 64,) * 2, 2, 2**30)
+    plan = plan_blocks("region", grids, ((256,) * 64,) * 2, 2, 2**30)
     assert plan.read_amplification < 1.3
     assert held(plan) <= 2**30
     assert all(count % 256 == 0 for axis in plan.axes for count in axis.blocks)
 
 
-@PLANNERS
-def test_the_plan_of_an_array_is_in_blocks_not_in_patches(planner: Planner) -> None:
+@ENGINES
+def test_the_plan_of_an_array_is_in_blocks_not_in_patches(engine: Engine) -> None:
     grids = {axis: AxisGrid(axis, 10**6, 5, 1, padding="same") for axis in (0, 1)}
-    plan = planner(grids, ((1000,) * 1000,) * 2, 2, 2**27)
+    plan = plan_blocks(engine, grids, ((1000,) * 1000,) * 2, 2, 2**27)
     assert prod(len(axis.blocks) for axis in plan.axes) <= 10**6
     assert held(plan) <= 2**27

@@ -207,10 +207,8 @@ class Patches(Generic[T]):
             xpatches:  {"version": 1, "dims": ["x"], "axes": [{"dim": "x", "length": ...
         """
         _check_choice("flatten", flatten, (None, labels.FLAT_DIM))
-        _check_choice("label", label, ("center", "origin"))
-        _check_choice("engine", engine, _ENGINES)
-        how = {"engine": engine, "max_bytes": max_bytes}
-        coords = labels.patch_coords(self._dataset.coords, self.grid, label)
+        how = _how(engine, max_bytes)
+        coords = self._coords(label)
         joined = self._joined_dims() if flatten else {}
         if joined:
             coords = labels.flatten_coords(coords, joined)
@@ -278,22 +276,20 @@ class Patches(Generic[T]):
                [26, 28, 27],
                [20, 22, 21]])
         """
-        _check_choice("label", label, ("center", "origin"))
-        _check_choice("engine", engine, _ENGINES)
         if not callable(how):
             _check_choice("how", how, (*SEPARABLE, "median"))
         if min_count is not None:
             as_integer("min_count", min_count, 0)
         options = {"skipna": skipna, "min_count": min_count, "ignore_padding": ignore_padding}
-        by = {"engine": engine, "max_bytes": max_bytes}
-        coords = labels.patch_coords(self._dataset.coords, self.grid, label)
-        kept = coords.to_dataset().drop_vars([f"{dim}_patch" for dim in self.grid.dims]).coords
+        by = _how(engine, max_bytes)
+        coords = self._coords(label).to_dataset()
+        coords = coords.drop_vars([f"{dim}_patch" for dim in self.grid.dims])
         return self._wrap(
             {
                 name: variables.reduce_variable(variable, self.grid, fill, how, options, by)
                 for name, variable, fill in self._extracted()
             },
-            kept,
+            coords.coords,
         )
 
     def plan(
@@ -339,8 +335,7 @@ class Patches(Generic[T]):
         {'y': [0, 2], 'x': [0, 0]}
         """
         _check_choice("flatten", flatten, (None, labels.FLAT_DIM))
-        _check_choice("engine", engine, _ENGINES)
-        how = {"engine": engine, "max_bytes": max_bytes}
+        how = _how(engine, max_bytes)
         joined = self._joined_dims() if flatten else {}
         plans = {
             name: variables.plan_variable(variable, self.grid, joined, how)
@@ -409,6 +404,11 @@ class Patches(Generic[T]):
                 f"{method} must name each of the dims {self.grid.dims} once, got {tuple(merged)}"
             )
         return merged
+
+    def _coords(self, label: str) -> xr.Coordinates:
+        """Give all patches their coords."""
+        _check_choice("label", label, ("center", "origin"))
+        return labels.patch_coords(self._dataset.coords, self.grid, label)
 
     def _joined_dims(self) -> dict[Hashable, int]:
         """Dims that flattening joins, with their lengths; the same for every variable."""
@@ -518,8 +518,6 @@ class _DatasetPatches(PatchesAccessor[xr.Dataset]):
     __doc__ = PatchesAccessor.__doc__
 
 
-_ENGINES = ("auto", "map_overlap", "region")
-
 _METHODS = (None, "nearest", "pad", "ffill", "backfill", "bfill")
 
 _ADDED = ("patch", "origin")
@@ -530,6 +528,11 @@ def _check_choice(argument: str, value: object, choices: tuple[object, ...]) -> 
     if value not in choices:
         *most, last = map(repr, choices)
         raise PatchError(f"{argument} must be {', '.join(most)} or {last}, got {value!r}")
+
+
+def _how(engine: str, max_bytes: int | str | None) -> dict[str, Any]:
+    _check_choice("engine", engine, ("auto", "map_overlap", "region"))
+    return {"engine": engine, "max_bytes": max_bytes}
 
 
 def _fill_values(dataset: xr.Dataset, grid: PatchGrid, fill_value: Any) -> dict[Hashable, Array]:

@@ -45,7 +45,7 @@ def extract_block(block: Array, spans: Sequence[Span], fill_value: Array) -> Arr
            [2, 3, 4],
            [4, 5, 0]])
     """
-    behind = max(span.axis for span in spans) + 1
+    behind = spans[-1].axis + 1
     given = {span.axis: span for span in spans}
     # The other axes before the depth are cut into patches of one sample.
     every = [
@@ -99,7 +99,7 @@ def pad_block(block: Array, pads: Mapping[int, tuple[int, int]], fill_value: Arr
 def extract_flat(block: Array, spans: Sequence[Span], fill_value: Array) -> Array:
     """Copy the patches of one block and join the patch axes and the axes behind them."""
     patches = extract_block(block, spans, fill_value)
-    axis = max(span.axis for span in spans) + 1
+    axis = spans[-1].axis + 1
     return patches.reshape(*patches.shape[:axis], math.prod(patches.shape[axis:]))
 
 

@@ -96,7 +96,7 @@ def exchange(array: Any, plan: Plan, kernel: Kernel, dtype: Any) -> Any:
     array : dask.array.Array
         The image.
     plan
-        What `xpatches.plan.plan_chunks` made for the array's chunks.
+        What `xpatches.plan.plan_blocks` made for the array's chunks.
     kernel
         Makes a chunk of the result from a region of the image and the patches along its spatial
         axes.
@@ -156,7 +156,7 @@ def read(
     token
         Tells the source from all others.
     plan
-        What `xpatches.plan.plan_regions` made.
+        What `xpatches.plan.plan_blocks` made.
     kernel, dtype
         As for `exchange`.
     """

@@ -10,7 +10,7 @@ from xpatches.arrays import as_fill_value, check_dtype, is_dask
 from xpatches.errors import PatchError
 from xpatches.geometry import AxisGrid, Padding, Span, as_integer
 from xpatches.kernel import extract_flat
-from xpatches.plan import plan_chunks
+from xpatches.plan import plan_blocks
 
 _PADDINGS: dict[str, Padding] = {"VALID": "valid", "SAME": "same"}
 
@@ -71,7 +71,7 @@ def extract_patches(
 
         lazy.check_chunks("images", array)
         budget = lazy.as_budget(None)
-        plan = plan_chunks(grids, array.chunks, array.dtype.itemsize, budget, "flat")
+        plan = plan_blocks("map_overlap", grids, array.chunks, array.dtype.itemsize, budget, "flat")
         return lazy.exchange(array, plan, kernel, array.dtype)
     spans = [Span(axis, grid, -grid.before, grid.count) for axis, grid in grids.items()]
     return kernel(array, spans)

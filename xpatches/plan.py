@@ -15,7 +15,7 @@ A source that can be sliced is read region by region. What lies in two regions i
 blocks grow, chunk by chunk of the storage, until little is, or the budget is reached.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import accumulate, pairwise
 from math import prod
@@ -24,6 +24,7 @@ from typing import Literal, TypeAlias
 from xpatches.errors import PatchError
 from xpatches.geometry import AxisGrid
 
+Engine: TypeAlias = Literal["map_overlap", "region"]
 Form: TypeAlias = Literal["grid", "flat", "reduced"]
 
 SCRATCH = 1 << 18
@@ -61,6 +62,11 @@ class AxisPlan:
         )
 
     @property
+    def longest(self) -> int:
+        """Samples of the longest region."""
+        return max(stop - start for start, stop in self.regions)
+
+    @property
     def chunks(self) -> tuple[int, ...]:
         """Patches of every chunk of the result."""
         return tuple(count for _, _, count in self.spans)
@@ -94,14 +100,14 @@ class Plan:
     Examples
     --------
     >>> grids = {0: AxisGrid("y", 64, 3, 1), 1: AxisGrid("x", 64, 3, 1)}
-    >>> plan = plan_chunks(grids, ((32, 32), (32, 32)), itemsize=2, max_bytes=2**20)
+    >>> plan = plan_blocks("map_overlap", grids, ((32, 32), (32, 32)), itemsize=2, max_bytes=2**20)
     >>> plan.out_chunks
     ((32, 30), (32, 30), (3,), (3,))
     >>> plan.engine, plan.region_bytes == 34 * 34 * 2
     ('map_overlap', True)
     """
 
-    engine: str
+    engine: Engine
     """``"map_overlap"`` exchanges halos between chunks, ``"region"`` reads regions of storage."""
     chunks: tuple[tuple[int, ...], ...]
     """Chunk lengths of the source along each of its axes."""
@@ -153,9 +159,7 @@ class Plan:
     @property
     def region_bytes(self) -> int:
         """Bytes of the largest region that a block reads."""
-        return self.itemsize * prod(
-            max(stop - start for start, stop in axis.regions) for axis in self.axes
-        )
+        return self.itemsize * prod(axis.longest for axis in self.axes)
 
     @property
     def chunk_bytes(self) -> int:
@@ -170,10 +174,7 @@ class Plan:
         or a chunk of the source and what is cut from it for a neighbour.
         """
         region, chunk = self.region_bytes, self.itemsize * prod(map(max, self.chunks))
-        padded = self.itemsize * prod(
-            max(stop - start for start, stop in axis.regions) + sum(axis.grid.pads)
-            for axis in self.axes
-        )
+        padded = self.itemsize * prod(axis.longest + sum(axis.grid.pads) for axis in self.axes)
         exchanged = self.engine == "map_overlap" and any(len(axis) > 1 for axis in self.chunks)
         peak = region + exchanged * region + padded + self.chunk_bytes
         return max(peak, exchanged * (chunk + min(chunk, region))) + SCRATCH
@@ -186,7 +187,8 @@ class Plan:
         return prod(map(_amplification, self.axes, self.chunks))
 
 
-def plan_chunks(
+def plan_blocks(
+    engine: Engine,
     grids: Mapping[int, AxisGrid],
     chunks: tuple[tuple[int, ...], ...],
     itemsize: int,
@@ -194,14 +196,17 @@ def plan_chunks(
     form: Form = "grid",
     patch_bytes: int | None = None,
 ) -> Plan:
-    """Plan an extraction from chunks that are computed, each once.
+    """Plan an extraction.
 
     Parameters
     ----------
+    engine
+        As in `Plan`.
     grids
         The patches along every spatial axis, by its number, in order.
     chunks
-        Chunk lengths of the source; zero-length ones are passed over.
+        Chunk lengths of the source: of a dask array's chunks, each computed once, or of the stored
+        ones, of which any part read means the whole. Those of zero length are passed over.
     itemsize
         Bytes of one sample.
     max_bytes
@@ -216,109 +221,125 @@ def plan_chunks(
     PatchError
         If one patch and the samples under it do not fit the budget.
     """
-    every, movable = _every_axis(grids, chunks, form)
-    each = itemsize * prod(grid.size for grid in every) if patch_bytes is None else patch_bytes
-    blocks = [
-        _blocks(grid, lengths) if axis in movable else (grid.count,)
-        for axis, (grid, lengths) in enumerate(zip(every, chunks, strict=True))
-    ]
-
-    def region(most: Sequence[int]) -> int:
-        return itemsize * prod(map(_reach, every, most))
-
-    # Half of the budget, for putting a region together takes its parts and the whole.
-    most = _shrink(list(map(max, blocks)), movable, lambda most: 2 * region(most) <= max_bytes)
-    blocks = list(map(_recut, blocks, most))
-    most = list(map(max, blocks))
-    held = region(most)
-    limits = _shrink(most, movable, lambda limits: held + prod(limits) * each <= max_bytes)
-    if held + prod(limits) * each > max_bytes:
-        raise _too_large(max_bytes, held + prod(limits) * each)
-    axes = []
-    for grid, counts, limit in zip(every, blocks, limits, strict=True):
-        even = _divide(max(counts), limit)
-        if max(counts) % even:  # blocks of whole chunks of the result, which are to be equal
-            counts = _equal(grid.count, max(counts) // even * even)
-        axes.append(AxisPlan(grid, counts, even))
-    return Plan("map_overlap", chunks, tuple(axes), tuple(grids), itemsize, each, form)
-
-
-def plan_regions(
-    grids: Mapping[int, AxisGrid],
-    chunks: tuple[tuple[int, ...], ...],
-    itemsize: int,
-    max_bytes: int,
-    form: Form = "grid",
-    patch_bytes: int | None = None,
-) -> Plan:
-    """Plan an extraction from a source that is read region by region; as `plan_chunks`.
-
-    `chunks` are the stored ones: what is read of one is read whole.
-    """
-    every, movable = _every_axis(grids, chunks, form)
-    each = itemsize * prod(grid.size for grid in every) if patch_bytes is None else patch_bytes
-    stored = [max(1, *lengths) if lengths else 1 for lengths in chunks]
-    steps = [max(1, length // grid.stride) for grid, length in zip(every, stored, strict=True)]
-
-    def size(most: Sequence[int]) -> int:
-        return itemsize * prod(map(_reach, every, most)) + prod(most) * each
-
-    most = [
-        min(step, max(1, grid.count)) if axis in movable else max(1, grid.count)
-        for axis, (step, grid) in enumerate(zip(steps, every, strict=True))
-    ]
-    most = _shrink(most, movable, lambda most: size(most) <= max_bytes)
-    if size(most) > max_bytes:
-        raise _too_large(max_bytes, size(most))
-
-    def amplification(axis: int) -> float:
-        grid = every[axis]
-        few = grid.count if grid.count < 32 * most[axis] else 32 * most[axis]
-        plan = AxisPlan(grid, _equal(few, most[axis]), most[axis])
-        return _amplification(plan, chunks[axis])
-
-    growing = True
-    while growing:
-        read = [amplification(axis) for axis in range(len(every))]
-        if prod(read) <= _AMPLIFICATION and size(most) >= max_bytes // 8:
-            break
-        growing = False
-        for axis in sorted(movable, key=lambda axis: (-read[axis], most[axis] / steps[axis])):
-            more = most[axis] + steps[axis] * max(1, most[axis] // steps[axis] // 4)
-            larger = [*most[:axis], min(more, max(1, every[axis].count)), *most[axis + 1 :]]
-            if larger != most and size(larger) <= max_bytes:
-                most, growing = larger, True
-                break
-    axes = tuple(
-        AxisPlan(grid, _equal(grid.count, count), count)
-        for grid, count in zip(every, most, strict=True)
-    )
-    return Plan("region", chunks, axes, tuple(grids), itemsize, each, form)
-
-
-def _every_axis(
-    grids: Mapping[int, AxisGrid], chunks: tuple[tuple[int, ...], ...], form: Form
-) -> tuple[list[AxisGrid], list[int]]:
-    """Give every axis a grid, and name the axes that may be cut into blocks."""
     every = [
         grids.get(axis) or AxisGrid(axis, sum(lengths), size=1, stride=1)
         for axis, lengths in enumerate(chunks)
     ]
-    joined = max(grids) + 1 if form == "flat" else len(chunks)
-    return every, list(range(joined))
+    each = itemsize * prod(grid.size for grid in every) if patch_bytes is None else patch_bytes
+    costs = _Costs(every, itemsize, each, max_bytes)
+    movable = range(max(grids) + 1 if form == "flat" else len(chunks))
+    cut = _from_chunks if engine == "map_overlap" else _from_regions
+    axes = tuple(cut(costs, chunks, movable))
+    return Plan(engine, chunks, axes, tuple(grids), itemsize, each, form)
+
+
+@dataclass(frozen=True, slots=True)
+class _Costs:
+    """Bytes of a task, from its patches along every axis."""
+
+    grids: Sequence[AxisGrid]
+    itemsize: int
+    patch_bytes: int
+    max_bytes: int
+
+    def region(self, counts: Sequence[int]) -> int:
+        """Count the bytes under the patches, at most."""
+        return self.itemsize * prod(map(_reach, self.grids, counts))
+
+    def patches(self, counts: Sequence[int]) -> int:
+        """Count the bytes of the patches."""
+        return self.patch_bytes * prod(counts)
+
+    def fit(
+        self, counts: Sequence[int], movable: Sequence[int], held: int | None = None
+    ) -> list[int]:
+        """Lessen the patches until they fit beside their region, or beside `held` bytes.
+
+        Raises
+        ------
+        PatchError
+            If not even one does.
+        """
+
+        def needed(counts: Sequence[int]) -> int:
+            return (self.region(counts) if held is None else held) + self.patches(counts)
+
+        counts = _shrink(counts, movable, lambda counts: needed(counts) <= self.max_bytes)
+        if needed(counts) > self.max_bytes:
+            raise PatchError(
+                f"max_bytes must be >= {needed(counts)}, one patch and the samples under it, got "
+                f"{self.max_bytes}; raise it, or use a smaller size or rate"
+            )
+        return counts
+
+
+def _from_chunks(
+    costs: _Costs, chunks: Sequence[Sequence[int]], movable: Sequence[int]
+) -> Iterator[AxisPlan]:
+    """Give every chunk a block, smaller ones where its region or its patches would not fit."""
+    blocks = [
+        _blocks(grid, lengths) if axis in movable else (grid.count,)
+        for axis, (grid, lengths) in enumerate(zip(costs.grids, chunks, strict=True))
+    ]
+    # Half of the budget, for putting a region together takes its parts and the whole.
+    half = costs.max_bytes // 2
+    most = _shrink(list(map(max, blocks)), movable, lambda most: costs.region(most) <= half)
+    blocks = list(map(_recut, blocks, most))
+    most = list(map(max, blocks))
+    limits = costs.fit(most, movable, costs.region(most))
+    for grid, counts, limit in zip(costs.grids, blocks, limits, strict=True):
+        even = _divide(max(counts), limit)
+        if max(counts) % even:  # blocks of whole chunks of the result, which are to be equal
+            counts = _equal(grid.count, max(counts) // even * even)
+        yield AxisPlan(grid, counts, even)
+
+
+def _from_regions(
+    costs: _Costs, chunks: Sequence[Sequence[int]], movable: Sequence[int]
+) -> Iterator[AxisPlan]:
+    """Let blocks grow by stored chunks until little is read twice, or the budget is reached."""
+    steps = [
+        max(1, max(lengths, default=1) // grid.stride)
+        for grid, lengths in zip(costs.grids, chunks, strict=True)
+    ]
+    counts = [max(1, grid.count) for grid in costs.grids]
+    most = [min(steps[axis], n) if axis in movable else n for axis, n in enumerate(counts)]
+    most = costs.fit(most, movable)
+
+    def size(most: Sequence[int]) -> int:
+        return costs.region(most) + costs.patches(most)
+
+    def amplification(axis: int) -> float:
+        few = min(costs.grids[axis].count, 32 * most[axis])  # more are read as these are
+        plan = AxisPlan(costs.grids[axis], _equal(few, most[axis]), most[axis])
+        return _amplification(plan, chunks[axis])
+
+    growing = True
+    while growing:
+        read = [amplification(axis) for axis in range(len(most))]
+        if prod(read) <= _AMPLIFICATION and size(most) >= costs.max_bytes // 8:
+            break
+        growing = False
+        for axis in sorted(movable, key=lambda axis: (-read[axis], most[axis] / steps[axis])):
+            more = most[axis] + steps[axis] * max(1, most[axis] // steps[axis] // 4)
+            larger = [*most[:axis], min(more, counts[axis]), *most[axis + 1 :]]
+            if larger != most and size(larger) <= costs.max_bytes:
+                most, growing = larger, True
+                break
+    for grid, count in zip(costs.grids, most, strict=True):
+        yield AxisPlan(grid, _equal(grid.count, count), count)
 
 
 def _blocks(grid: AxisGrid, chunks: Sequence[int]) -> tuple[int, ...]:
     """Patches of every block: a chunk's where all edges are aligned, else as many as fit one."""
     edges = [0, *accumulate(length for length in chunks if length)]
-    most = max(1, max(chunks, default=1) // grid.stride)
+    longest = max(chunks, default=1)
     if any(edge % grid.stride for edge in edges[:-1]):
-        return _equal(grid.count, most)
+        return _equal(grid.count, max(1, longest // grid.stride))
     owned = [len(grid.owned(*edge)) for edge in pairwise(edges)]
     counts = [count for count in owned if count] or [grid.count]
     # Padding behind the image can hold many patches; they get blocks no larger than the others.
-    most = max(1, -(-max(chunks, default=1) // grid.stride))
-    return (*counts[:-1], *_equal(counts[-1], most))
+    return (*counts[:-1], *_equal(counts[-1], max(1, -(-longest // grid.stride))))
 
 
 def _reach(grid: AxisGrid, count: int) -> int:
@@ -327,7 +348,7 @@ def _reach(grid: AxisGrid, count: int) -> int:
 
 
 def _shrink(
-    most: list[int], movable: Sequence[int], fits: Callable[[list[int]], bool]
+    most: Sequence[int], movable: Sequence[int], fits: Callable[[Sequence[int]], bool]
 ) -> list[int]:
     """Lessen the patches per axis, the first axis first, until they fit, or are 1."""
     for axis in movable:
@@ -341,7 +362,7 @@ def _shrink(
             else:
                 high = middle - 1
         most = [*most[:axis], low, *most[axis + 1 :]]
-    return most
+    return list(most)
 
 
 def _divide(count: int, limit: int) -> int:
@@ -382,10 +403,3 @@ def _amplification(axis: AxisPlan, chunks: Sequence[int]) -> float:
             touched += max(0, last - max(first, end))
             end = max(end, last)
     return total / touched if touched else 1.0
-
-
-def _too_large(max_bytes: int, needed: int) -> PatchError:
-    return PatchError(
-        f"max_bytes must be >= {needed}, one patch and the samples under it, got {max_bytes}; "
-        "raise it, or use a smaller size or rate"
-    )

@@ -22,7 +22,7 @@ import numpy as np
 
 from xpatches.arrays import Array
 from xpatches.geometry import Span
-from xpatches.kernel import region_of
+from xpatches.kernel import pad_block, region_of
 
 State: TypeAlias = tuple[Array, ...]
 """What is known of the samples reduced so far; all arrays have the same shape."""
@@ -104,11 +104,6 @@ def reduce_block(
     return result
 
 
-def scratch_bytes(spans: Sequence[Span]) -> int:
-    """Bytes that `reduce_block` takes for itself, at most, whatever the block."""
-    return 12 * 8 * max(_SAMPLES, math.prod(4 * span.grid.effective_size for span in spans))
-
-
 def _tile(counts: Sequence[int], spans: Sequence[Span]) -> list[int]:
     """Choose the patches of a tile per axis: halos are to be small beside it, and it, the cache."""
     grids = {span.axis: span.grid for span in spans}
@@ -164,14 +159,8 @@ def _samples(
     samples, pads = region_of(block, spans, fill_value)
     valid = None
     if reduction.ignore_padding and pads:
-        valid = np.zeros(samples.shape, bool)
-        inside = tuple(
-            slice(before, length - after)
-            for length, (before, after) in zip(
-                samples.shape, (pads.get(axis, (0, 0)) for axis in range(block.ndim)), strict=True
-            )
-        )
-        valid[inside] = True
+        inside = [n - sum(pads.get(axis, ())) for axis, n in enumerate(samples.shape)]
+        valid = pad_block(np.ones(inside, bool), pads, np.array(False))
     if (reduction.skipna or reduction.how == "count") and samples.dtype.kind in "fcmM":
         missing = np.isnat(samples) if samples.dtype.kind in "mM" else np.isnan(samples)
         if missing.any():
@@ -201,13 +190,10 @@ def _sum(samples: Array, spans: list[Span]) -> Array:
 def _variance(
     samples: Array, spans: list[Span], valid: Array | None, count: Any, dtype: np.dtype[Any]
 ) -> Array:
-    mean = samples.astype(dtype)
+    mean = samples.astype(dtype) if valid is None else np.where(valid, samples, 0).astype(dtype)
     state: State = (mean, mean - mean)  # 0, or NaN where the sample is not finite
-    if valid is None:
-        return np.asarray(_along_all(state, spans, _merge_variances)[1] / count)
-    counts = valid.astype(dtype)
-    mean[~valid] = 0
-    state = (mean, np.zeros_like(mean), counts)
+    if valid is not None:
+        state = (*state, valid.astype(dtype))
     return np.asarray(_along_all(state, spans, _merge_variances)[1] / count)
 
 

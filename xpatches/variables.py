@@ -12,9 +12,9 @@ import xarray as xr
 from xpatches import labels
 from xpatches.arrays import Array, check_dtype, is_dask
 from xpatches.errors import PatchError
-from xpatches.geometry import PatchGrid, Span, clip
+from xpatches.geometry import AxisGrid, PatchGrid, Span, clip
 from xpatches.kernel import Kernel, extract_block, extract_flat, pad_block
-from xpatches.plan import Form, Plan, plan_chunks, plan_regions
+from xpatches.plan import Form, Plan, plan_blocks
 from xpatches.reductions import SEPARABLE, Reduction, reduce_block
 from xpatches.spec import SPEC_ATTR, write_spec
 
@@ -228,8 +228,8 @@ def run(
     plan : Plan or None
         None for a variable in memory.
     """
-    grids = {variable.dims.index(axis.dim): axis for axis in grid.axes}
-    if variable._in_memory and not is_dask(variable._data):
+    grids = _by_axis(variable, grid)
+    if _in_memory(variable):
         spans = [Span(axis, of, -of.before, of.count) for axis, of in grids.items()]
         return kernel(variable.to_numpy(), spans), None
     from xpatches import lazy  # dask is loaded for lazy images only
@@ -246,10 +246,10 @@ def run(
                 "array that is computed; open it with chunks=None, or use engine='map_overlap'"
             )
         if read is not None and (engine == "region" or not dask):
-            plan = plan_regions(*given)
-            if engine == "region" or plan.read_amplification < _AMPLIFICATION:
+            plan = plan_blocks("region", *given)
+            if engine == "region" or plan.read_amplification < _MOST_READ:
                 return lazy.read(read, data.name, plan, kernel, dtype), plan
-    plan = plan_chunks(*given)
+    plan = plan_blocks("map_overlap", *given)
     return lazy.exchange(data, plan, kernel, dtype), plan
 
 
@@ -295,21 +295,19 @@ def plan_variable(
     grid = grid.restrict(variable.dims)
     form: Form = "flat" if joined else "grid"
     kernel = partial(extract_block, fill_value=np.zeros((), variable.dtype))
-    in_memory = variable._in_memory and not is_dask(variable._data)
-    engine, tasks, budget = "numpy", 1, None
-    if in_memory:
-        grids = {variable.dims.index(axis.dim): axis for axis in grid.axes}
-        whole = tuple((length,) for length in variable.shape)
-        plan = plan_chunks(grids, whole, variable.dtype.itemsize, sys.maxsize, form)
+    tasks, budget = 1, None
+    if _in_memory(variable):
+        grids, whole = _by_axis(variable, grid), tuple((length,) for length in variable.shape)
+        plan = plan_blocks("map_overlap", grids, whole, variable.dtype.itemsize, sys.maxsize, form)
     else:
         from xpatches import lazy  # dask is loaded for lazy images only
 
         patches, made = run(variable, grid, kernel, variable.dtype, form, **how)
         plan, tasks = cast(Plan, made), lazy.count_tasks(patches)
-        engine, budget = plan.engine, lazy.as_budget(how["max_bytes"])
+        budget = lazy.as_budget(how["max_bytes"])
     dims = labels.patch_dims(variable.dims, grid, flat=bool(joined))
     return {
-        "engine": engine,
+        "engine": "numpy" if _in_memory(variable) else plan.engine,
         "patches": grid.total,
         "blocks": prod(len(axis.blocks) for axis in plan.axes),
         "tasks": tasks,
@@ -325,12 +323,20 @@ def plan_variable(
     }
 
 
+def _in_memory(variable: xr.Variable) -> bool:
+    return variable._in_memory and not is_dask(variable._data)
+
+
+def _by_axis(variable: xr.Variable, grid: PatchGrid) -> dict[int, AxisGrid]:
+    return {variable.dims.index(axis.dim): axis for axis in grid.axes}
+
+
 def _read_region(variable: xr.Variable, region: tuple[slice, ...]) -> Array:
     return np.asarray(variable[region].to_numpy(), variable.dtype)
 
 
-_AMPLIFICATION = 1.3
-"""Above it the chunks of a source that could be read by region are computed once instead."""
+_MOST_READ = 1.3
+"""Read amplification from which on a source is read chunk by chunk, though regions could be."""
 
 
 def _kept_encoding(variable: xr.Variable) -> dict[str, Any]:
