@@ -15,7 +15,8 @@ The edges of the image are padded in the kernel, which costs no task.
 from bisect import bisect_left, bisect_right
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from itertools import accumulate, product
+from itertools import accumulate, pairwise, product
+from math import prod
 from typing import Any, TypeAlias
 
 import dask
@@ -127,18 +128,18 @@ def exchange(array: Any, plan: Plan, kernel: Kernel, dtype: Any) -> Any:
     parts = [_parts(*pair) for pair in zip(plan.axes, plan.chunks, strict=True)]
     takes = _takes(plan)
     for block in product(*map(range, map(len, parts))):
-        cuts = list(product(*(axis[i] for axis, i in zip(parts, block, strict=True))))
-        places = [tuple(place for _, _, place in cut) for cut in cuts]
-        keys = [_cut_out(graph, name, array, cut) for cut in cuts]
+        along = [axis[i] for axis, i in zip(parts, block, strict=True)]
+        keys = [_cut_out(graph, name, array, part) for part in product(*along)]
+        shape = tuple(map(len, along))
         outs = list(product(*(axis[i] for axis, i in zip(takes, block, strict=True))))
         if len(outs) > 1 and len(keys) > 1:
             key: tuple[Any, ...] = (f"{name}-region", *block)
-            graph[key] = Task(key, _put_together, places, *keys)
-            keys, places = [TaskRef(key)], []
+            graph[key] = Task(key, _put_together, shape, *keys)
+            keys = [TaskRef(key)]
         for out in outs:
             numbers, take = zip(*out, strict=True)
             key = (name, *plan.out_index(numbers))
-            graph[key] = Task(key, _run_on_parts, kernel, take, places, *keys)
+            graph[key] = Task(key, _run_on_parts, kernel, take, shape, *keys)
     return da.Array(
         HighLevelGraph.from_collections(name, graph, dependencies=[array]), name, **result
     )
@@ -193,8 +194,8 @@ def count_tasks(array: Any) -> int:
     return len(optimized.__dask_graph__())
 
 
-_Part: TypeAlias = tuple[int, slice, slice]
-"""Along one axis: a chunk, what of it, and the place of that in a region."""
+_Part: TypeAlias = tuple[int, slice]
+"""Along one axis: a chunk, and what of it."""
 _Take: TypeAlias = Span | slice
 """Along one axis: the patches to take of a region, or the samples where there are no patches."""
 
@@ -209,8 +210,7 @@ def _parts(axis: AxisPlan, chunks: tuple[int, ...]) -> list[list[_Part]]:
         for number in range(first, bisect_left(edges, stop)) or [first]:
             low, high = max(start, edges[number]), min(stop, edges[number + 1])
             if low < high or start == stop:
-                cut = slice(low - edges[number], high - edges[number])
-                parts.append((number, cut, slice(low - start, high - start)))
+                parts.append((number, slice(low - edges[number], high - edges[number])))
         blocks.append(parts)
     return blocks
 
@@ -228,14 +228,14 @@ def _takes(plan: Plan) -> list[list[list[tuple[int, _Take]]]]:
 
 def _cut_out(graph: dict[Any, Task], name: str, array: Any, part: tuple[_Part, ...]) -> TaskRef:
     """Refer to a part of a chunk, which one task copies for all blocks that need it."""
-    chunk: tuple[Any, ...] = (array.name, *(number for number, _, _ in part))
-    cut = tuple(cut for _, cut, _ in part)
-    lengths = (axis[number] for axis, (number, _, _) in zip(array.chunks, part, strict=True))
+    numbers, cut = zip(*part, strict=True)
+    chunk: tuple[Any, ...] = (array.name, *numbers)
+    lengths = map(tuple.__getitem__, array.chunks, numbers)
     if all(slice(0, length) == of for length, of in zip(lengths, cut, strict=True)):
         return TaskRef(chunk)
     key: tuple[Any, ...] = (
         f"{name}-cut",
-        *chunk[1:],
+        *numbers,
         *(edge for of in cut for edge in (of.start, of.stop)),
     )
     graph[key] = Task(key, _copy_part, TaskRef(chunk), cut)
@@ -246,19 +246,25 @@ def _copy_part(chunk: Array, cut: Slices) -> Array:
     return np.array(chunk[cut], order="C")
 
 
-def _put_together(places: Sequence[Slices], *parts: Array) -> Array:
+def _put_together(shape: tuple[int, ...], *parts: Array) -> Array:
+    """Join this many parts along every axis, given in C order."""
     if len(parts) == 1:
         return parts[0]
-    region = np.empty([place.stop for place in places[-1]], parts[0].dtype)
-    for place, part in zip(places, parts, strict=True):
+    edges = []
+    for axis, count in enumerate(shape):
+        step = prod(shape[axis + 1 :])  # from a part to the next along the axis
+        lengths = [part.shape[axis] for part in parts[: step * count : step]]
+        edges.append([slice(*pair) for pair in pairwise(accumulate(lengths, initial=0))])
+    region = np.empty([along[-1].stop for along in edges], parts[0].dtype)
+    for place, part in zip(product(*edges), parts, strict=True):
         region[place] = part
     return region
 
 
 def _run_on_parts(
-    kernel: Kernel, takes: Sequence[_Take], places: Sequence[Slices], *parts: Array
+    kernel: Kernel, takes: Sequence[_Take], shape: tuple[int, ...], *parts: Array
 ) -> Array:
-    return _run(kernel, takes, _put_together(places, *parts))
+    return _run(kernel, takes, _put_together(shape, *parts))
 
 
 def _run_on_region(
