@@ -5,6 +5,7 @@ in a process of its own, which prints its seconds and its peak memory. The ways 
 turns, so that a busy machine is busy for all of them.
 """
 
+import contextlib
 import json
 import statistics
 import subprocess
@@ -76,7 +77,7 @@ def bound(path: Path, size: int, stride: int) -> Any:
 
 def extracted(path: Path, size: int, stride: int, how: str, **kwargs: Any) -> Any:
     """Extract patches, and reduce them."""
-    image = opened(path, None if kwargs.pop("engine", "region") == "region" else {})
+    image = opened(path, {} if kwargs.get("engine") == "map_overlap" else None)
     patches = image.patches(y=size, x=size, stride=stride).extract(**kwargs)
     return getattr(patches, how)(PATCH_DIMS)
 
@@ -119,6 +120,7 @@ WAYS: dict[str, Callable[..., Any]] = {
     "bound": bound,
     "extract": extracted,
     "extract map_overlap": lambda *args: extracted(*args, engine="map_overlap"),
+    "extract region": lambda *args: extracted(*args, engine="region"),
     "reduce": reduced,
     "xarray rolling.construct": rolling,
     "dask sliding_window_view": sliding,
@@ -126,15 +128,27 @@ WAYS: dict[str, Callable[..., Any]] = {
 }
 
 
-def run(way: str, *args: Any) -> dict[str, float]:
-    """Run one way here: seconds, and MiB that the process grew by at its peak."""
+def run(way: str, *args: Any, cluster: bool = False) -> dict[str, float]:
+    """Run one way, on threads or on a cluster of processes of one thread each.
+
+    Gives seconds, and MiB that this process grew by at its peak.
+    """
     path = Path("/proc/self/status")
 
     def peak() -> float:
         (line,) = (line for line in path.read_text().splitlines() if line.startswith("VmHWM"))
         return int(line.split()[1]) / 1024
 
-    with dask.config.set(scheduler="threads", num_workers=THREADS):
+    with contextlib.ExitStack() as stack:
+        if cluster:
+            from distributed import Client
+
+            client = Client(  # type: ignore[no-untyped-call]
+                n_workers=THREADS, threads_per_worker=1, dashboard_address=None
+            )
+            stack.enter_context(client)
+        else:
+            stack.enter_context(dask.config.set(scheduler="threads", num_workers=THREADS))
         before, start = peak(), time.perf_counter()
         made = WAYS[way](*args)
         if made is not None:
@@ -142,12 +156,14 @@ def run(way: str, *args: Any) -> dict[str, float]:
         return {"seconds": time.perf_counter() - start, "MiB": peak() - before}
 
 
-def compare(ways: list[str], *args: Any, repeat: int = 3) -> dict[str, dict[str, float]]:
+def compare(
+    ways: list[str], *args: Any, repeat: int = 3, cluster: bool = False
+) -> dict[str, dict[str, float]]:
     """Run ways by turns in processes of their own; medians."""
     results: dict[str, list[dict[str, float]]] = {way: [] for way in ways}
     for _ in range(repeat):
         for way in ways:
-            given = json.dumps([way, *map(str, args[:1]), *args[1:]])
+            given = json.dumps([way, *map(str, args[:1]), *args[1:], cluster])
             command = [sys.executable, "-m", "benchmarks.endtoend", given]
             done = subprocess.run(command, capture_output=True, text=True, check=True)
             results[way].append(json.loads(done.stdout))
@@ -158,6 +174,6 @@ def compare(ways: list[str], *args: Any, repeat: int = 3) -> dict[str, dict[str,
 
 
 if __name__ == "__main__":
-    way, path, *rest = json.loads(sys.argv[1])
+    way, path, *rest, cluster = json.loads(sys.argv[1])
     rest = rest[:2] if way == "bound" else rest
-    print(json.dumps(run(way, Path(path), *rest)))
+    print(json.dumps(run(way, Path(path), *rest, cluster=cluster)))

@@ -66,6 +66,33 @@ def torch(case: Case, images: Any) -> Way | None:
     return lambda: unfold(tensor, case.size, case.rate, 0, case.stride)
 
 
+def one_by_one(image: Any, size: int, stride: int) -> dict[str, Way]:
+    """Ways to go through the labelled patches of an image (y, x), each in memory; their number."""
+
+    def extracted() -> int:
+        patches = image.patches(y=size, x=size, stride=stride).extract().stack(patch=("y", "x"))
+        return sum(1 for _ in patches.compute().transpose("patch", ...))
+
+    def iterated() -> int:
+        return sum(1 for patch in image.patches(y=size, x=size, stride=stride) if patch.load().size)
+
+    ways: dict[str, Way] = {"extract, then each": extracted, "each": iterated}
+    sizes, overlap = {"y": size, "x": size}, {"y": size - stride, "x": size - stride}
+    if find_spec("xbatcher"):
+        import xbatcher
+
+        generate = xbatcher.BatchGenerator
+        ways["xbatcher"] = lambda: sum(1 for _ in generate(image, sizes, overlap))
+    if find_spec("xrpatcher"):
+        from xrpatcher import XRDAPatcher
+
+        strides = {"y": stride, "x": stride}
+        ways["xrpatcher"] = lambda: sum(
+            1 for patch in XRDAPatcher(image, sizes, strides) if patch.load().size
+        )
+    return ways
+
+
 WAYS: dict[str, Callable[[Case, Any], Way | None]] = {
     "bound": bound,
     "xpatches": ours,

@@ -45,8 +45,8 @@ LIBRARIES = [
 
 def main() -> None:
     """Print the tables that are asked for."""
-    tables = {"kernel": kernel, "others": others, "images": images, "reduce": reduce,
-              "graphs": graphs, "growth": growth}  # fmt: skip
+    tables = {"kernel": kernel, "others": others, "images": images, "engines": engines,
+              "reduce": reduce, "graphs": graphs, "growth": growth}  # fmt: skip
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("tables", nargs="*", help=f"of {', '.join(tables)}; all by default")
     parser.add_argument("--quick", action="store_true", help="small images, to see that it works")
@@ -121,6 +121,32 @@ def images(quick: bool) -> None:
             for way, run in runs.items()
         ]
     print_table(["image, size / stride", "way", "seconds", "peak, MiB"], rows)
+
+
+def engines(quick: bool) -> None:
+    """Compare the engines, on threads and on a cluster of two processes."""
+    ways = ["extract map_overlap", "extract region"]
+    rows = []
+    with tempfile.TemporaryDirectory() as folder:
+        path, length = Path(folder) / "image.zarr", 512 if quick else 8192
+        endtoend.write_image(path, length, 64 if quick else 512, "uint16")
+        image = endtoend.opened(path, None)
+        for size, stride, how in [
+            (256, 256, "mean"),
+            (256, 128, "mean"),
+            (16, 8, "mean"),
+            (5, 1, "max"),
+        ]:
+            planned = image.patches(y=size, x=size, stride=stride).plan(engine="region")
+            for cluster in (False, True):
+                runs = endtoend.compare(
+                    ways, str(path), size, stride, how, repeat=1 if quick else 3, cluster=cluster
+                )
+                seconds = [f"{runs[way]['seconds']:.2f}" for way in ways]
+                amplification = f"{planned['read_amplification']:.2f}"
+                where = "cluster" if cluster else "threads"
+                rows.append([f"{size} / {stride}, {how}", where, *seconds, amplification])
+    print_table(["size / stride", "on", "map_overlap, s", "region, s", "amplification"], rows)
 
 
 def reduce(quick: bool) -> None:
