@@ -67,16 +67,12 @@ def torch(case: Case, images: Any) -> Way | None:
 
 
 def one_by_one(image: Any, size: int, stride: int) -> dict[str, Way]:
-    """Ways to go through the labelled patches of an image (y, x), each in memory; their number."""
-
-    def extracted() -> int:
-        patches = image.patches(y=size, x=size, stride=stride).extract().stack(patch=("y", "x"))
-        return sum(1 for _ in patches.compute().transpose("patch", ...))
-
-    def iterated() -> int:
-        return sum(1 for patch in image.patches(y=size, x=size, stride=stride) if patch.load().size)
-
-    ways: dict[str, Way] = {"extract, then each": extracted, "each": iterated}
+    """Ways to get the labelled patches of an image (y, x) into memory, all or one after another."""
+    p = image.patches(y=size, x=size, stride=stride)
+    ways: dict[str, Way] = {
+        "p.extract()": lambda: p.extract().compute().size,
+        "for patch in p": lambda: sum(1 for patch in p if patch.load().size),
+    }
     sizes, overlap = {"y": size, "x": size}, {"y": size - stride, "x": size - stride}
     if find_spec("xbatcher"):
         import xbatcher

@@ -24,7 +24,7 @@ import numpy as np
 import xarray as xr
 
 import xpatches  # noqa: F401  registers .patches
-from benchmarks import endtoend
+from benchmarks import endtoend, peers
 from benchmarks.cases import DTYPES, LISTED, OTHERS, SMALL, Case
 from benchmarks.peers import WAYS
 from xpatches import lazy, plan
@@ -40,13 +40,14 @@ LIBRARIES = [
     "tensorflow_cpu",
     "torch",
     "xbatcher",
+    "xrpatcher",
 ]
 
 
 def main() -> None:
     """Print the tables that are asked for."""
     tables = {"kernel": kernel, "others": others, "images": images, "engines": engines,
-              "reduce": reduce, "graphs": graphs, "growth": growth}  # fmt: skip
+              "each": each, "reduce": reduce, "graphs": graphs, "growth": growth}  # fmt: skip
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("tables", nargs="*", help=f"of {', '.join(tables)}; all by default")
     parser.add_argument("--quick", action="store_true", help="small images, to see that it works")
@@ -147,6 +148,26 @@ def engines(quick: bool) -> None:
                 where = "cluster" if cluster else "threads"
                 rows.append([f"{size} / {stride}, {how}", where, *seconds, amplification])
     print_table(["size / stride", "on", "map_overlap, s", "region, s", "amplification"], rows)
+
+
+def each(quick: bool) -> None:
+    """Go through labelled patches one by one, beside xbatcher and xrpatcher."""
+    rows = []
+    with tempfile.TemporaryDirectory() as folder:
+        path, length = Path(folder) / "image.zarr", 512 if quick else 4096
+        endtoend.write_image(path, length, 64 if quick else 512, "uint16")
+        opened = endtoend.opened(path, None)
+        sources = {"in memory": opened.load(), "opened, chunks=None": None, "opened, chunks={}": {}}
+        for (where, chunks), (size, stride) in product(
+            sources.items(), [(64, 64)] if quick else [(256, 128), (64, 64)]
+        ):
+            image = chunks if where == "in memory" else endtoend.opened(path, chunks)
+            ways = peers.one_by_one(image, size, stride)
+            times = by_turns(ways, 1 if quick else 3)
+            count = len(image.patches(y=size, x=size, stride=stride))
+            speeds = (f"{count / seconds:.0f}" for seconds in times.values())
+            rows.append([where, f"{size} / {stride}", *speeds])
+    print_table(["image", "size / stride", *(f"{way}, /s" for way in ways)], rows)
 
 
 def reduce(quick: bool) -> None:

@@ -11,7 +11,7 @@ PACKAGE = Path(__file__).parents[1] / "xpatches"
 # Imports point up this list only: a module may import those above it.
 ORDER = [
     *("errors", "arrays", "geometry", "plan", "tiles", "kernel", "reductions", "lazy"),
-    *("labels", "spec", "variables", "reprs", "parity", "accessor", "__init__"),
+    *("labels", "spec", "variables", "take", "reprs", "parity", "accessor", "__init__"),
 ]
 ARRAY_LIBRARIES = {"numpy", "dask", "xarray", "zarr"}
 CORE = {"numpy", "dask", "xarray", "xpatches"}

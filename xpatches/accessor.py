@@ -2,13 +2,14 @@
 
 from collections.abc import Callable, Hashable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from math import prod
 from typing import Any, Generic, TypeVar
 
 import numpy as np
 import xarray as xr
 
-from xpatches import labels, reprs, variables
+from xpatches import labels, reprs, take, variables
 from xpatches.arrays import Array, as_fill_value
 from xpatches.errors import PatchError
 from xpatches.geometry import Padding, PatchGrid, as_integer, clip
@@ -20,13 +21,14 @@ _ARRAY = "<this-array>"
 """Name of a DataArray's variable in the Dataset that stands for it."""
 
 
-@dataclass(frozen=True, slots=True, eq=False, repr=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Patches(Generic[T]):
     """The patches of a labelled image: an immutable, lazy sequence.
 
     Made by ``image.patches(...)``. Its length is the number of patches; ``p[i]`` is the i-th one,
     the last dim running fastest, ``p[i, j]`` the one at an index per dim, and iteration gives them
-    all, each as a labelled array on the image's own dims.
+    all, each as a labelled array on the image's own dims. Iteration over an image that was opened
+    without dask reads ahead, up to dask's ``array.chunk-size``, so that little is read twice.
 
     Examples
     --------
@@ -75,7 +77,9 @@ class Patches(Generic[T]):
         return self.grid.total
 
     def __iter__(self) -> Iterator[T]:
-        return (self[number] for number in range(len(self)))
+        for part, indices in take.read_ahead(self._indexed, self._fill_values, self.grid):
+            for index in indices:
+                yield self._take(index, part)
 
     def __getitem__(self, index: int | tuple[int, ...]) -> T:
         if not isinstance(index, tuple):
@@ -349,16 +353,18 @@ class Patches(Generic[T]):
     def _repr_html_(self) -> str:
         return reprs.html(self.source, self.grid, self._fill_values, self.nbytes)
 
-    def _take(self, index: tuple[int, ...]) -> T:
+    @cached_property
+    def _indexed(self) -> xr.Dataset:
+        """The image with ``{dim}_index`` (int64), the position of every sample, as coords."""
+        names = [f"{dim}_index" for dim in self.grid.dims]
+        labels.check_names(self._dataset, names)
+        positions = (labels.integers(axis.dim, range(axis.length)) for axis in self.grid.axes)
+        return self._dataset.assign_coords(dict(zip(names, positions, strict=True)))
+
+    def _take(self, index: tuple[int, ...], part: take.Part | None = None) -> T:
+        part = part or (self._indexed, dict.fromkeys(self.grid.dims, 0))
         samples = {axis.dim: axis.samples(i) for axis, i in zip(self.grid.axes, index, strict=True)}
-        labels.check_names(self._dataset, (f"{dim}_index" for dim in samples))
-        return self._wrap(
-            {
-                name: variables.take_patch(variable, samples, fill_value)
-                for name, variable, fill_value in self._extracted()
-            },
-            labels.sample_coords(self._dataset.coords, samples),
-        )
+        return self._as_source(take.take_patch(part, self._fill_values, samples))
 
     def _extracted(self) -> Iterator[tuple[Hashable, xr.Variable, Array]]:
         """Iterate over the variables that are cut into patches, with their fill values."""
@@ -428,13 +434,17 @@ class Patches(Generic[T]):
         return dims
 
     def _wrap(self, made: Mapping[Hashable, xr.Variable], coords: xr.Coordinates) -> T:
-        """Give what the source is: an array, or a Dataset with the untouched variables."""
-        if isinstance(self.source, xr.DataArray):
-            array = xr.DataArray(made[_ARRAY], coords=coords, name=self.source.name)
-            array.encoding = made[_ARRAY].encoding
-            return array
+        """Join what was made of variables to the untouched ones, and give what the source is."""
         every = {**self._dataset.data_vars.variables, **made}
-        return xr.Dataset(every, coords=coords, attrs=self.source.attrs)
+        return self._as_source(xr.Dataset(every, coords, self.source.attrs))
+
+    def _as_source(self, dataset: xr.Dataset) -> T:
+        """Give what the source is: a Dataset, or the array that it stands for."""
+        if isinstance(self.source, xr.Dataset):
+            return dataset
+        array = dataset[_ARRAY]
+        array.name = self.source.name
+        return array
 
 
 class PatchesAccessor(Generic[T]):

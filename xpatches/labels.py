@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
+from xpatches.arrays import is_dask
 from xpatches.errors import PatchError
 from xpatches.geometry import AxisGrid, PatchGrid, clip
 
@@ -115,10 +116,10 @@ def patch_coords(coords: xr.Coordinates, grid: PatchGrid, label: str) -> xr.Coor
     for variable in moved.values():
         variable.attrs = {k: v for k, v in variable.attrs.items() if k != "GeoTransform"}
     origins: dict[Hashable, xr.Variable] = {
-        f"{axis.dim}_origin": _integers(axis.dim, axis.origins) for axis in grid.axes
+        f"{axis.dim}_origin": integers(axis.dim, axis.origins) for axis in grid.axes
     }
     offsets: dict[Hashable, xr.Variable] = {
-        name: _integers(name, axis.offsets) for axis in grid.axes for name in [f"{axis.dim}_patch"]
+        name: integers(name, axis.offsets) for axis in grid.axes for name in [f"{axis.dim}_patch"]
     }
     return _assign(taken, {**moved, **origins, **offsets}, indexed=offsets)
 
@@ -160,16 +161,34 @@ def flatten_coords(coords: xr.Coordinates, joined: Mapping[Hashable, int]) -> xr
     return _assign(coords, flat)
 
 
-def sample_coords(coords: xr.Coordinates, samples: Mapping[Hashable, range]) -> xr.Coordinates:
-    """Label every sample of one patch, with ``{dim}_index`` (int64), its index in the source.
+def sample_coords(
+    coords: xr.Coordinates, at: Mapping[Hashable, range], samples: Mapping[Hashable, range]
+) -> xr.Coordinates:
+    """Label the samples of one patch, at positions along the coords, with ``{dim}_index`` (int64).
 
     Coords that were opened without dask are read, as the samples are.
     """
-    taken = take_labels(coords, samples)
+    taken = take_labels(coords, at)
     for name, variable in taken.variables.items():
-        if coords.variables[name].chunks is None and not samples.keys().isdisjoint(variable.dims):
+        if coords.variables[name].chunks is None and not at.keys().isdisjoint(variable.dims):
             variable.load()
-    return _assign(taken, {f"{dim}_index": _integers(dim, at) for dim, at in samples.items()})
+    return _assign(taken, {f"{dim}_index": integers(dim, of) for dim, of in samples.items()})
+
+
+def settle(taken: xr.Coordinates, dims: Iterable[Hashable]) -> None:
+    """Read coords that were taken along dims, as `sample_coords` does."""
+    for variable in taken.variables.values():
+        if not set(variable.dims).isdisjoint(dims):
+            _forget_chunks(variable)
+            if is_dask(variable._data):
+                variable.data = _even_chunks(variable).data
+            elif not variable._in_memory:
+                variable.load()
+
+
+def integers(dim: Hashable, values: range) -> xr.Variable:
+    """Give a range as an int64 variable along a dim."""
+    return xr.Variable((dim,), np.arange(values.start, values.stop, values.step, dtype=np.int64))
 
 
 def take_labels(coords: xr.Coordinates, at: Mapping[Hashable, range]) -> xr.Coordinates:
@@ -196,9 +215,7 @@ def take_labels(coords: xr.Coordinates, at: Mapping[Hashable, range]) -> xr.Coor
         if pads:
             changed[name] = _even_chunks(_pad_missing(variable, pads))
         elif not at.keys().isdisjoint(variable.dims):
-            # The storage's chunks no longer fit what was taken.
-            stale = ("chunks", "preferred_chunks", "shards")
-            variable.encoding = {k: v for k, v in variable.encoding.items() if k not in stale}
+            _forget_chunks(variable)
             if variable.chunks is not None:
                 changed[name] = _even_chunks(variable)
     indexed = [name for name in changed if name in taken.xindexes and name in at]
@@ -246,10 +263,6 @@ def _check_not_empty(axis: AxisGrid) -> None:
         )
 
 
-def _integers(dim: Hashable, values: range) -> xr.Variable:
-    return xr.Variable((dim,), np.arange(values.start, values.stop, values.step, dtype=np.int64))
-
-
 def _assign(
     coords: xr.Coordinates,
     new: Mapping[Hashable, xr.Variable],
@@ -287,6 +300,12 @@ def _pad_missing(variable: xr.Variable, pads: Mapping[Hashable, tuple[int, int]]
             parts.append(part if padded.chunks is None else part.chunk(shape))
         padded = xr.Variable.concat([parts[0], padded, parts[1]], dim)
     return padded
+
+
+def _forget_chunks(variable: xr.Variable) -> None:
+    """Drop the storage's chunks, which no longer fit what was taken."""
+    stale = ("chunks", "preferred_chunks", "shards")
+    variable.encoding = {k: v for k, v in variable.encoding.items() if k not in stale}
 
 
 def _even_chunks(variable: xr.Variable) -> xr.Variable:

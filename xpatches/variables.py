@@ -12,8 +12,8 @@ import xarray as xr
 from xpatches import labels
 from xpatches.arrays import Array, check_dtype, is_dask
 from xpatches.errors import PatchError
-from xpatches.geometry import AxisGrid, PatchGrid, Span, clip
-from xpatches.kernel import Kernel, extract_block, extract_flat, pad_block
+from xpatches.geometry import AxisGrid, PatchGrid, Span
+from xpatches.kernel import Kernel, extract_block, extract_flat
 from xpatches.plan import Form, Plan, plan_blocks
 from xpatches.reductions import SEPARABLE, Reduction, reduce_block
 from xpatches.spec import SPEC_ATTR, write_spec
@@ -71,7 +71,7 @@ def extract_variable(
     patches, _ = run(variable, grid, kernel, variable.dtype, form, **how)
     dims = labels.patch_dims(variable.dims, grid, flat=bool(joined))
     spec = write_spec(variable.dims, grid, fill_value, label, joined)
-    return xr.Variable(dims, patches, {**variable.attrs, SPEC_ATTR: spec}, _kept_encoding(variable))
+    return xr.Variable(dims, patches, {**variable.attrs, SPEC_ATTR: spec}, kept_encoding(variable))
 
 
 def reduce_variable(
@@ -253,38 +253,6 @@ def run(
     return lazy.exchange(data, plan, kernel, dtype), plan
 
 
-def take_patch(
-    variable: xr.Variable, samples: Mapping[Hashable, range], fill_value: Array
-) -> xr.Variable:
-    """Take one patch of a variable, from no more than the samples under it.
-
-    Parameters
-    ----------
-    variable
-        The samples.
-    samples
-        Source indices of the patch's samples along every dim of the grid.
-    fill_value
-        0-d array of the variable's dtype, for samples outside the image.
-    """
-    clipped = {
-        dim: clip(at, variable.sizes[dim]) for dim, at in samples.items() if dim in variable.dims
-    }
-    inside = variable[{dim: part for dim, (_, part, _) in clipped.items()}]
-    pads = {
-        variable.get_axis_num(dim): (before, after) for dim, (before, _, after) in clipped.items()
-    }
-    if variable.chunks is not None:
-        from xpatches import lazy  # dask is loaded for dask arrays only
-
-        data = lazy.pad(inside.data, pads, fill_value)
-    elif inside.size:
-        data = pad_block(inside.to_numpy(), pads, fill_value)
-    else:
-        data = pad_block(np.empty(inside.shape, variable.dtype), pads, fill_value)
-    return xr.Variable(variable.dims, data, variable.attrs, _kept_encoding(variable))
-
-
 def plan_variable(
     variable: xr.Variable,
     grid: PatchGrid,
@@ -339,6 +307,6 @@ _MOST_READ = 1.3
 """Read amplification from which on a source is read chunk by chunk, though regions could be."""
 
 
-def _kept_encoding(variable: xr.Variable) -> dict[str, Any]:
+def kept_encoding(variable: xr.Variable) -> dict[str, Any]:
     """Keep the link to the CRS; how the image was packed and chunked does not fit its patches."""
     return {key: value for key, value in variable.encoding.items() if key == "grid_mapping"}

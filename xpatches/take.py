@@ -1,0 +1,136 @@
+"""Single patches of a labelled image, and how it is read where all of them are taken in turn."""
+
+from collections.abc import Container, Hashable, Iterator, Mapping
+from itertools import product
+from math import prod
+from typing import TypeAlias
+
+import numpy as np
+import xarray as xr
+
+from xpatches import labels
+from xpatches.arrays import Array, is_dask
+from xpatches.geometry import PatchGrid, clip
+from xpatches.kernel import pad_block
+from xpatches.variables import kept_encoding
+
+Part: TypeAlias = tuple[xr.Dataset, Mapping[Hashable, int]]
+"""A part of an image, and the index in the image of its first sample along dims of the grid."""
+
+
+def take_patch(
+    part: Part, fill_values: Mapping[Hashable, Array], samples: Mapping[Hashable, range]
+) -> xr.Dataset:
+    """Take one patch, from no more than the samples under it.
+
+    Parameters
+    ----------
+    part
+        What holds the patch's samples, with ``{dim}_index`` as a coord along every dim of the grid.
+    fill_values
+        0-d array of the dtype of every variable that is cut, by name, for samples that are padding.
+    samples
+        Index in the image of the patch's samples along every dim of the grid.
+
+    Returns
+    -------
+    xarray.Dataset
+        On the image's own dims; dask arrays stay lazy, all else along the grid is in memory.
+    """
+    image, start = part
+    at = {
+        dim: range(along.start - start[dim], along.stop - start[dim], along.step)
+        for dim, along in samples.items()
+    }
+    clipped = {dim: clip(positions, image.sizes[dim]) for dim, positions in at.items()}
+    taken = image.isel({dim: inside for dim, (_, inside, _) in clipped.items()})
+    pads = {dim: (before, after) for dim, (before, _, after) in clipped.items() if before or after}
+    patches = {
+        name: _patch(taken.variables[name], pads, fill_value)
+        for name, fill_value in fill_values.items()
+    }
+    if pads:
+        coords = labels.sample_coords(image.coords, at, samples)
+        return xr.Dataset({**taken.data_vars.variables, **patches}, coords, image.attrs)
+    # No label is missing: what was taken is whole, and setting it up anew would take most time.
+    labels.settle(taken.coords, at)
+    for name, patch in patches.items():
+        taken.variables[name].data = patch.data
+        taken.variables[name].encoding = patch.encoding
+    return taken
+
+
+def read_ahead(
+    image: xr.Dataset, names: Container[Hashable], grid: PatchGrid
+) -> Iterator[tuple[Part, Iterator[tuple[int, ...]]]]:
+    """Go through the image part by part, each with the indices of patches that it holds, in order.
+
+    Parts of an image that was opened without dask are read, half of dask's ``array.chunk-size`` at
+    a time; anything else is one part as it is.
+
+    Parameters
+    ----------
+    image
+        As in `Part`.
+    names
+        The variables that are cut.
+    grid
+        The patches.
+    """
+    read = {
+        name: variable
+        for name, variable in image.variables.items()
+        if (name in names or name in image.coords)
+        and not (variable._in_memory or is_dask(variable._data))
+        and not set(variable.dims).isdisjoint(grid.dims)
+    }
+    if not read:
+        everything = product(*(range(axis.count) for axis in grid.axes))
+        yield (image, dict.fromkeys(grid.dims, 0)), everything
+        return
+    from xpatches import lazy  # dask is loaded for lazy images only
+
+    itemsize = sum(
+        variable.dtype.itemsize
+        * prod(length for dim, length in variable.sizes.items() if dim not in grid.dims)
+        for variable in read.values()
+        if set(variable.dims) >= set(grid.dims)  # what has fewer dims is small
+    )
+    room = lazy.as_budget(None) // 2 // max(1, itemsize)
+    lengths = [max(1, axis.region(0, axis.count)[1]) for axis in grid.axes]
+    counts = []
+    for number, axis in enumerate(grid.axes):  # the first ones first, to keep the order
+        along = room // prod(lengths[:number] + lengths[number + 1 :])
+        fit = max(1, (along - axis.effective_size) // axis.stride + 1)
+        counts.append(axis.count if along >= lengths[number] else min(fit, axis.count))
+        lengths[number] = min(lengths[number], (counts[-1] - 1) * axis.stride + axis.effective_size)
+    blocks = [
+        [range(i, min(i + count, axis.count)) for i in range(0, axis.count, count)]
+        for axis, count in zip(grid.axes, counts, strict=True)
+    ]
+    for block in product(*blocks):
+        regions = {
+            axis.dim: slice(*axis.region(of[0], len(of))[:2])
+            for axis, of in zip(grid.axes, block, strict=True)
+        }
+        part = image.isel(regions)
+        for variable in map(part.variables.__getitem__, read):
+            if variable.size:  # a store may refuse to read nothing
+                variable.load()
+        yield (part, {dim: of.start for dim, of in regions.items()}), product(*block)
+
+
+def _patch(
+    inside: xr.Variable, pads: Mapping[Hashable, tuple[int, int]], fill_value: Array
+) -> xr.Variable:
+    """Copy the samples inside the image, and surround them with the fill value."""
+    by_axis = {inside.get_axis_num(dim): of for dim, of in pads.items() if dim in inside.dims}
+    if is_dask(inside._data):
+        from xpatches import lazy  # dask is loaded for dask arrays only
+
+        every = {axis: by_axis.get(axis, (0, 0)) for axis in range(inside.ndim)}
+        data = lazy.pad(inside.data, every, fill_value)
+    else:
+        samples = inside.to_numpy() if inside.size else np.empty(inside.shape, inside.dtype)
+        data = pad_block(samples, by_axis, fill_value) if by_axis else np.array(samples)
+    return xr.Variable(inside.dims, data, inside.attrs, kept_encoding(inside))
