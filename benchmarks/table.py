@@ -163,8 +163,8 @@ def each(quick: bool) -> None:
         ):
             image = chunks if where == "in memory" else endtoend.opened(path, chunks)
             ways = peers.one_by_one(image, size, stride)
-            times = by_turns(ways, 1 if quick else 3)
-            count = len(image.patches(y=size, x=size, stride=stride))
+            p = image.patches(y=size, x=size, stride=stride)
+            times, count = by_turns(ways, 1 if quick else 3, 2 * p.nbytes), len(p)
             speeds = (f"{count / seconds:.0f}" for seconds in times.values())
             rows.append([where, f"{size} / {stride}", *speeds])
     print_table(["image", "size / stride", *(f"{way}, /s" for way in ways)], rows)
