@@ -205,6 +205,24 @@ def test_separable_reductions_hold_no_patches(how: str) -> None:
     assert peak < p.nbytes / 50
 
 
+@pytest.mark.parametrize(("length", "size", "rate"), [(1300, 600, 1), (120, 60, 1), (120, 12, 5)])
+@pytest.mark.parametrize("how", ["mean", "std", "argmax"])
+def test_no_patches_are_so_large_that_the_scratch_memory_is(
+    how: str, length: int, size: int, rate: int
+) -> None:
+    ndim = 2 if length > 1000 else 3
+    image = np.random.default_rng(0).integers(0, 200, (length,) * ndim, "uint8")
+    grids = {axis: AxisGrid(axis, length, size, 1, rate, "same") for axis in range(ndim)}
+    p = patches_of(image, grids)
+    tracemalloc.start()
+    result = p.reduce(how, ignore_padding=True)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < result.nbytes + 100e6
+    center = p.isel(dict.fromkeys(result.dims, length // 2)).values
+    assert result.values[(length // 2,) * ndim] == pytest.approx(getattr(np, how)(center))
+
+
 def test_the_variance_of_small_deviations_from_a_large_mean_is_exact() -> None:
     image = 1e9 + np.random.default_rng(0).random(1000)
     p = patches_of(image, {0: AxisGrid("x", 1000, 37, 1)})
@@ -216,6 +234,15 @@ def test_an_infinite_sample_stays_in_its_patches() -> None:
     image = np.array([1.0, np.inf, 2.0, 3.0, 4.0])
     p = patches_of(image, {0: AxisGrid("x", 5, 2, 1)})
     assert p.reduce("sum").values.tolist() == [np.inf, np.inf, 5.0, 7.0]
+
+
+def test_one_infinite_sample_has_no_variance_beside_missing_ones() -> None:
+    image = np.array([np.nan, np.inf, 2.0, np.nan])
+    p = patches_of(image, {0: AxisGrid("x", 4, 1, 1)})
+    with np.errstate(invalid="ignore"), warnings.catch_warnings():
+        warnings.simplefilter("ignore", RuntimeWarning)
+        expected = p.extract().var("d0_patch")
+    assert np.array_equal(p.reduce("var"), expected, equal_nan=True)
 
 
 def test_a_dataset_is_reduced_variable_by_variable() -> None:

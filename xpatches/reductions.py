@@ -9,7 +9,9 @@ cancellation, and NaN and Inf stay in the patches that hold them.
 Variances are merged as in Chan, Golub and LeVeque, "Updating Formulae and a Pairwise Algorithm for
 Computing Sample Variances" (1979): counts, means and sums of squared deviations.
 
-The work is done in tiles that fit the cache, for there are several passes over each.
+The work is done in tiles that fit the cache, for there are several passes over each. Where patches
+are so large that most of such a tile would be halo, tiles are larger, and the first pass, which
+leaves little, goes over a strip of them at a time.
 """
 
 import math
@@ -37,8 +39,12 @@ SEPARABLE = {
 }
 """Reductions that are made axis by axis, and the kinds of dtypes for which they are."""
 
-_SAMPLES = 1 << 17
-"""Samples of a tile, unless its patches are so large that their halos would outweigh it."""
+_CACHE = 1 << 17
+"""Samples that a pass works on at once."""
+_ROW = 256
+"""Samples of a strip beside each other, at least."""
+_MOST = 1 << 19
+"""As many where patches or strides are large, and most of what fits the cache would be halo."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,44 +111,75 @@ def reduce_block(
 
 
 def _tile(counts: Sequence[int], spans: Sequence[Span]) -> list[int]:
-    """Choose the patches of a tile per axis: halos are to be small beside it, and it, the cache."""
+    """Choose the patches of a tile per axis.
+
+    They grow as long as what the first pass leaves fits the cache, or halos are more than half of
+    the rest: first those of which more than a quarter is halo, then the last, for long rows.
+    """
     grids = {span.axis: span.grid for span in spans}
-    lengths = []
-    room = max(_SAMPLES, math.prod(4 * grid.effective_size for grid in grids.values()))
-    for axis in reversed(range(len(counts))):
-        rest = math.prod(4 * grid.effective_size for other, grid in grids.items() if other < axis)
-        eff, stride = (grids[axis].effective_size, grids[axis].stride) if axis in grids else (1, 1)
-        most = max(1, (room // rest - eff) // stride + 1)
-        lengths.append(max(1, min(most, counts[axis])))
-        room //= min((lengths[-1] - 1) * stride + eff, room)
-    return lengths[::-1]
+    last = spans[-1].axis
+    order = sorted(range(len(counts)), key=lambda axis: axis != spans[0].axis)
+    lengths = [1 if axis <= last else count for axis, count in enumerate(counts)]
+
+    def reach(axis: int, length: int) -> int:
+        if axis not in grids:
+            return length
+        return (length - 1) * grids[axis].stride + grids[axis].effective_size
+
+    def halo(axis: int, lengths: Sequence[int]) -> float:
+        stride = grids[axis].stride if axis in grids else 1
+        return max(4 / 3, reach(axis, lengths[axis]) / (lengths[axis] * stride))
+
+    def fits(lengths: Sequence[int], room: int) -> bool:
+        along, *others = (reach(axis, lengths[axis]) for axis in order)
+        strip = along * min(_ROW, math.prod(others))
+        return lengths[order[0]] * math.prod(others) <= room and strip <= _MOST
+
+    growing = True
+    while growing:
+        growing = False
+        work = math.prod(halo(axis, lengths) for axis in grids)
+        room = _MOST if work > 2 else _CACHE
+        for axis in sorted(range(last + 1), key=lambda axis: (-halo(axis, lengths), -axis)):
+            more = min(lengths[axis] + -(-lengths[axis] // 4), counts[axis])
+            larger = [*lengths[:axis], more, *lengths[axis + 1 :]]
+            if larger != lengths and fits(larger, room):
+                lengths, growing = larger, True
+                break
+    return [
+        max(1, -(-n // -(-n // length))) if n else 1
+        for n, length in zip(counts, lengths, strict=True)
+    ]
 
 
 def _reduce(block: Array, spans: list[Span], fill_value: Array, reduction: Reduction) -> Array:
     """Reduce the patches of a tile."""
     how = reduction.how
     samples, valid = _samples(block, spans, fill_value, reduction)
+    given = (samples,) if valid is None else (samples, valid)
     if how in ("any", "all"):
-        truth = samples != 0 if samples.dtype.kind != "b" else samples
-        if valid is not None:
-            truth = np.where(valid, truth, how == "all")
         merge = np.logical_or if how == "any" else np.logical_and
-        return _along_all((truth,), spans, _by(merge), overlap=True)[0]
+
+        def truth(samples: Array, valid: Array | None = None) -> State:
+            true = samples != 0 if samples.dtype.kind != "b" else samples
+            return (true if valid is None else np.where(valid, true, how == "all"),)
+
+        return _passes(truth, given, spans, _by(merge), overlap=True)[0]
     if how in ("argmin", "argmax"):
-        return _arg(samples, spans, valid, reduction)
+        return _arg(given, spans, reduction)
     count: Any = math.prod(span.grid.size for span in spans)
     if valid is not None:
-        count = _sum(valid, spans)
+        count = _sum((valid,), spans)
     if how == "count":
         return np.asarray(count)
     if how in ("min", "max"):
-        result = _extreme(samples, spans, valid, how)
+        result = _extreme(given, spans, how)
     elif how in ("sum", "mean"):
-        result = _sum(samples if valid is None else np.where(valid, samples, 0), spans)
+        result = _sum(given, spans)
         if how == "mean":
             result = np.divide(result, np.asarray(count, _wide(reduction.dtype)))
     else:
-        result = _variance(samples, spans, valid, count, _wide(reduction.dtype))
+        result = _variance(given, spans, count, _wide(reduction.dtype))
         if how == "std":
             result = np.sqrt(result)
     least = max(reduction.min_count, how != "sum")
@@ -168,33 +205,42 @@ def _samples(
     return samples, valid
 
 
-def _extreme(samples: Array, spans: list[Span], valid: Array | None, how: str) -> Array:
-    if valid is not None:
-        samples = np.where(valid, samples, _least(samples.dtype, how))
+def _extreme(given: State, spans: list[Span], how: str) -> Array:
+    def extremes(samples: Array, valid: Array | None = None) -> State:
+        return (_only(samples, valid, _least(samples.dtype, how)),)
+
     merge = np.minimum if how == "min" else np.maximum
-    return _along_all((samples,), spans, _by(merge), overlap=True)[0]
+    return _passes(extremes, given, spans, _by(merge), overlap=True)[0]
 
 
-def _sum(samples: Array, spans: list[Span]) -> Array:
+def _sum(given: State, spans: list[Span]) -> Array:
     """Sum exactly where the samples are integers, in the narrowest dtype that holds the sums."""
-    dtype = samples.dtype
+    dtype = given[0].dtype
     if dtype.kind in "biu":
         sign = "i" if dtype.kind == "i" else "u"
         most = 1 if dtype.kind == "b" else max(-int(np.iinfo(dtype).min), int(np.iinfo(dtype).max))
         most *= math.prod(span.grid.size for span in spans)
         widths = (np.dtype(f"{sign}{size}") for size in (1, 2, 4, 8))
         dtype = next((wide for wide in widths if most <= np.iinfo(wide).max), np.dtype(f"{sign}8"))
-    return _along_all((samples.astype(_wide(dtype), copy=False),), spans, _by(np.add))[0]
+    dtype = _wide(dtype)
+
+    def terms(samples: Array, valid: Array | None = None) -> State:
+        return (_only(samples, valid, 0).astype(dtype, copy=False),)
+
+    return _passes(terms, given, spans, _by(np.add))[0]
 
 
-def _variance(
-    samples: Array, spans: list[Span], valid: Array | None, count: Any, dtype: np.dtype[Any]
-) -> Array:
-    mean = samples.astype(dtype) if valid is None else np.where(valid, samples, 0).astype(dtype)
-    state: State = (mean, mean - mean)  # 0, or NaN where the sample is not finite
-    if valid is not None:
-        state = (*state, valid.astype(dtype))
-    return np.asarray(_along_all(state, spans, _merge_variances)[1] / count)
+def _variance(given: State, spans: list[Span], count: Any, dtype: np.dtype[Any]) -> Array:
+    def moments(samples: Array, valid: Array | None = None) -> State:
+        mean = _only(samples, valid, 0).astype(dtype)
+        away = mean - mean  # 0, or NaN where the sample is not finite
+        return (mean, away) if valid is None else (mean, away, valid.astype(dtype))
+
+    return np.asarray(_passes(moments, given, spans, _merge_variances)[1] / count)
+
+
+def _only(samples: Array, valid: Array | None, neutral: Any) -> Array:
+    return samples if valid is None else np.where(valid, samples, neutral)
 
 
 def _merge_variances(first: State, second: State, m: int, n: int) -> State:
@@ -209,27 +255,27 @@ def _merge_variances(first: State, second: State, m: int, n: int) -> State:
     return mean, first[1] + second[1] + away * away * (first[2] * shares), total
 
 
-def _arg(samples: Array, spans: list[Span], valid: Array | None, reduction: Reduction) -> Array:
+def _arg(given: State, spans: list[Span], reduction: Reduction) -> Array:
     """Index of the extreme in the patch, in C order; of the first one where there are several."""
-    if valid is not None:
-        if reduction.skipna and not _along_all((valid,), spans, _by(np.logical_or), True)[0].all():
-            raise ValueError(f"{reduction.how} met a patch of NaN alone; use skipna=False")
-        samples = np.where(valid, samples, _least(samples.dtype, reduction.how[3:]))
-    better = np.less if reduction.how == "argmin" else np.greater
-    state: State = (samples, np.zeros(samples.shape, np.int64))
-    weight = 1
-    for span in reversed(spans):
+    how = reduction.how
+    if len(given) > 1 and reduction.skipna:
+        some = _passes(lambda _, valid: (valid,), given, spans, _by(np.logical_or), overlap=True)
+        if not some[0].all():
+            raise ValueError(f"{how} met a patch of NaN alone; use skipna=False")
+    better = np.less if how == "argmin" else np.greater
 
-        def merge(first: State, second: State, shift: int, _: int, weight: int = weight) -> State:
-            (a, i), (b, j) = first, second
-            taken = better(b, a)
-            if a.dtype.kind == "f":  # NaN is more extreme than any number
-                taken = (taken | np.isnan(b)) & ~np.isnan(a)
-            return np.where(taken, b, a), np.where(taken, j + shift * weight, i)
+    def indexed(samples: Array, valid: Array | None = None) -> State:
+        kept = _only(samples, valid, _least(samples.dtype, how[3:]))
+        return kept, np.zeros(kept.shape, np.int64)
 
-        state = _along(state, span, merge, overlap=True)
-        weight *= span.grid.size
-    return state[1]
+    def merge(first: State, second: State, shift: int, _: int) -> State:
+        (a, i), (b, j) = first, second
+        taken = better(b, a)
+        if a.dtype.kind == "f":  # NaN is more extreme than any number
+            taken = (taken | np.isnan(b)) & ~np.isnan(a)
+        return np.where(taken, b, a), np.where(taken, j + shift, i)
+
+    return _passes(indexed, given, spans[::-1], merge, overlap=True)[1]
 
 
 def _least(dtype: np.dtype[Any], how: str) -> Any:
@@ -250,9 +296,42 @@ def _by(ufunc: np.ufunc) -> Merge:
     return lambda first, second, *_: (ufunc(first[0], second[0]),)
 
 
-def _along_all(state: State, spans: list[Span], merge: Merge, overlap: bool = False) -> State:
-    unit = 1
-    for span in spans:
+def _passes(
+    prepare: Callable[..., State],
+    given: State,
+    spans: Sequence[Span],
+    merge: Merge,
+    overlap: bool = False,
+) -> State:
+    """Reduce the samples of every patch, one axis after the other.
+
+    Parameters
+    ----------
+    prepare
+        Makes the state of single samples; it is called with a strip of each array of `given`.
+    given
+        The samples under the patches, and which of them count unless all do.
+    spans
+        The patches along every axis, in the order of the passes.
+    merge, overlap
+        As for `_along`, but counting samples of the patch, along all axes reduced so far.
+    """
+    axis = spans[0].axis
+    shape = given[0].shape
+    widest = max((n, other) for other, n in enumerate(shape) if other != axis or len(shape) == 1)[1]
+    strips = 1 if widest == axis else -(-given[0].size // _MOST)
+    width = -(-shape[widest] // strips)
+    parts: list[State] = []
+    for start in range(0, shape[widest], width):
+        strip = (*(slice(None),) * widest, slice(start, start + width))
+        parts.append(_along(prepare(*(array[strip] for array in given)), spans[0], merge, overlap))
+    state = (
+        parts[0]
+        if len(parts) == 1
+        else tuple(np.concatenate(all_of, widest) for all_of in zip(*parts, strict=True))
+    )
+    unit = spans[0].grid.size
+    for span in spans[1:]:
 
         def scaled(first: State, second: State, m: int, n: int, unit: int = unit) -> State:
             return merge(first, second, m * unit, n * unit)
