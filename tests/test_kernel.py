@@ -1,6 +1,7 @@
 import datetime
 import tracemalloc
 from typing import Any
+from unittest import mock
 
 import numpy as np
 import pandas as pd
@@ -10,15 +11,15 @@ from hypothesis import strategies as st
 
 from reference import Array, four_loops, same_bits
 from strategies import DTYPES, arguments, image_of, problems
-from xpatches import PatchError, tiles
+from xpatches import PatchError, kernel, tiles
 from xpatches.arrays import as_fill_value, check_dtype
 from xpatches.geometry import AxisGrid, Span
 from xpatches.kernel import extract_block
 
 
-def whole(image: Array, grids: dict[int, AxisGrid], fill: Array) -> Array:
+def whole(image: Array, grids: dict[int, AxisGrid], fill: Array, threads: int = 1) -> Array:
     spans = [Span(axis, grid, -grid.before, grid.count) for axis, grid in grids.items()]
-    return extract_block(image, spans, fill)
+    return extract_block(image, spans, fill, threads)
 
 
 @given(problems())
@@ -47,6 +48,18 @@ def test_patches_do_not_depend_on_the_tiles_they_are_copied_by(
     assert same_bits(patches, four_loops(image, arguments(grids), fill))
 
 
+@given(problems(), st.integers(2, 5))
+def test_patches_do_not_depend_on_the_threads_they_are_copied_by(
+    problem: tuple[Array, dict[int, AxisGrid]], threads: int
+) -> None:
+    image, grids = problem
+    fill = as_fill_value(None, image.dtype)
+    with mock.patch.object(kernel, "_LARGE", 1):
+        patches = whole(image, grids, fill, threads)
+    assert same_bits(patches, whole(image, grids, fill))
+    assert patches.flags.c_contiguous
+
+
 @pytest.mark.parametrize("depth", range(1, 18))
 @pytest.mark.parametrize(("size", "stride", "rate"), [(3, 1, 1), (2, 3, 2), (5, 2, 3)])
 def test_patches_of_any_bytes_per_sample_are_copied(
@@ -58,15 +71,19 @@ def test_patches_of_any_bytes_per_sample_are_copied(
 
 
 @pytest.mark.parametrize(("size", "dtype"), [(3, "u1"), (5, "u2"), (9, "f8")])
-def test_no_more_is_allocated_than_the_patches_and_one_padded_block(size: int, dtype: str) -> None:
+@pytest.mark.parametrize("threads", [1, 4])
+def test_no_more_is_allocated_than_the_patches_and_one_padded_block(
+    size: int, dtype: str, threads: int
+) -> None:
     image = np.zeros((1500, 1500), dtype)
     grids = {axis: AxisGrid(str(axis), 1500, size, 1, padding="same") for axis in (0, 1)}
     tracemalloc.start()
-    patches = whole(image, grids, np.array(0, dtype))
+    patches = whole(image, grids, np.array(0, dtype), threads)
     _, peak = tracemalloc.get_traced_memory()
     tracemalloc.stop()
     assert patches.nbytes < peak
-    assert peak <= patches.nbytes + (1500 + size - 1) ** 2 * image.itemsize + 50_000
+    padded = (1500 + threads * (size - 1)) * (1500 + size - 1) * image.itemsize
+    assert peak <= patches.nbytes + padded + 50_000 * threads
 
 
 @pytest.mark.parametrize("dtype", DTYPES)

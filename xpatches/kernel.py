@@ -4,7 +4,10 @@ Extraction moves bits. Every dtype but ``object`` comes through unchanged, nothi
 """
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from typing import TypeAlias
 
 import numpy as np
@@ -18,7 +21,9 @@ Kernel: TypeAlias = Callable[[Array, Sequence[Span]], Array]
 """Makes a chunk of a result from a block and the patches along its spatial axes."""
 
 
-def extract_block(block: Array, spans: Sequence[Span], fill_value: Array) -> Array:
+def extract_block(
+    block: Array, spans: Sequence[Span], fill_value: Array, threads: int = 1
+) -> Array:
     """Copy the patches of one block.
 
     Parameters
@@ -30,6 +35,8 @@ def extract_block(block: Array, spans: Sequence[Span], fill_value: Array) -> Arr
         the block: its samples there are `fill_value`.
     fill_value
         0-d array of the block's dtype.
+    threads
+        Threads to copy 64 MiB of patches or more with; less is not faster with several.
 
     Returns
     -------
@@ -58,10 +65,14 @@ def extract_block(block: Array, spans: Sequence[Span], fill_value: Array) -> Arr
     if patches.size and patches.itemsize:
         pixel = math.prod(block.shape[behind:]) * block.itemsize
         run = pixel * _run(spans[-1].grid)
-        if run >= _RUN or run == 8 or math.prod(sizes) == 1:
-            _copy_runs(block, every, fill_value, patches)
+        runs = run >= _RUN or run == 8 or math.prod(sizes) == 1
+        copy = _copy_runs if runs else copy_by_tiles
+        if threads > 1 and patches.nbytes >= _LARGE:
+            parts = _split(block, every, patches, threads)
+            with ThreadPoolExecutor(threads) as pool:
+                list(pool.map(lambda part: copy(part[0], part[1], fill_value, part[2]), parts))
         else:
-            copy_by_tiles(block, every, fill_value, patches)
+            copy(block, every, fill_value, patches)
     return patches
 
 
@@ -96,11 +107,40 @@ def pad_block(block: Array, pads: Mapping[int, tuple[int, int]], fill_value: Arr
     return padded
 
 
-def extract_flat(block: Array, spans: Sequence[Span], fill_value: Array) -> Array:
+def extract_flat(block: Array, spans: Sequence[Span], fill_value: Array, threads: int = 1) -> Array:
     """Copy the patches of one block and join the patch axes and the axes behind them."""
-    patches = extract_block(block, spans, fill_value)
+    patches = extract_block(block, spans, fill_value, threads)
     axis = spans[-1].axis + 1
     return patches.reshape(*patches.shape[:axis], math.prod(patches.shape[axis:]))
+
+
+def available_threads() -> int:
+    """Threads that extract in memory; more than four would wait for the memory."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    return min(4, cores or 1)
+
+
+_LARGE = 1 << 26
+"""Bytes of patches from which on several threads are faster than one."""
+
+
+def _split(
+    block: Array, spans: Sequence[Span], patches: Array, parts: int
+) -> Iterator[tuple[Array, list[Span], Array]]:
+    """Divide patches along the first axis that has several, each part with the samples it needs."""
+    whole = next((span for span in spans if span.count > 1), spans[0])
+    before = (slice(None),) * whole.axis
+    each = -(-whole.count // parts)
+    for patch in range(0, whole.count, each):
+        first = whole.first + patch * whole.grid.stride
+        span = replace(whole, first=first, count=min(each, whole.count - patch))
+        _, inside, _ = clip(span.reach, block.shape[whole.axis])
+        span = replace(span, first=first - inside.start)
+        yield (
+            block[(*before, inside)],
+            [span if other is whole else other for other in spans],
+            patches[(*before, slice(patch, patch + span.count))],
+        )
 
 
 _RUN = 16

@@ -9,7 +9,7 @@ import numpy as np
 from xpatches.arrays import as_fill_value, check_dtype, is_dask
 from xpatches.errors import PatchError
 from xpatches.geometry import AxisGrid, Padding, Span, as_integer
-from xpatches.kernel import extract_flat
+from xpatches.kernel import available_threads, extract_flat
 from xpatches.plan import plan_blocks
 
 _PADDINGS: dict[str, Padding] = {"VALID": "valid", "SAME": "same"}
@@ -65,16 +65,17 @@ def extract_patches(
     """
     array = _as_array(images)
     grids = _grids(array.shape, sizes, strides, rates, padding)
-    kernel = partial(extract_flat, fill_value=as_fill_value(None, array.dtype))
+    fill_value = as_fill_value(None, array.dtype)
     if is_dask(array):
         from xpatches import lazy  # dask is loaded for dask arrays only
 
         lazy.check_chunks("images", array)
         budget = lazy.as_budget(None)
         plan = plan_blocks("map_overlap", grids, array.chunks, array.dtype.itemsize, budget, "flat")
+        kernel = partial(extract_flat, fill_value=fill_value)
         return lazy.exchange(array, plan, kernel, array.dtype)
     spans = [Span(axis, grid, -grid.before, grid.count) for axis, grid in grids.items()]
-    return kernel(array, spans)
+    return extract_flat(array, spans, fill_value, available_threads())
 
 
 def _as_array(images: Any) -> Any:

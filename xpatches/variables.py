@@ -13,7 +13,7 @@ from xpatches import labels
 from xpatches.arrays import Array, check_dtype, is_dask
 from xpatches.errors import PatchError
 from xpatches.geometry import AxisGrid, PatchGrid, Span
-from xpatches.kernel import Kernel, extract_block, extract_flat
+from xpatches.kernel import Kernel, available_threads, extract_block, extract_flat
 from xpatches.plan import Form, Plan, plan_blocks
 from xpatches.reductions import SEPARABLE, Reduction, reduce_block
 from xpatches.spec import SPEC_ATTR, write_spec
@@ -66,7 +66,9 @@ def extract_variable(
         The arguments `engine` and `max_bytes` of `Patches.extract`.
     """
     grid = grid.restrict(variable.dims)
-    kernel = partial(extract_flat if joined else extract_block, fill_value=fill_value)
+    copy = extract_flat if joined else extract_block
+    threads = available_threads() if _in_memory(variable) else 1  # dask has its own
+    kernel = partial(copy, fill_value=fill_value, threads=threads)
     form: Form = "flat" if joined else "grid"
     patches, _ = run(variable, grid, kernel, variable.dtype, form, **how)
     dims = labels.patch_dims(variable.dims, grid, flat=bool(joined))
