@@ -302,6 +302,7 @@ def by_turns(ways: dict[str, Callable[[], Any]], repeat: int, nbytes: int = 0) -
             if turn and times[name][0] > _LONG:
                 continue
             np.ones(nbytes, "uint8")  # a virtual machine may have given its free memory back
+            time.sleep(0.05)  # the threads of the way before may still be waiting busily
             start = time.perf_counter()
             made = way()
             times[name].append(time.perf_counter() - start)

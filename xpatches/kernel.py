@@ -8,6 +8,7 @@ import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from functools import partial
 from typing import TypeAlias
 
 import numpy as np
@@ -66,9 +67,10 @@ def extract_block(
         pixel = math.prod(block.shape[behind:]) * block.itemsize
         run = pixel * _run(spans[-1].grid)
         runs = run >= _RUN or run == 8 or math.prod(sizes) == 1
-        copy = _copy_runs if runs else copy_by_tiles
-        if threads > 1 and patches.nbytes >= _LARGE:
-            parts = _split(block, every, patches, threads)
+        threads = threads if patches.nbytes >= _LARGE else 1
+        copy = _copy_runs if runs else partial(copy_by_tiles, scratch=block.nbytes // threads)
+        if threads > 1:
+            parts = _split(block, every, patches, 4 * patches.nbytes // _LARGE)
             with ThreadPoolExecutor(threads) as pool:
                 list(pool.map(lambda part: copy(part[0], part[1], fill_value, part[2]), parts))
         else:
@@ -127,7 +129,10 @@ _LARGE = 1 << 26
 def _split(
     block: Array, spans: Sequence[Span], patches: Array, parts: int
 ) -> Iterator[tuple[Array, list[Span], Array]]:
-    """Divide patches along the first axis that has several, each part with the samples it needs."""
+    """Divide patches along the first axis that has several, each part with the samples it needs.
+
+    There are more parts than threads: one may be held up, and the others take from its share.
+    """
     whole = next((span for span in spans if span.count > 1), spans[0])
     before = (slice(None),) * whole.axis
     each = -(-whole.count // parts)

@@ -42,11 +42,13 @@ _ROW = 512
 _PATCHES = 1 << 15
 """Patches of a tile, at most: enough to make the calls cheap."""
 _SCRATCH = SCRATCH // 4, 1 << 21
-"""Bytes of the longest intermediate of a tile: a quarter of the block's, for there are up to four,
+"""Bytes of the longest intermediate of a tile: a quarter of the scratch, for there are up to four,
 but within these limits; the upper one is what a core's cache holds."""
 
 
-def copy_by_tiles(block: Array, spans: Sequence[Span], fill_value: Array, patches: Array) -> None:
+def copy_by_tiles(
+    block: Array, spans: Sequence[Span], fill_value: Array, patches: Array, scratch: int
+) -> None:
     """Copy the patches of a block, tile by tile.
 
     Parameters
@@ -60,11 +62,13 @@ def copy_by_tiles(block: Array, spans: Sequence[Span], fill_value: Array, patche
         0-d array of the block's dtype, for samples outside the block.
     patches
         C-contiguous result, to be written: the counts, the sizes, the depth.
+    scratch
+        Bytes that may be taken beside them.
     """
     depth = block.shape[len(spans) :]
     pixel = math.prod(depth) * block.itemsize
-    scratch = min(max(block.nbytes // 4, _SCRATCH[0]), _SCRATCH[1])
-    shape = _tile_shape(spans, pixel, scratch)
+    longest = min(max(scratch // 4, _SCRATCH[0]), _SCRATCH[1])
+    shape = _tile_shape(spans, pixel, longest)
     places, _ = _dense(
         [span.count for span in spans], pixel * math.prod(s.grid.size for s in spans)
     )
