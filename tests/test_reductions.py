@@ -223,6 +223,30 @@ def test_no_patches_are_so_large_that_the_scratch_memory_is(
     assert result.values[(length // 2,) * ndim] == pytest.approx(getattr(np, how)(center))
 
 
+def test_a_long_depth_takes_no_more_scratch_memory() -> None:
+    image = xr.DataArray(np.zeros((6, 2_000_000), "f4"), dims=("y", "t"))
+    p = image.patches(y=3, stride=1)
+    tracemalloc.start()
+    result = p.reduce("std")
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < result.nbytes + 15e6
+
+
+@pytest.mark.parametrize("shape", [(0, 10, 10), (10, 10, 0)])
+def test_no_samples_give_no_results(shape: tuple[int, ...]) -> None:
+    axes = [axis for axis, n in enumerate(shape) if n]
+    p = patches_of(np.zeros(shape), {axis: AxisGrid(axis, 10, 4, 4) for axis in axes})
+    for how in SEPARABLE:
+        assert p.reduce(how).shape == tuple(2 if n else 0 for n in shape)
+
+
+@pytest.mark.parametrize("how", ["any", "all"])
+def test_nan_is_true_as_in_xarray(how: str) -> None:
+    p = patches_of(np.array([np.nan, 0, 0, 1]), {0: AxisGrid("x", 4, 1, 1)})
+    assert p.reduce(how).equals(getattr(p.extract(), how)("d0_patch"))
+
+
 def test_the_variance_of_small_deviations_from_a_large_mean_is_exact() -> None:
     image = 1e9 + np.random.default_rng(0).random(1000)
     p = patches_of(image, {0: AxisGrid("x", 1000, 37, 1)})

@@ -1,6 +1,8 @@
 from pathlib import Path
+from typing import Any
 
 import dask
+import dask.array as da
 import numpy as np
 import pytest
 import xarray as xr
@@ -67,13 +69,52 @@ def test_a_patch_holds_no_more_than_its_samples(
             assert patch.values.base is None
 
 
-def test_a_patch_can_be_written_to_without_changing_the_image() -> None:
-    image = xr.DataArray(np.zeros((4, 4)), {"x": [1.0, 2, 3, 4]}, dims=("y", "x"))
-    for padding in ("valid", "same"):
-        patch = image.patches(y=3, x=3, stride=1, padding=padding)[0]
-        patch[:] = 1
-        patch.attrs["changed"] = True
-        patch["y_index"] = patch.y_index + 1
-    assert not image.any()
-    assert image.attrs == {}
-    assert image.patches(y=3, x=3, stride=1)[0].y_index.values.tolist() == [0, 1, 2]
+@pytest.mark.parametrize("padding", ["valid", "same"])
+def test_a_patch_can_be_changed_without_changing_the_image_or_other_patches(
+    padding: Any,
+) -> None:
+    ds = xr.Dataset(
+        {"image": (("y", "x"), np.zeros((4, 4))), "table": ("row", [1, 2])},
+        {"x": [1.0, 2, 3, 4], "lat": (("y", "x"), np.zeros((4, 4))), "crs": ((), 0, {"epsg": 1})},
+        {"title": "made up"},
+    )
+    before = ds.copy(deep=True)
+    p = ds.patches(y=3, x=3, stride=1, padding=padding)
+    other = p[1].copy(deep=True)
+    patch = p[0]
+    patch.image[:] = 1
+    for name in ("lat", "y_index"):
+        patch[name].values[:] = 7
+    for attrs in (patch.attrs, patch.image.attrs, patch.crs.attrs, patch.table.attrs):
+        attrs["changed"] = True
+    xr.testing.assert_identical(ds, before)
+    xr.testing.assert_identical(p[1], other)
+    array = ds.image.patches(y=3, x=3, stride=1, padding=padding)
+    array[0].crs.attrs["changed"] = True
+    assert "changed" not in array[1].crs.attrs
+
+
+def test_a_patch_is_contiguous_whatever_the_order_of_the_image() -> None:
+    image = xr.DataArray(np.asfortranarray(np.zeros((8, 8))), dims=("y", "x"))
+    p = image.patches(y=3, x=3, padding=(1, 1))
+    assert all(patch.values.flags.c_contiguous for patch in p)
+
+
+def test_a_lazy_patch_keeps_the_chunks_of_other_dims() -> None:
+    image = xr.DataArray(da.zeros((6, 8, 8), chunks=(1, 4, 4)), dims=("t", "y", "x"))
+    for patch in image.patches(y=5, x=5, stride=3, padding="same"):
+        assert patch.chunks == ((1,) * 6, (5,), (5,))
+
+
+@pytest.mark.parametrize("arguments", [{"rate": 60}, {"stride": 40}, {"stride": 30, "rate": 7}])
+def test_iteration_does_not_read_what_is_in_no_patch(
+    tmp_path: Path, arguments: dict[str, int], counting_store: type[CountingStore]
+) -> None:
+    image = opened(tmp_path / "image.zarr", counting_store).image.drop_vars("lat")
+    p = image.patches(y=2, x=2, **arguments)
+    counting_store.reads.clear()
+    patches = [p[i] for i in range(len(p))]
+    reads = counting_store.chunk_reads("image/")
+    for patch, expected in zip(p, patches, strict=True):
+        xr.testing.assert_identical(patch, expected)
+    assert counting_store.chunk_reads("image/") == reads

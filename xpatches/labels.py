@@ -184,6 +184,8 @@ def settle(taken: xr.Coordinates, dims: Iterable[Hashable]) -> None:
                 variable.data = _even_chunks(variable).data
             elif not variable._in_memory:
                 variable.load()
+            elif not isinstance(variable, xr.IndexVariable):
+                variable.data = variable.to_numpy().copy()
 
 
 def integers(dim: Hashable, values: range) -> xr.Variable:

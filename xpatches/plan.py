@@ -264,7 +264,7 @@ class _Costs:
         def needed(counts: Sequence[int]) -> int:
             return (self.region(counts) if held is None else held) + self.patches(counts)
 
-        counts = _shrink(counts, movable, lambda counts: needed(counts) <= self.max_bytes)
+        counts = shrink(counts, movable, lambda counts: needed(counts) <= self.max_bytes)
         if needed(counts) > self.max_bytes:
             raise PatchError(
                 f"max_bytes must be >= {needed(counts)}, one patch and the samples under it, got "
@@ -283,7 +283,7 @@ def _from_chunks(
     ]
     # Half of the budget, for putting a region together takes its parts and the whole.
     half = costs.max_bytes // 2
-    most = _shrink(list(map(max, blocks)), movable, lambda most: costs.region(most) <= half)
+    most = shrink(list(map(max, blocks)), movable, lambda most: costs.region(most) <= half)
     blocks = list(map(_recut, blocks, most))
     most = list(map(max, blocks))
     limits = costs.fit(most, movable, costs.region(most))
@@ -347,7 +347,7 @@ def _reach(grid: AxisGrid, count: int) -> int:
     return min(grid.length, max(0, count - 1) * grid.stride + grid.effective_size)
 
 
-def _shrink(
+def shrink(
     most: Sequence[int], movable: Sequence[int], fits: Callable[[Sequence[int]], bool]
 ) -> list[int]:
     """Lessen the patches per axis, the first axis first, until they fit, or are 1."""

@@ -96,6 +96,8 @@ def reduce_block(
     for span in spans:
         counts[span.axis] = span.count
     result = np.empty(counts, reduction.dtype)
+    if not result.size:
+        return result
     lengths = _tile(result.shape, spans)
     with np.errstate(all="ignore"):
         for corner in product(*map(range, [0] * result.ndim, counts, lengths)):
@@ -117,9 +119,8 @@ def _tile(counts: Sequence[int], spans: Sequence[Span]) -> list[int]:
     the rest: first those of which more than a quarter is halo, then the last, for long rows.
     """
     grids = {span.axis: span.grid for span in spans}
-    last = spans[-1].axis
     order = sorted(range(len(counts)), key=lambda axis: axis != spans[0].axis)
-    lengths = [1 if axis <= last else count for axis, count in enumerate(counts)]
+    lengths = [1] * len(counts)
 
     def reach(axis: int, length: int) -> int:
         if axis not in grids:
@@ -140,16 +141,13 @@ def _tile(counts: Sequence[int], spans: Sequence[Span]) -> list[int]:
         growing = False
         work = math.prod(halo(axis, lengths) for axis in grids)
         room = _MOST if work > 2 else _CACHE
-        for axis in sorted(range(last + 1), key=lambda axis: (-halo(axis, lengths), -axis)):
+        for axis in sorted(range(len(counts)), key=lambda axis: (-halo(axis, lengths), -axis)):
             more = min(lengths[axis] + -(-lengths[axis] // 4), counts[axis])
             larger = [*lengths[:axis], more, *lengths[axis + 1 :]]
             if larger != lengths and fits(larger, room):
                 lengths, growing = larger, True
                 break
-    return [
-        max(1, -(-n // -(-n // length))) if n else 1
-        for n, length in zip(counts, lengths, strict=True)
-    ]
+    return [-(-n // -(-n // length)) for n, length in zip(counts, lengths, strict=True)]
 
 
 def _reduce(block: Array, spans: list[Span], fill_value: Array, reduction: Reduction) -> Array:

@@ -1,6 +1,6 @@
 """Single patches of a labelled image, and how it is read where all of them are taken in turn."""
 
-from collections.abc import Container, Hashable, Iterator, Mapping
+from collections.abc import Container, Hashable, Iterable, Iterator, Mapping, Sequence
 from itertools import product
 from math import prod
 from typing import TypeAlias
@@ -12,6 +12,7 @@ from xpatches import labels
 from xpatches.arrays import Array, is_dask
 from xpatches.geometry import PatchGrid, clip
 from xpatches.kernel import pad_block
+from xpatches.plan import shrink
 from xpatches.variables import kept_encoding
 
 Part: TypeAlias = tuple[xr.Dataset, Mapping[Hashable, int]]
@@ -44,15 +45,18 @@ def take_patch(
     }
     clipped = {dim: clip(positions, image.sizes[dim]) for dim, positions in at.items()}
     taken = image.isel({dim: inside for dim, (_, inside, _) in clipped.items()})
+    if any(at.keys().isdisjoint(variable.dims) for variable in image.variables.values()):
+        taken = taken.copy(deep=False)  # isel gives variables without the dims as they are
     pads = {dim: (before, after) for dim, (before, _, after) in clipped.items() if before or after}
     patches = {
-        name: _patch(taken.variables[name], pads, fill_value)
+        name: _patch(taken.variables[name], at, pads, fill_value)
         for name, fill_value in fill_values.items()
     }
     if pads:
         coords = labels.sample_coords(image.coords, at, samples)
         return xr.Dataset({**taken.data_vars.variables, **patches}, coords, image.attrs)
     # No label is missing: what was taken is whole, and setting it up anew would take most time.
+    taken.attrs, taken.encoding = image.attrs, {}
     labels.settle(taken.coords, at)
     for name, patch in patches.items():
         taken.variables[name].data = patch.data
@@ -66,7 +70,7 @@ def read_ahead(
     """Go through the image part by part, each with the indices of patches that it holds, in order.
 
     Parts of an image that was opened without dask are read, half of dask's ``array.chunk-size`` at
-    a time; anything else is one part as it is.
+    a time; anything else is one part as it is, and so is an image of which most is in no patch.
 
     Parameters
     ----------
@@ -84,26 +88,34 @@ def read_ahead(
         and not (variable._in_memory or is_dask(variable._data))
         and not set(variable.dims).isdisjoint(grid.dims)
     }
+    counts = [axis.count for axis in grid.axes]
+    if read:
+        from xpatches import lazy  # dask is loaded for lazy images only
+
+        budget = lazy.as_budget(None) // 2
+
+        def lengths(counts: Sequence[int]) -> list[int]:
+            return [
+                min(axis.length, (count - 1) * axis.stride + axis.effective_size)
+                for axis, count in zip(grid.axes, counts, strict=True)
+            ]
+
+        def nbytes(counts: Sequence[int]) -> int:
+            sizes = dict(zip(grid.dims, lengths(counts), strict=True))
+            return sum(
+                variable.dtype.itemsize
+                * prod(sizes.get(dim, n) for dim, n in variable.sizes.items())
+                for variable in read.values()
+            )
+
+        counts = shrink(counts, range(len(counts)), lambda counts: nbytes(counts) <= budget)
+        taken = prod(axis.size * count for axis, count in zip(grid.axes, counts, strict=True))
+        if nbytes(counts) > budget or 2 * taken < prod(lengths(counts)):
+            read = {}  # one patch is too large, or most samples are in none
     if not read:
         everything = product(*(range(axis.count) for axis in grid.axes))
         yield (image, dict.fromkeys(grid.dims, 0)), everything
         return
-    from xpatches import lazy  # dask is loaded for lazy images only
-
-    itemsize = sum(
-        variable.dtype.itemsize
-        * prod(length for dim, length in variable.sizes.items() if dim not in grid.dims)
-        for variable in read.values()
-        if set(variable.dims) >= set(grid.dims)  # what has fewer dims is small
-    )
-    room = lazy.as_budget(None) // 2 // max(1, itemsize)
-    lengths = [max(1, axis.region(0, axis.count)[1]) for axis in grid.axes]
-    counts = []
-    for number, axis in enumerate(grid.axes):  # the first ones first, to keep the order
-        along = room // prod(lengths[:number] + lengths[number + 1 :])
-        fit = max(1, (along - axis.effective_size) // axis.stride + 1)
-        counts.append(axis.count if along >= lengths[number] else min(fit, axis.count))
-        lengths[number] = min(lengths[number], (counts[-1] - 1) * axis.stride + axis.effective_size)
     blocks = [
         [range(i, min(i + count, axis.count)) for i in range(0, axis.count, count)]
         for axis, count in zip(grid.axes, counts, strict=True)
@@ -121,16 +133,20 @@ def read_ahead(
 
 
 def _patch(
-    inside: xr.Variable, pads: Mapping[Hashable, tuple[int, int]], fill_value: Array
+    inside: xr.Variable,
+    dims: Iterable[Hashable],
+    pads: Mapping[Hashable, tuple[int, int]],
+    fill_value: Array,
 ) -> xr.Variable:
-    """Copy the samples inside the image, and surround them with the fill value."""
-    by_axis = {inside.get_axis_num(dim): of for dim, of in pads.items() if dim in inside.dims}
+    """Copy the samples inside the image, and surround them along the dims with the fill value."""
+    by_axis = {
+        inside.get_axis_num(dim): pads.get(dim, (0, 0)) for dim in dims if dim in inside.dims
+    }
     if is_dask(inside._data):
         from xpatches import lazy  # dask is loaded for dask arrays only
 
-        every = {axis: by_axis.get(axis, (0, 0)) for axis in range(inside.ndim)}
-        data = lazy.pad(inside.data, every, fill_value)
+        data = lazy.pad(inside.data, by_axis, fill_value)
     else:
         samples = inside.to_numpy() if inside.size else np.empty(inside.shape, inside.dtype)
-        data = pad_block(samples, by_axis, fill_value) if by_axis else np.array(samples)
+        data = pad_block(samples, by_axis, fill_value) if pads else np.array(samples, order="C")
     return xr.Variable(inside.dims, data, inside.attrs, kept_encoding(inside))

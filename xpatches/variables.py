@@ -142,7 +142,7 @@ def _reduction(
 ) -> Reduction:
     """Fill in what xarray would choose for the variable's dtype."""
     dtype = variable.dtype
-    skips = dtype.kind in "fc" if skipna is None else skipna
+    skips = dtype.kind in "fc" and name not in ("any", "all") if skipna is None else skipna
     if name in ("argmin", "argmax", "count"):
         out: np.dtype[Any] = np.dtype(np.int64)
     else:
