@@ -83,7 +83,7 @@ def kernel(quick: bool, cases: list[Case] | None = None) -> None:
             made = {name: make(case, pixels) for name, make in WAYS.items()}
             ready = {name: way for name, way in made.items() if way}
             nbytes = case.samples * pixels.itemsize
-            times = by_turns(ready, 1 if quick else 5, nbytes)
+            times = by_turns(ready, 1 if quick else 9, nbytes)
             share = {name: times["bound"] / seconds for name, seconds in times.items()}
             ratios.append(share["xpatches"])
             speed = nbytes / times["bound"] / 1e9
@@ -295,10 +295,14 @@ _LONG = 2.0
 
 
 def by_turns(ways: dict[str, Callable[[], Any]], repeat: int, nbytes: int = 0) -> dict[str, float]:
-    """Seconds that every way takes, the median of some turns; one turn where that takes long."""
+    """Seconds that every way takes, the median of some turns; one turn where that takes long.
+
+    Every other turn goes through the ways backwards: what a way leaves behind, in caches and in
+    the allocator, is not always met by the same next one.
+    """
     times: dict[str, list[float]] = {name: [] for name in ways}
     for turn in range(repeat):
-        for name, way in ways.items():
+        for name, way in list(ways.items())[:: -1 if turn % 2 else 1]:
             if turn and times[name][0] > _LONG:
                 continue
             np.ones(nbytes, "uint8")  # a virtual machine may have given its free memory back
