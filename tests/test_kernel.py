@@ -44,6 +44,7 @@ def test_patches_do_not_depend_on_the_tiles_they_are_copied_by(
     with pytest.MonkeyPatch.context() as patch:
         for limit, value in (("_ROW", row), ("_PATCHES", count), ("_SCRATCH", (1, scratch))):
             patch.setattr(tiles, limit, value)
+        patch.setattr(kernel, "_TILE", scratch)
         patches = whole(image, grids, fill)
     assert same_bits(patches, four_loops(image, arguments(grids), fill))
 

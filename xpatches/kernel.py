@@ -66,7 +66,7 @@ def extract_block(
     if patches.size and patches.itemsize:
         pixel = math.prod(block.shape[behind:]) * block.itemsize
         run = pixel * _run(spans[-1].grid)
-        runs = run >= _RUN or run == 8 or math.prod(sizes) == 1
+        runs = run >= _RUN or run == 8 or math.prod(sizes) == 1 or _apart(spans, pixel)
         threads = threads if patches.nbytes >= _LARGE else 1
         copy = _copy_runs if runs else partial(copy_by_tiles, scratch=block.nbytes // threads)
         if threads > 1:
@@ -157,8 +157,25 @@ def _run(grid: AxisGrid) -> int:
     return grid.size if grid.rate == 1 else 1
 
 
+_WIDTHS = (2, 4, 8)
+"""Bytes of an item that NumPy moves at once, where it is aligned."""
+_TILE = 1 << 18
+"""Bytes of patches that stay in cache while their runs are copied one place after the other."""
+
+
+def _apart(spans: Sequence[Span], pixel: int) -> bool:
+    """Whether no patches overlap, but for rates, and their runs are items that NumPy moves fast."""
+    run, grid = pixel * _run(spans[-1].grid), spans[-1].grid
+    apart = all(span.grid.stride >= span.grid.size for span in spans)
+    return apart and run in _WIDTHS and grid.stride * pixel % run == 0
+
+
 def _copy_runs(block: Array, spans: Sequence[Span], fill_value: Array, patches: Array) -> None:
-    """Copy every run of neighbouring samples as one item, in the order of the result."""
+    """Copy every run of neighbouring samples as one item.
+
+    They go in the order of the result, or, where that would be short loops over short items, place
+    by place: the first runs of all patches of a tile, then the second ones.
+    """
     region, _ = region_of(block, spans, fill_value)
     last = len(spans) - 1
     if not region[(0,) * last].flags.c_contiguous:
@@ -180,4 +197,14 @@ def _copy_runs(block: Array, spans: Sequence[Span], fill_value: Array, patches: 
         writeable=False,
     )
     items = as_items(run * pixel * region.itemsize)
-    np.copyto(patches.reshape(view.shape).view(items), view.view(items))
+    source, target = view.view(items)[..., 0], patches.reshape(view.shape).view(items)[..., 0]
+    if not _apart(spans, pixel * region.itemsize):
+        np.copyto(target, source)
+        return
+    whole = next((axis for axis, span in enumerate(spans) if span.count > 1), 0)
+    count = spans[whole].count
+    each = max(1, _TILE * count // target.nbytes)
+    for row in range(0, count, each):
+        part = (slice(None),) * whole + (slice(row, row + each),)
+        for place in np.ndindex(*sizes):
+            np.copyto(target[part][(..., *place)], source[part][(..., *place)])
