@@ -11,10 +11,19 @@ PACKAGE = Path(__file__).parents[1] / "xpatches"
 # Imports point up this list only: a module may import those above it.
 ORDER = [
     *("errors", "arrays", "geometry", "plan", "tiles", "kernel", "reductions", "lazy"),
-    *("labels", "spec", "variables", "take", "reprs", "parity", "accessor", "__init__"),
+    *("labels", "spec", "variables", "take", "reprs", "parity", "layout", "workers", "store"),
+    *("jobs", "datasets", "progress", "accessor", "cli", "__init__"),
 ]
 ARRAY_LIBRARIES = {"numpy", "dask", "xarray", "zarr"}
 CORE = {"numpy", "dask", "xarray", "xpatches"}
+OTHERS = {
+    "workers": {"distributed"},
+    "store": {"zarr", "obstore"},
+    "jobs": {"zarr"},
+    "progress": {"click"},
+    "cli": {"click", "zarr", "distributed", "matplotlib"},
+}
+EXTRAS = {"distributed", "obstore", "matplotlib"}
 
 
 def imported(module: str, *, top_level: bool = False) -> set[str]:
@@ -45,7 +54,12 @@ def test_imports_point_up_only(module: str) -> None:
 @pytest.mark.parametrize("module", ORDER)
 def test_only_core_dependencies_are_imported(module: str) -> None:
     roots = {name.split(".")[0] for name in imported(module)}
-    assert roots - set(sys.stdlib_module_names) <= CORE
+    assert roots - set(sys.stdlib_module_names) <= CORE | OTHERS.get(module, set())
+
+
+@pytest.mark.parametrize("module", ORDER)
+def test_extras_are_imported_where_they_are_used(module: str) -> None:
+    assert not EXTRAS & {name.split(".")[0] for name in imported(module, top_level=True)}
 
 
 @pytest.mark.parametrize("module", ["errors", "geometry", "plan"])
@@ -56,7 +70,8 @@ def test_geometry_and_plan_are_integers_only(module: str) -> None:
 def test_lazy_is_the_only_module_that_knows_dask() -> None:
     knows = {m for m in ORDER if any(name.split(".")[0] == "dask" for name in imported(m))}
     assert knows == {"lazy"}
-    assert not any("xpatches.lazy" in imported(m, top_level=True) for m in ORDER)
+    top = {m for m in ORDER if "xpatches.lazy" in imported(m, top_level=True)}
+    assert top == {"datasets"}  # which is itself imported for jobs only
 
 
 def run(code: str) -> None:

@@ -3,8 +3,29 @@
 Importing xpatches registers the accessor ``.patches`` on xarray's DataArray and Dataset.
 """
 
+from typing import TYPE_CHECKING, Any
+
 from xpatches.accessor import Patches
-from xpatches.errors import PatchError, PatchIndexError
+from xpatches.errors import BlockFailure, JobError, PatchError, PatchIndexError
 from xpatches.parity import extract_patches
 
-__all__ = ["PatchError", "PatchIndexError", "Patches", "extract_patches"]
+if TYPE_CHECKING:
+    from xpatches.datasets import open_patches
+
+__all__ = [
+    "BlockFailure",
+    "JobError",
+    "PatchError",
+    "PatchIndexError",
+    "Patches",
+    "extract_patches",
+    "open_patches",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name != "open_patches":
+        raise AttributeError(f"module 'xpatches' has no attribute {name!r}")
+    from xpatches.datasets import open_patches  # zarr and dask are loaded for it only
+
+    return open_patches

@@ -4,7 +4,7 @@ from collections.abc import Callable, Hashable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from math import prod
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, TypeVar, cast
 
 import numpy as np
 import xarray as xr
@@ -296,6 +296,133 @@ class Patches(Generic[T]):
             coords.coords,
         )
 
+    def to_zarr(
+        self,
+        store: Any,
+        *,
+        layout: str = "grid",
+        chunks: Mapping[Any, int] | None = None,
+        shards: Mapping[Any, int] | bool | None = None,
+        encoding: Mapping[Any, Mapping[str, Any]] | None = None,
+        resume: bool = False,
+        overwrite: bool = False,
+        retries: int = 2,
+        progress: bool = True,
+    ) -> T:
+        """Write all patches to a zarr store, as a job that can be resumed.
+
+        The store is set up, then independent tasks write blocks, each reading what it needs of the
+        image and writing whole chunks or shards. They run on the workers of the dask client that is
+        active, or in threads of this process. A block that fails is tried again; blocks that are
+        done are recorded in the store, and a job that was killed or failed goes on from there.
+
+        Parameters
+        ----------
+        store
+            Where to: a path, a URL of fsspec or obstore, or a zarr store.
+        layout
+            ``"grid"``: dims as `extract` gives them. ``"samples"``: the patches along one dim
+            ``sample``, in the order of iteration, then the patch dims, then all others, with each
+            sample's labels and origins as coords along it.
+        chunks, shards
+            Lengths by dim of the result, -1 for a whole dim; a shard is a stored object of several
+            chunks, False for none. By default a chunk is one patch, or patches of 1 MiB in all
+            where they are smaller, and a shard has 32 MiB.
+        encoding
+            By variable, how values are stored, as in `xarray.Dataset.to_zarr`: ``compressors``,
+            ``dtype``, ``scale_factor``, ...
+        resume
+            Finish what an earlier call with the same arguments began in the store.
+        overwrite
+            Replace whatever zarr holds there.
+        retries
+            How many times a block that fails is tried again.
+        progress
+            Whether to tell of the progress on stderr.
+
+        Returns
+        -------
+        DataArray or Dataset
+            What was written, opened lazily, as `open_patches` does.
+
+        Raises
+        ------
+        PatchError
+            If an argument does not fit; if the store holds something and neither `resume` nor
+            `overwrite` is given, or another job's blocks, or is being written; if the image is not
+            the one that was cut so far.
+        JobError
+            If blocks failed; all others are written then.
+
+        Examples
+        --------
+        >>> from zarr.storage import MemoryStore
+        >>> image = xr.DataArray(np.arange(36).reshape(6, 6), {"x": range(6)}, ("y", "x"), "image")
+        >>> made = image.patches(y=3, x=3).to_zarr(MemoryStore(), layout="samples", progress=False)
+        >>> made.drop_attrs()
+        <xarray.DataArray 'image' (sample: 4, y_patch: 3, x_patch: 3)> Size: 288B
+        dask.array<...>
+        Coordinates:
+        ...
+        """
+        from xpatches import datasets, jobs  # zarr and dask are loaded for jobs only
+        from xpatches.progress import Progress
+
+        as_integer("retries", retries, 0)
+        made: Any = datasets.write_patches(
+            self._cut(layout, chunks, shards),
+            store,
+            encoding,
+            Progress() if progress else jobs.Report(),
+            resume=resume,
+            overwrite=overwrite,
+            retries=retries,
+        )
+        return cast(T, made)
+
+    def plan_zarr(
+        self,
+        layout: str = "grid",
+        chunks: Mapping[Any, int] | None = None,
+        shards: Mapping[Any, int] | bool | None = None,
+    ) -> dict[Any, Any]:
+        """Say how `to_zarr` will work, as plain data; nothing is read or written.
+
+        Parameters
+        ----------
+        layout, chunks, shards
+            As for `to_zarr`.
+
+        Returns
+        -------
+        dict
+            For a Dataset, one such dict per variable that is cut:
+
+            - ``patches``, ``bytes``: number of patches, and their bytes;
+            - ``dims``, ``chunks``, ``shards``: lengths of the result, of its chunks and shards;
+            - ``tasks``: number of blocks;
+            - ``bytes_per_task``: projected peak of one: its patches, three times for zarr encodes
+              them, and the samples under them, twice for they may be padded;
+            - ``read_amplification``: how often a stored sample of the image is read, on average,
+              estimated from 100 blocks.
+
+        Raises
+        ------
+        PatchError
+            As `to_zarr`.
+
+        Examples
+        --------
+        >>> image = xr.DataArray(np.zeros((1024, 1024), "uint8"), dims=("y", "x"))
+        >>> plan = image.patches(y=64, x=64, stride=32).plan_zarr("samples")
+        >>> plan["dims"], plan["chunks"], plan["tasks"]
+        ({'sample': 961, 'y_patch': 64, 'x_patch': 64}, (256, 64, 64), 1)
+        """
+        from xpatches import datasets  # zarr and dask are loaded for jobs only
+
+        plans = datasets.plan_patches(self._cut(layout, chunks, shards))
+        return plans[_ARRAY] if isinstance(self.source, xr.DataArray) else plans
+
     def plan(
         self,
         flatten: str | None = None,
@@ -400,6 +527,14 @@ class Patches(Generic[T]):
                 "give one label, or use isel"
             )
         return int(found)
+
+    def _cut(self, layout: str, chunks: Any, shards: Any) -> Any:
+        from xpatches import datasets  # zarr and dask are loaded for jobs only
+
+        _check_choice("layout", layout, ("grid", "samples"))
+        array = (_ARRAY, self.source.name) if isinstance(self.source, xr.DataArray) else None
+        every = (self._dataset, self.grid, self._fill_values, array)
+        return datasets.Cut(*every, layout, chunks, shards)
 
     def _one_each(
         self, method: str, indexers: Mapping[Any, Any] | None, kwargs: Mapping[str, Any]

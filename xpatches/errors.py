@@ -1,5 +1,8 @@
 """The errors of xpatches."""
 
+from collections.abc import Sequence
+from dataclasses import dataclass
+
 
 class PatchError(ValueError):
     """A request for patches that cannot be met.
@@ -18,3 +21,40 @@ class PatchError(ValueError):
 
 class PatchIndexError(PatchError, IndexError):
     """The index of a patch lies outside the grid."""
+
+
+@dataclass(frozen=True)
+class BlockFailure:
+    """A block of a patch dataset that could not be written."""
+
+    block: int
+    """Its number."""
+    region: str
+    """Its patches, and the samples that they are cut from."""
+    cause: BaseException
+    """What was raised, the last time it was tried."""
+
+    def __str__(self) -> str:
+        return f"block {self.block}, {self.region}: {type(self.cause).__name__}: {self.cause}"
+
+
+class JobError(RuntimeError):
+    """Blocks of a patch dataset could not be written; the others are, and stay."""
+
+    def __init__(self, store: str, blocks: int, failures: Sequence[BlockFailure]) -> None:
+        super().__init__(store, blocks, failures)
+        self.store, self.blocks = store, blocks
+        self.failures = tuple(sorted(failures, key=lambda failure: failure.block))
+
+    def __str__(self) -> str:
+        shown = "".join(f"\n  {failure}" for failure in self.failures[:_SHOWN])
+        more = len(self.failures) - _SHOWN
+        return (
+            f"{len(self.failures)} of {self.blocks} blocks of store {self.store} failed, the "
+            f"others are done; resume=True tries them again:{shown}"
+            + (f"\n  and {more} more, see the attribute failures" if more > 0 else "")
+        )
+
+
+_SHOWN = 20
+"""Failures that a message lists."""

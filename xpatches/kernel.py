@@ -118,8 +118,13 @@ def extract_flat(block: Array, spans: Sequence[Span], fill_value: Array, threads
 
 def available_threads() -> int:
     """Threads that extract in memory; more than four would wait for the memory."""
+    return min(4, available_cores())
+
+
+def available_cores() -> int:
+    """Cores that this process may use."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    return min(4, cores or 1)
+    return cores or 1
 
 
 _LARGE = 1 << 26

@@ -149,10 +149,12 @@ def joined_dims(variable: xr.Variable, grid: PatchGrid) -> dict[Hashable, int]:
     return {**patch, **{dim: variable.sizes[dim] for dim in variable.dims[after:]}}
 
 
-def flatten_coords(coords: xr.Coordinates, joined: Mapping[Hashable, int]) -> xr.Coordinates:
-    """Lay the coords of the joined dims along the one dim ``patch``."""
+def flatten_coords(
+    coords: xr.Coordinates, joined: Mapping[Hashable, int], to: str = FLAT_DIM
+) -> xr.Coordinates:
+    """Lay the coords of the joined dims along one dim."""
     positions = dict(zip(joined, np.indices(tuple(joined.values())), strict=True))
-    at = {dim: xr.Variable(FLAT_DIM, index.ravel()) for dim, index in positions.items()}
+    at = {dim: xr.Variable(to, index.ravel()) for dim, index in positions.items()}
     flat = {
         name: variable.isel({dim: at[dim] for dim in variable.dims if dim in at})
         for name, variable in coords.variables.items()

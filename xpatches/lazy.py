@@ -85,6 +85,20 @@ def stored(array: Any) -> Callable[[Slices], Array] | None:
     return partial(_slice, source.value if isinstance(source, DataNode) else source, array.dtype)
 
 
+def computed(array: Any) -> Callable[[Slices], Array]:
+    """Give what computes regions of a dask array, in the thread that asks."""
+    return partial(_compute, array)
+
+
+def _compute(array: Any, region: Slices) -> Array:
+    return np.asarray(array[region].compute(scheduler="synchronous"))
+
+
+def placeholder(shape: tuple[int, ...], dtype: Any) -> Any:
+    """Give an array of one chunk, of any size, that is never to be computed."""
+    return da.zeros(shape, dtype=dtype, chunks=shape)
+
+
 def _slice(source: Any, dtype: Any, region: Slices) -> Array:
     return np.asarray(source[region], dtype)
 

@@ -20,6 +20,7 @@ def write_spec(
     fill_value: Array,
     label: str,
     flattened: Mapping[Hashable, int],
+    layout: str = "grid",
 ) -> str:
     """Describe an extraction as JSON: all that it takes to find every sample's source again."""
     return json.dumps(
@@ -30,6 +31,7 @@ def write_spec(
             "fill_value": _as_json(fill_value),
             "label": label,
             "flattened": list(flattened.items()),
+            "layout": layout,
         }
     )
 

@@ -293,8 +293,31 @@ def plan_variable(
     }
 
 
+def region_reader(variable: xr.Variable) -> Callable[[tuple[slice, ...]], Array]:
+    """Give what reads regions of a variable as NumPy, in any thread or process.
+
+    Storage is read where the variable was opened, with dask or without; what was computed with dask
+    is computed region by region.
+    """
+    if is_dask(variable._data):
+        from xpatches import lazy  # dask is loaded for dask arrays only
+
+        return lazy.stored(variable.data) or lazy.computed(variable.data)
+    if _in_memory(variable):
+        variable = xr.Variable(variable.dims, variable.to_numpy())
+    return partial(_read_region, variable)
+
+
 def _in_memory(variable: xr.Variable) -> bool:
     return variable._in_memory and not is_dask(variable._data)
+
+
+def every_axis(variable: xr.Variable, grid: PatchGrid) -> tuple[AxisGrid, ...]:
+    """Give every axis of a variable its patches, of one sample along dims without."""
+    return tuple(
+        grid[dim] if dim in grid.dims else AxisGrid(dim, length, size=1, stride=1)
+        for dim, length in variable.sizes.items()
+    )
 
 
 def _by_axis(variable: xr.Variable, grid: PatchGrid) -> dict[int, AxisGrid]:

@@ -1,0 +1,141 @@
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import xarray as xr
+from click.testing import CliRunner, Result
+
+import xpatches
+from xpatches.cli import main
+
+
+@pytest.fixture(scope="module")
+def source(tmp_path_factory: pytest.TempPathFactory) -> str:
+    path = tmp_path_factory.mktemp("source") / "image.zarr"
+    samples = np.random.default_rng(0).integers(0, 999, (64, 96)).astype("uint16")
+    labelled = xr.DataArray(
+        samples, {"y": np.linspace(50, 40, 64), "x": np.arange(96.0)}, ("y", "x"), "image"
+    )
+    labelled.chunk(y=32, x=32).to_dataset().to_zarr(path, consolidated=False)
+    return str(path)
+
+
+def run(*arguments: Any) -> Result:
+    return CliRunner().invoke(main, [*map(str, arguments)])
+
+
+SIZE = ("--var", "image", "--size", "y=16,x=16", "--stride", "8", "--padding", "same")
+
+
+def test_extract_writes_what_the_library_extracts(source: str, tmp_path: Path) -> None:
+    out = tmp_path / "out.zarr"
+    result = run("extract", source, out, *SIZE)
+    assert result.exit_code == 0, result.output
+    assert result.stdout == ""
+    assert "blocks are written" in result.stderr
+    image = xr.open_zarr(source, consolidated=False).image
+    expected = image.patches(y=16, x=16, stride=8, padding="same").extract()
+    xr.testing.assert_equal(xpatches.open_patches(out), expected)
+
+
+def test_extract_quietly_and_as_json(source: str, tmp_path: Path) -> None:
+    result = run("extract", source, tmp_path / "a", *SIZE, "--quiet")
+    assert (result.exit_code, result.output) == (0, "")
+    options = ("--layout", "samples", "--stride", "y=8,x=16", "--rate", "2", "--padding", "y=3:4")
+    result = run("extract", source, tmp_path / "b", *SIZE, *options, "--quiet", "--json")
+    told = json.loads(result.stdout)
+    assert told["state"] == "complete"
+    assert told["variables"]["image"]["patches"]["y"]["padding"] == [3, 4]
+    assert xpatches.open_patches(tmp_path / "b").dims == ("sample", "y_patch", "x_patch")
+
+
+def test_a_dry_run_says_what_would_be_done(source: str, tmp_path: Path) -> None:
+    out = tmp_path / "out.zarr"
+    result = run("extract", source, out, *SIZE, "--dry-run", "--json")
+    assert not out.exists()
+    told = json.loads(result.stdout)
+    assert told["patches"] == 96
+    assert told["bytes"] == 96 * 16 * 16 * 2
+    assert told["tasks"] == 1
+    assert told["bytes_per_task"] > told["bytes"]
+    assert told["read_amplification"] == 1.0
+    assert "patches: 96" in run("extract", source, out, *SIZE, "--dry-run").stdout
+
+
+def test_exit_codes_and_messages_of_one_line(source: str, tmp_path: Path) -> None:
+    out = tmp_path / "out.zarr"
+
+    def failed(code: int, message: str, *arguments: Any) -> None:
+        result = run(*arguments)
+        assert result.exit_code == code, result.output
+        assert message in result.stderr
+        assert "Traceback" not in result.stderr
+
+    failed(2, "Missing option '--size'", "extract", source, out)
+    failed(2, "'y' is not of the form", "extract", source, out, "--size", "y")
+    failed(2, "--var no is not among ('image',)", "extract", source, out, *SIZE, "--var", "no")
+    failed(2, "size on 'y' is too large", "extract", source, out, "--size", "y=900,x=4")
+    failed(2, "absent does not exist", "extract", tmp_path / "absent", out, *SIZE)
+    failed(2, "OUT must not be SOURCE", "extract", source, source, *SIZE, "--overwrite")
+    failed(2, "exclude each other", "extract", source, out, *SIZE, "--workers", 1, "--scheduler", 1)
+    failed(2, "holds no zarr group", "info", tmp_path)
+    failed(2, "holds no patch dataset", "show", source, "-o", tmp_path / "a.png")
+    assert not out.exists()
+    run("extract", source, out, *SIZE)
+    failed(2, "resume=True finishes", "extract", source, out, *SIZE)
+    chunk = Path(source) / "image" / "c" / "0" / "0"
+    content = chunk.read_bytes()
+    chunk.write_bytes(b"")
+    try:
+        failed(1, "of 1 blocks", "extract", source, tmp_path / "b", *SIZE, "--retries", "0")
+    finally:
+        chunk.write_bytes(content)
+    result = run("info", tmp_path / "absent", "--debug")
+    assert isinstance(result.exception, FileNotFoundError)
+
+
+def test_info_tells_images_and_datasets_apart(source: str, tmp_path: Path) -> None:
+    told = json.loads(run("info", source, "--json").stdout)
+    assert told["holds"] == "image"
+    assert told["variables"]["image"]["dims"] == {"y": 64, "x": 96}
+    assert told["variables"]["image"]["chunks"] == [32, 32]
+    run("extract", source, tmp_path / "out", *SIZE)
+    (tmp_path / "out" / "xpatches_job").mkdir()
+    group = json.dumps({"zarr_format": 3, "node_type": "group", "attributes": {}})
+    (tmp_path / "out" / "xpatches_job" / "zarr.json").write_text(group)
+    told = json.loads(run("info", tmp_path / "out", "--json").stdout)
+    assert (told["holds"], told["state"], told["missing"]) == ("patches", "incomplete", 1)
+    text = run("info", tmp_path / "out").stdout
+    assert "state: incomplete" in text
+    assert "missing: 1" in text
+
+
+@pytest.mark.parametrize("layout", ["grid", "samples"])
+def test_show_draws_the_patch_that_is_nearest(source: str, tmp_path: Path, layout: str) -> None:
+    pytest.importorskip("matplotlib")
+    run("extract", source, tmp_path / "out", *SIZE, "--layout", layout)
+    picture = tmp_path / "patch.png"
+    result = run("show", tmp_path / "out", "--sel", "y=45.1,x=40", "-o", picture, "--json")
+    assert result.exit_code == 0, result.output
+    image = xr.open_zarr(source, consolidated=False).image
+    patch = image.patches(y=16, x=16, stride=8, padding="same").sel(y=45.1, x=40, method="nearest")
+    told = json.loads(result.stdout)
+    assert told["origin"] == {"y": int(patch.y_index[0]), "x": int(patch.x_index[0])}
+    assert picture.read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.parametrize("command", ["extract", "info", "show"])
+def test_help_has_an_example(command: str) -> None:
+    result = run(command, "--help")
+    assert result.exit_code == 0
+    assert f"Example: xpatches {command} " in result.stdout
+
+
+def test_the_command_is_installed(source: str) -> None:
+    command = Path(sys.executable).with_name("xpatches")
+    done = subprocess.run([command, "info", source], capture_output=True, text=True, check=True)
+    assert "holds: image" in done.stdout

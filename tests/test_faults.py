@@ -1,0 +1,166 @@
+"""Jobs that are killed, disks that fill up, stores that answer with errors."""
+
+import random
+import shutil
+import subprocess
+import sys
+import textwrap
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import xarray as xr
+
+import xpatches
+from test_jobs import files
+from xpatches.errors import JobError
+from xpatches.store import JOB
+
+JOB_CODE = """
+    import sys, time
+    import xarray as xr, xpatches
+    from xpatches import jobs, layout
+    layout.BLOCKS = 10**9
+    plain = jobs.Job.write
+    def write(self, number):
+        with open({log!r}, "a") as log:
+            log.write(f"{{number}}\\n")
+        time.sleep({pause})
+        return plain(self, number)
+    jobs.Job.write = write
+    if __name__ == "__main__":
+        image = xr.open_zarr({image!r}, chunks=None, consolidated=False).image
+        p = image.patches(y=16, x=16, stride=8)
+        p.to_zarr({out!r}, chunks={{"y": 2, "x": 2}}, shards={{"y": 4, "x": 4}}, resume=True,
+                  progress=False)
+"""
+
+
+@pytest.fixture(scope="module")
+def image(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("source") / "image.zarr"
+    samples = np.random.default_rng(0).integers(0, 999, (200, 300)).astype("uint16")
+    labelled = xr.DataArray(samples, {"x": np.arange(300.0)}, ("y", "x"), "image")
+    labelled.chunk(y=50, x=50).to_dataset().to_zarr(path, consolidated=False)
+    return path
+
+
+def patches_of(image: Path) -> Any:
+    opened = xr.open_zarr(image, chunks=None, consolidated=False).image
+    return opened.patches(y=16, x=16, stride=8)
+
+
+def write(image: Path, out: Any, **given: Any) -> Any:
+    small = {"chunks": {"y": 2, "x": 2}, "shards": {"y": 4, "x": 4}}
+    return patches_of(image).to_zarr(out, **small, progress=False, **given)
+
+
+@pytest.fixture(scope="module")
+def peace(image: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
+    """The objects of a dataset that nothing disturbed."""
+    out = tmp_path_factory.mktemp("peace") / "out.zarr"
+    monkeypatch = pytest.MonkeyPatch()
+    monkeypatch.setattr("xpatches.layout.BLOCKS", 10**9)
+    write(image, out)
+    monkeypatch.undo()
+    return files(out)
+
+
+@pytest.fixture(autouse=True)
+def _many_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("xpatches.layout.BLOCKS", 10**9)
+
+
+def start(image: Path, out: Path, log: Path, pause: float) -> "subprocess.Popen[bytes]":
+    code = JOB_CODE.format(image=str(image), out=str(out), log=str(log), pause=pause)
+    return subprocess.Popen([sys.executable, "-c", textwrap.dedent(code)])
+
+
+def test_a_job_killed_at_any_moment_is_finished(
+    image: Path, tmp_path: Path, peace: dict[str, bytes]
+) -> None:
+    out, log = tmp_path / "out.zarr", tmp_path / "log"
+    chance = random.Random(0)
+    kills = 0
+    while kills < 20:
+        job = start(image, out, log, pause=0.02)
+        deadline = time.monotonic() + 60
+        begun = len(log.read_text().split()) if log.exists() else 0
+        # At a random moment of the setup, or after some blocks.
+        if chance.random() < 0.5:
+            while not out.exists() and time.monotonic() < deadline and job.poll() is None:
+                time.sleep(0.001)
+            time.sleep(chance.random() * 0.1)
+        else:
+            more = chance.randrange(1, 12)
+            while job.poll() is None and time.monotonic() < deadline:
+                if log.exists() and len(log.read_text().split()) >= begun + more:
+                    break
+                time.sleep(0.001)
+        before = {path.name for path in (out / JOB / "blocks").glob("*")}
+        job.kill()
+        kills += 1
+        finished = job.wait() == 0
+        assert before <= {path.name for path in (out / JOB / "blocks").glob("*")} or finished
+        if finished:
+            assert files(out) == peace
+            shutil.rmtree(out)
+            log.unlink()
+            continue
+    recorded = {path.name for path in (out / JOB / "blocks").glob("*")}
+    log.unlink(missing_ok=True)
+    assert start(image, out, log, pause=0).wait() == 0
+    redone = log.read_text().split() if log.exists() else []
+    assert not recorded & set(redone)
+    assert files(out) == peace
+
+
+def test_a_full_disk_leaves_what_is_done(
+    image: Path, tmp_path: Path, peace: dict[str, bytes]
+) -> None:
+    small = tmp_path / "small"
+    small.mkdir()
+    mounted = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=250k", "tmpfs", str(small)], capture_output=True
+    )
+    if mounted.returncode:
+        pytest.skip("cannot mount a tmpfs")
+    try:
+        with pytest.raises(JobError, match="No space left on device"):
+            write(image, small / "out.zarr", retries=0)
+        done = {path.name for path in (small / "out.zarr" / JOB / "blocks").glob("*")}
+        assert done
+        subprocess.run(["mount", "-o", "remount,size=20M", str(small)], check=True)
+        written: list[int] = []
+        plain = xpatches.jobs.Job.write
+
+        def counted(self: Any, number: int) -> int:
+            written.append(number)
+            return plain(self, number)
+
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr("xpatches.jobs.Job.write", counted)
+            write(image, small / "out.zarr", resume=True)
+        assert not set(map(str, written)) & done
+        assert files(small / "out.zarr") == peace
+    finally:
+        subprocess.run(["umount", str(small)], check=True)
+
+
+def test_an_unreadable_chunk_of_the_image(
+    image: Path, tmp_path: Path, peace: dict[str, bytes]
+) -> None:
+    source, out = tmp_path / "image.zarr", tmp_path / "out.zarr"
+    shutil.copytree(image, source)
+    chunk = source / "image" / "c" / "2" / "3"
+    content = chunk.read_bytes()
+    chunk.write_bytes(content[: len(content) // 2])
+    with pytest.raises(JobError) as caught:
+        write(source, out, retries=1)
+    assert 0 < len(caught.value.failures) < caught.value.blocks
+    assert all("x=1" in failure.region for failure in caught.value.failures)
+    chunk.write_bytes(content)
+    write(source, out, resume=True)
+    assert files(out) == peace

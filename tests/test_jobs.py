@@ -1,0 +1,308 @@
+import json
+import os
+import threading
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+import pytest
+import xarray as xr
+from zarr.storage import LocalStore
+
+import xpatches
+from xpatches import jobs
+from xpatches.errors import JobError, PatchError
+from xpatches.store import JOB
+
+QUIET: dict[str, Any] = {"progress": False}
+
+
+def image_of(length: int = 60, dtype: str = "uint16") -> xr.DataArray:
+    samples = np.random.default_rng(0).integers(0, 999, (length, length + 10)).astype(dtype)
+    coords = {
+        "y": np.linspace(50, 40, length),
+        "x": np.linspace(0, 9, length + 10),
+        "lat": (("y", "x"), np.random.default_rng(1).random((length, length + 10))),
+    }
+    return xr.DataArray(samples, coords, ("y", "x"), "image", {"units": "K"})
+
+
+def patches_of(image: Any, **given: Any) -> Any:
+    return image.patches(**{"y": 8, "x": 8, "stride": 4, "padding": "same", **given})
+
+
+# Small stored objects: many blocks.
+SMALL: dict[str, Any] = {"chunks": {"y": 2, "x": 2}, "shards": {"y": 4, "x": 4}}
+
+
+def files(folder: Path) -> dict[str, bytes]:
+    return {
+        str(path.relative_to(folder)): path.read_bytes()
+        for path in sorted(folder.rglob("*"))
+        if path.is_file()
+    }
+
+
+@pytest.fixture(autouse=True)
+def _many_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("xpatches.layout.BLOCKS", 10**9)  # blocks are single objects
+
+
+def test_the_dataset_is_what_extract_gives(tmp_path: Path) -> None:
+    p = patches_of(image_of())
+    made = p.to_zarr(tmp_path / "out.zarr", **SMALL, **QUIET)
+    assert made.chunks is not None
+    xr.testing.assert_identical(made.compute(), p.extract())
+    assert JOB not in made.attrs
+    assert not [name for name in files(tmp_path) if JOB in name]
+
+
+def test_samples_lie_along_one_dim_with_their_labels(tmp_path: Path) -> None:
+    p = patches_of(image_of())
+    made = p.to_zarr(tmp_path / "out.zarr", layout="samples", **QUIET).compute()
+    assert made.dims == ("sample", "y_patch", "x_patch")
+    assert made.sizes["sample"] == len(p)
+    for i in (0, 17, len(p) - 1):
+        patch, sample = p[i], made[i]
+        np.testing.assert_array_equal(sample, patch)
+        assert sample.y_origin == patch.y_index[0]
+        assert sample.x_origin == patch.x_index[0]
+        center = p.extract().stack(s=("y", "x")).isel(s=i)
+        for name in ("y", "x", "lat"):
+            assert sample[name] == center[name]
+
+
+@pytest.mark.parametrize("layout", ["grid", "samples"])
+def test_a_dataset_of_several_variables(tmp_path: Path, layout: str) -> None:
+    image = image_of()
+    cube = xr.DataArray(
+        np.arange(3 * 60 * 70 * 2).reshape(3, 60, 70, 2), dims=("time", "y", "x", "band")
+    )
+    dataset = xr.Dataset(
+        {"image": image, "cube": cube, "table": ("n", [1, 2])}, attrs={"title": "t"}
+    )
+    p = patches_of(dataset)
+    made = p.to_zarr(tmp_path / "out.zarr", layout=layout, **QUIET).compute()
+    if layout == "grid":
+        xr.testing.assert_identical(made, p.extract())
+        return
+    assert made.cube.dims == ("sample", "y_patch", "x_patch", "time", "band")
+    whole = p.extract().cube.transpose("y", "x", "y_patch", "x_patch", "time", "band")
+    np.testing.assert_array_equal(made.cube, whole.values.reshape(made.cube.shape))
+    assert made.attrs == dataset.attrs
+    assert made.table.values.tolist() == [1, 2]
+
+
+DTYPES = ["?", "i1", "u8", "f2", "f8", "c8", "M8[ns]", "M8[s]", "m8[ms]", ">i2"]
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_every_dtype_comes_back_bit_for_bit(dtype: str, tmp_path: Path) -> None:
+    from strategies import image_of as bits_of
+
+    image = xr.DataArray(bits_of((9, 11), dtype, 3), dims=("y", "x"))
+    p = image.patches(y=4, x=4, stride=3, padding="same")
+    made = p.to_zarr(tmp_path / "out.zarr", **QUIET)
+    assert made.dtype == image.dtype.newbyteorder("=")
+    assert made.values.tobytes() == p.extract().values.astype(made.dtype).tobytes()
+
+
+def test_images_in_memory_opened_and_computed_give_the_same_objects(tmp_path: Path) -> None:
+    image = image_of()
+    image.chunk(y=16, x=16).to_dataset().to_zarr(tmp_path / "image.zarr", consolidated=False)
+    ways: list[dict[str, int] | None] = [None, {}]
+    stored = {
+        str(chunks): xr.open_zarr(tmp_path / "image.zarr", chunks=chunks, consolidated=False).image
+        for chunks in ways
+    }
+    sources = {"memory": image, **stored, "computed": stored["{}"] + np.uint16(0)}
+    sources["computed"].attrs = image.attrs
+    found = {}
+    for name, source in sources.items():
+        source = source.compute() if name == "none" else source
+        patches_of(source).to_zarr(tmp_path / name, **SMALL, **QUIET)
+        found[name] = files(tmp_path / name)
+    assert all(of == found["memory"] for of in found.values())
+
+
+class FailingStore(LocalStore):
+    """Refuses some writes."""
+
+    refuse: ClassVar[Any] = staticmethod(lambda key: False)
+    written: ClassVar[list[str]] = []
+
+    async def set(self, key: str, *args: Any, **kwargs: Any) -> None:
+        if type(self).refuse(key):
+            raise OSError(28, "No space left on device")
+        self.written.append(key)
+        await super().set(key, *args, **kwargs)
+
+    def with_read_only(self, read_only: bool = False) -> "FailingStore":
+        return type(self)(self.root, read_only=read_only)
+
+
+@pytest.fixture
+def failing(monkeypatch: pytest.MonkeyPatch) -> type[FailingStore]:
+    FailingStore.refuse = staticmethod(lambda key: False)
+    FailingStore.written.clear()
+    monkeypatch.setattr(jobs, "_PAUSE", 0.0)
+    return FailingStore
+
+
+def test_what_fails_is_reported_and_the_rest_is_done(
+    tmp_path: Path, failing: type[FailingStore]
+) -> None:
+    p = patches_of(image_of())
+    p.to_zarr(tmp_path / "peace.zarr", **SMALL, **QUIET)
+    failing.refuse = staticmethod(lambda key: "/c/1/2/" in key or "/c/0/3/" in key)
+    store = failing(tmp_path / "out.zarr")
+    with pytest.raises(JobError) as caught:
+        p.to_zarr(store, **SMALL, **QUIET)
+    error = caught.value
+    assert [failure.block for failure in error.failures] == [3, 7]
+    assert error.blocks == 20
+    assert str(error).splitlines()[0].startswith("2 of 20 blocks of store ")
+    assert "'image', patches y=4:8, x=8:12 from samples y=14:34, x=29:49" in str(error)
+    assert "OSError: [Errno 28] No space left on device" in str(error)
+    with pytest.raises(PatchError, match="is incomplete: 2 of 20 blocks are missing"):
+        xpatches.open_patches(tmp_path / "out.zarr")
+
+    failing.refuse = staticmethod(lambda key: False)
+    failing.written.clear()
+    p.to_zarr(store, **SMALL, **QUIET, resume=True)
+    assert sorted(key for key in failing.written if "/c/" in key) == [
+        "image/c/0/3/0/0",
+        "image/c/1/2/0/0",
+    ]
+    assert files(tmp_path / "out.zarr") == files(tmp_path / "peace.zarr")
+
+
+def test_a_block_is_tried_again(tmp_path: Path, failing: type[FailingStore]) -> None:
+    tries: list[str] = []
+
+    def refuse(key: str) -> bool:
+        tries.append(key)
+        return "/c/1/1" in key and tries.count(key) <= 2
+
+    failing.refuse = staticmethod(refuse)
+    p = patches_of(image_of())
+    p.to_zarr(failing(tmp_path / "out.zarr"), **SMALL, **QUIET)
+    assert tries.count("image/c/1/1/0/0") == 3
+    failing.refuse = staticmethod(lambda key: "/c/1/1" in key)
+    with pytest.raises(JobError, match=r"^1 of 20 blocks"):
+        p.to_zarr(failing(tmp_path / "other.zarr"), **SMALL, **QUIET, retries=0)
+
+
+def test_an_existing_store_is_not_touched(tmp_path: Path) -> None:
+    p = patches_of(image_of())
+    out = tmp_path / "out.zarr"
+    p.to_zarr(out, **QUIET)
+    before = files(out)
+    with pytest.raises(PatchError, match="exists already, a patch dataset; resume=True finishes"):
+        p.to_zarr(out, **QUIET)
+    p.to_zarr(out, **QUIET, resume=True)  # nothing is left to do
+    assert files(out) == before
+    with pytest.raises(PatchError, match="exclude each other"):
+        p.to_zarr(out, **QUIET, resume=True, overwrite=True)
+
+    other = patches_of(image_of() + np.uint16(1))
+    other.to_zarr(out, **QUIET, overwrite=True)
+    np.testing.assert_array_equal(xpatches.open_patches(out), other.extract())
+
+    (tmp_path / "papers").mkdir()
+    (tmp_path / "papers" / "thesis.tex").write_text("...")
+    for overwrite in (False, True):
+        with pytest.raises(PatchError, match="holds files that are no zarr"):
+            p.to_zarr(tmp_path / "papers", **QUIET, overwrite=overwrite)
+    assert files(tmp_path / "papers") == {"thesis.tex": b"..."}
+
+    image_of().to_dataset().to_zarr(tmp_path / "image.zarr", consolidated=False)
+    before = files(tmp_path / "image.zarr")
+    with pytest.raises(PatchError, match="exists already, a zarr store"):
+        p.to_zarr(tmp_path / "image.zarr", **QUIET)
+    with pytest.raises(PatchError, match="holds no patch dataset that could be resumed"):
+        p.to_zarr(tmp_path / "image.zarr", **QUIET, resume=True)
+    assert files(tmp_path / "image.zarr") == before
+
+
+@pytest.fixture
+def half(tmp_path: Path, failing: type[FailingStore]) -> Path:
+    """A dataset of which a few blocks are missing."""
+    failing.refuse = staticmethod(lambda key: "/c/1/2/" in key or "/c/4/" in key)
+    with pytest.raises(JobError):
+        patches_of(image_of()).to_zarr(failing(tmp_path / "out.zarr"), **SMALL, **QUIET, retries=0)
+    return tmp_path / "out.zarr"
+
+
+def test_another_job_is_not_resumed(half: Path) -> None:
+    image, before = image_of(), files(half)
+
+    def refused(p: Any, message: str, **given: Any) -> None:
+        with pytest.raises(PatchError, match=message):
+            p.to_zarr(half, **{**SMALL, **QUIET, **given}, resume=True)
+        assert files(half) == before
+
+    refused(patches_of(image, stride=2), r"axes\[0\].stride, stored 4, now 2")
+    refused(patches_of(image, rate=2), r"axes\[0\].rate, stored 1, now 2")
+    refused(patches_of(image, fill_value=7), r"fill_value, stored 0, now 7")
+    refused(patches_of(image), r"layout, stored 'grid', now 'samples'", layout="samples", **NONE)
+    refused(patches_of(image), r"chunk_shape\[1\], stored 2, now 4", chunks={"y": 2, "x": 4})
+    coding = {"image": {"compressors": None}}
+    refused(patches_of(image), r"codecs", encoding=coding)
+    refused(patches_of(image.astype("f4")), r"dtype, stored 'uint16', now 'float32'")
+    refused(patches_of(image.assign_attrs(units="C")), r"units, stored 'K', now 'C'")
+    refused(patches_of(image.assign_coords(y=image.y + 1)), r"values of 'y'")
+    changed = image.copy(deep=True)
+    changed[0, 0] += 1
+    refused(patches_of(changed), r"the image has changed: block 0 of .*, 'image', patches y=0:4")
+
+
+NONE: dict[str, Any] = {"chunks": None, "shards": None}
+
+
+def test_resuming_says_what_differs_and_then_finishes(half: Path, tmp_path: Path) -> None:
+    p = patches_of(image_of())
+    p.to_zarr(half, **SMALL, **QUIET, resume=True)
+    p.to_zarr(tmp_path / "peace.zarr", **SMALL, **QUIET)
+    assert files(half) == files(tmp_path / "peace.zarr")
+
+
+def test_the_second_writer_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    inside, go_on, plain = threading.Event(), threading.Event(), jobs.Job.write
+
+    def wait(job: jobs.Job, number: int) -> int:
+        inside.set()
+        go_on.wait(30)
+        return plain(job, number)
+
+    monkeypatch.setattr(jobs.Job, "write", wait)
+    p, out = patches_of(image_of()), tmp_path / "out.zarr"
+    first = threading.Thread(target=lambda: p.to_zarr(out, **SMALL, **QUIET))
+    first.start()
+    assert inside.wait(30)
+    try:
+        for how in ({"resume": True}, {"overwrite": True}):
+            with pytest.raises(PatchError, match=rf"is being written by process {os.getpid()} on "):
+                p.to_zarr(out, **SMALL, **QUIET, **how)
+    finally:
+        go_on.set()
+        first.join()
+    np.testing.assert_array_equal(xpatches.open_patches(out), p.extract())
+
+
+@pytest.mark.parametrize(
+    ("writer", "message"),
+    [
+        (b"{torn", None),
+        (json.dumps({"id": "1", "host": "elsewhere", "pid": 1, "time": 0}).encode(), None),
+        (json.dumps({"id": "1", "host": "far", "pid": 1, "time": 1e12}).encode(), "1 on far"),
+    ],
+)
+def test_who_is_silent_is_dead(half: Path, writer: bytes, message: str | None) -> None:
+    (half / JOB / "writer").write_bytes(writer)
+    p = patches_of(image_of())
+    if message is None:
+        p.to_zarr(half, **SMALL, **QUIET, resume=True)
+        return
+    with pytest.raises(PatchError, match=f"is being written by process {message}; wait until"):
+        p.to_zarr(half, **SMALL, **QUIET, resume=True)

@@ -1,0 +1,143 @@
+from dataclasses import replace
+from itertools import product
+from math import prod
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from reference import Array, four_loops
+from strategies import arguments, problems
+from xpatches.errors import PatchError
+from xpatches.geometry import AxisGrid
+from xpatches.jobs import Part
+from xpatches.layout import CHUNK, SHARD, Layout, lay_out, split_run
+
+
+def layout_of(
+    image: Array, grids: dict[int, AxisGrid], flat: bool, max_bytes: int, **given: Any
+) -> Layout:
+    every = tuple(
+        grids.get(axis) or AxisGrid(f"d{axis}", length, size=1, stride=1)
+        for axis, length in enumerate(image.shape)
+    )
+    names = [str(grid.dim) for grid in every]
+    spatial = tuple(grids)
+    new = [f"{names[axis]}_patch" for axis in spatial]
+    after = spatial[-1] + 1
+    dims = (*names[:after], *new, *names[after:])
+    if flat:
+        dims = ("sample", *new, *(name for axis, name in enumerate(names) if axis not in spatial))
+    itemsize = image.itemsize
+    return lay_out("'image'", flat, dims, every, spatial, itemsize, max_bytes, **given)
+
+
+def expected(image: Array, grids: dict[int, AxisGrid], flat: bool) -> Array:
+    """All patches by four loops, in the layout's order of dims."""
+    patches = four_loops(image, arguments(grids), np.zeros((), image.dtype)[()])
+    if not flat:
+        return patches
+    spatial, after = list(grids), list(grids)[-1] + 1
+    sizes = list(range(after, after + len(grids)))
+    others = [axis for axis in range(patches.ndim) if axis not in (*spatial, *sizes)]
+    moved = patches.transpose(*spatial, *sizes, *others)
+    return moved.reshape(-1, *moved.shape[len(spatial) :])
+
+
+@given(problems(), st.booleans(), st.integers(0, 3), st.randoms())
+def test_blocks_hold_every_patch_once_in_whole_objects(
+    problem: tuple[Array, dict[int, AxisGrid]], flat: bool, scarce: int, random: Any
+) -> None:
+    image, grids = problem
+    if not image.size:
+        return
+    layout = layout_of(image, grids, flat, 2**20)
+    most = [0, 40, 400, 4000][scarce]
+    dims = {dim: random.randint(1, 4) for dim in layout.dims if random.random() < 0.5}
+    layout = layout_of(image, grids, flat, 2**20, chunks=dims, shards=False)
+    layout = replace(layout, max_bytes=most or 2**20)
+    fill = np.zeros((), image.dtype)
+    part = Part("image", lambda region: image[region], layout, fill, {})
+    made = np.full(layout.shape, 1, image.dtype)
+    times = np.zeros(layout.shape, int)
+    for number in range(len(layout)):
+        block = layout.block(number)
+        made[block], digest = part.cut(block)
+        times[block] += 1
+        assert digest == part.digest(block)
+        for along, length, n in zip(block, layout.chunks, layout.shape, strict=True):
+            assert along.start % length == 0
+            assert along.stop % length == 0 or along.stop == n
+    assert (times == 1).all()
+    assert made.tobytes() == np.ascontiguousarray(expected(image, grids, flat)).tobytes()
+
+
+@given(st.lists(st.integers(1, 5), min_size=1, max_size=4), st.data())
+def test_a_run_is_split_into_boxes_in_order(counts: list[int], data: st.DataObject) -> None:
+    start = data.draw(st.integers(0, prod(counts)))
+    stop = data.draw(st.integers(start, prod(counts)))
+    found = [
+        int(np.ravel_multi_index(index, counts))
+        for box in split_run(counts, start, stop)
+        for index in product(*box)
+    ]
+    assert found == list(range(start, stop))
+    assert len([*split_run(counts, start, stop)]) <= 2 * len(counts) - 1
+
+
+GRIDS = {
+    "large": (AxisGrid("y", 16384, 256, 128), AxisGrid("x", 16384, 256, 128)),
+    "small": (AxisGrid("y", 16384, 3, 1), AxisGrid("x", 16384, 3, 1)),
+    "huge": (AxisGrid("y", 10**6, 256, 128), AxisGrid("x", 10**6, 256, 128)),
+    "one": (AxisGrid("y", 64, 32, 32), AxisGrid("x", 64, 32, 32)),
+}
+
+
+@pytest.mark.parametrize("name", GRIDS)
+@pytest.mark.parametrize("flat", [False, True])
+def test_chunks_and_shards_have_sizes_that_stores_like(name: str, flat: bool) -> None:
+    image = np.empty((), "uint16")
+    grids = dict(enumerate(GRIDS[name]))
+    shape = tuple(grid.length for grid in GRIDS[name])
+    layout = layout_of(np.broadcast_to(image, shape), grids, flat, 2**27)
+    patch = 2 * prod(grid.size for grid in GRIDS[name])
+    total = 2 * prod(layout.shape)
+    chunk = 2 * prod(layout.chunks)
+    stored = 2 * prod(layout.shards or layout.chunks)
+    assert min(total, max(patch, CHUNK // 4)) <= chunk <= max(patch, CHUNK)
+    assert min(total, SHARD // 4) <= stored <= SHARD
+    assert 2 * prod(layout.blocks) <= 2**26
+    assert len(layout) >= min(64, total // stored)
+
+
+def test_other_dims_lie_in_the_same_chunk_as_their_patch() -> None:
+    grids = {1: AxisGrid("y", 512, 64, 32), 2: AxisGrid("x", 512, 64, 32)}
+    image = np.broadcast_to(np.empty((), "uint16"), (5, 512, 512, 13))
+    assert layout_of(image, grids, False, 2**27).chunks[3:] == (64, 64, 13)
+    assert layout_of(image, grids, True, 2**27).chunks[1:] == (64, 64, 5, 13)
+
+
+def test_a_region_larger_than_the_budget_is_read_in_pieces() -> None:
+    grids = {0: AxisGrid("x", 10**9, 2, 10**6)}
+    image = np.broadcast_to(np.empty((), "uint8"), (10**9,))
+    layout = layout_of(image, grids, False, 2**24)
+    pieces = [*layout.pieces(layout.block(0))]
+    assert len(pieces) > 100
+    assert all(piece.region[0].stop - piece.region[0].start <= 2**23 for piece in pieces)
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"chunks": {"y": 0}}, r"chunks on 'y' must be >= 1, or -1 for all, got 0"),
+        ({"chunks": {"y": 1.5}}, r"chunks on 'y' must be an integer, got 1.5"),
+        ({"chunks": {"y": 4}, "shards": {"y": 6}}, r"shards on 'y' must be a multiple of .* got 6"),
+        ({"shards": {"y": -1, "x": -1}}, r"must be <= 67108864 bytes, half of .* got 21\d+: "),
+    ],
+)
+def test_lengths_that_do_not_fit_are_refused(given: Any, message: str) -> None:
+    image = np.broadcast_to(np.empty((), "uint16"), (16384, 16384))
+    with pytest.raises(PatchError, match=message):
+        layout_of(image, dict(enumerate(GRIDS["large"])), False, 2**27, **given)

@@ -1,0 +1,386 @@
+"""The command ``xpatches``: write patch datasets, and look at them and at images."""
+
+import json
+import os
+import signal
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from functools import wraps
+from typing import Any
+
+import click
+import numpy as np
+import xarray as xr
+import zarr
+
+from xpatches.datasets import dataset_state, open_patches
+from xpatches.errors import JobError, PatchError
+from xpatches.spec import SPEC_ATTR
+from xpatches.store import Folder, open_folder
+
+DONE, FAILED, USAGE, STOPPED = 0, 1, 2, 130
+"""Exit codes."""
+
+
+class _PerDim(click.ParamType):  # type: ignore[type-arg]
+    """``y=256,x=128``, or one value for all dims."""
+
+    name = "dims"
+
+    def __init__(self, of: Callable[[str], Any] = int, single: bool = True) -> None:
+        self._of, self._single = of, single
+
+    def convert(self, value: Any, param: Any, ctx: Any) -> Any:
+        """Parse what was typed."""
+        if not isinstance(value, str):
+            return value
+        try:
+            if "=" not in value and self._single:
+                return self._of(value)
+            pairs = (part.split("=", 1) for part in value.split(","))
+            return {dim.strip(): self._of(given.strip()) for dim, given in pairs}
+        except ValueError as error:
+            self.fail(f"{value!r} is not of the form y=256,x=256: {error}", param, ctx)
+
+
+def _padding(text: str) -> Any:
+    """Parse "valid", "same" or BEFORE:AFTER."""
+    before, colon, after = text.partition(":")
+    return (int(before), int(after)) if colon else text
+
+
+def _label(text: str) -> Any:
+    try:
+        return float(text)
+    except ValueError:
+        return text  # xarray understands dates
+
+
+@contextmanager
+def _reported(debug: bool) -> Iterator[None]:
+    """Turn errors into one line and an exit code."""
+
+    def stop(*_: Any) -> None:  # as batch systems ask to
+        raise KeyboardInterrupt
+
+    signal.signal(signal.SIGTERM, stop)
+    try:
+        yield
+    except KeyboardInterrupt as stopped:
+        click.echo(f"xpatches: {str(stopped) or 'interrupted'}", err=True)
+        raise SystemExit(STOPPED) from None
+    except (click.ClickException, SystemExit):
+        raise
+    except Exception as error:
+        if debug:
+            raise
+        known = isinstance(error, PatchError | JobError | OSError)
+        text = str(error) if known else f"{type(error).__name__}: {error}"
+        click.echo(f"xpatches: {text} (--debug shows where)", err=True)
+        wrong = isinstance(error, PatchError | FileNotFoundError)
+        raise SystemExit(USAGE if wrong else FAILED) from None
+
+
+def _command(example: str, **kwargs: Any) -> Callable[..., Any]:
+    """Make a command with ``--debug`` and ``--json``, whose help ends with an example."""
+
+    def decorate(function: Callable[..., Any]) -> Any:
+        @wraps(function)
+        def run(debug: bool, **given: Any) -> None:
+            with _reported(debug):
+                function(**given)
+
+        made = click.option("--debug", is_flag=True, help="Show the traceback of an error.")(run)
+        made = click.option("--json", "as_json", is_flag=True, help="Print JSON.")(made)
+        return main.command(epilog=f"Example: {example}", **kwargs)(made)
+
+    return decorate
+
+
+@click.group(epilog="Exit codes: 0 done, 1 failed, 2 wrong usage, 130 stopped.")
+@click.version_option(package_name="xpatches")
+def main() -> None:
+    """Cut images too large for memory into patches: zarr in, patch datasets out."""
+
+
+@_command(
+    "xpatches extract image.zarr patches.zarr --var image --size y=256,x=256 --stride 128 "
+    "--padding same --workers 4"
+)
+@click.argument("source")
+@click.argument("out")
+@click.option("--var", "names", multiple=True, help="Variable to cut; all by default.")
+@click.option("--size", type=_PerDim(single=False), required=True, help="y=256,x=256")
+@click.option(
+    "--stride", type=_PerDim(), help="One for all dims or y=128,x=64; the size if absent."
+)
+@click.option("--rate", type=_PerDim(), default=1, help="Distance between samples; 1 if absent.")
+@click.option(
+    "--padding",
+    type=_PerDim(_padding),
+    default="valid",
+    help="valid, same or BEFORE:AFTER, for all dims or y=same,x=8:8.",
+)
+@click.option("--fill-value", type=float, help="Value of padding; 0 if absent.")
+@click.option("--layout", type=click.Choice(["grid", "samples"]), default="grid")
+@click.option("--chunks", type=_PerDim(single=False), help="Lengths of chunks by dim.")
+@click.option("--shards", type=_PerDim(single=False), help="Lengths of shards by dim.")
+@click.option("--scheduler", metavar="ADDRESS", help="Run on this dask cluster: tcp://host:8786")
+@click.option("--workers", type=click.IntRange(1), help="Run on so many processes of this machine.")
+@click.option("--resume", is_flag=True, help="Finish an incomplete dataset.")
+@click.option("--overwrite", is_flag=True, help="Replace what is in OUT.")
+@click.option("--retries", type=click.IntRange(0), default=2, show_default=True)
+@click.option("--dry-run", is_flag=True, help="Say what would be done, and do nothing.")
+@click.option("--quiet", is_flag=True, help="Tell nothing but errors.")
+def extract(
+    source: str,
+    out: str,
+    names: tuple[str, ...],
+    size: Any,
+    stride: Any,
+    rate: Any,
+    padding: Any,
+    fill_value: float | None,
+    layout: str,
+    chunks: Any,
+    shards: Any,
+    scheduler: str | None,
+    workers: int | None,
+    resume: bool,
+    overwrite: bool,
+    retries: int,
+    dry_run: bool,
+    quiet: bool,
+    as_json: bool,
+) -> None:
+    """Write all patches of the image SOURCE to the zarr store OUT.
+
+    SOURCE is a zarr store or any file that xarray opens. OUT is a path or a URL; a job that was
+    stopped or failed is finished with --resume.
+    """
+    if scheduler and workers:
+        raise click.UsageError("--scheduler and --workers exclude each other; give one of them")
+    if _same_place(source, out):
+        raise click.UsageError("OUT must not be SOURCE")
+    image = _choose(open_image(source), names)
+    p = image.patches(size, stride=stride, rate=rate, padding=padding, fill_value=fill_value)
+    if dry_run:
+        _tell(p.plan_zarr(layout, chunks, shards), as_json)
+        return
+    with _client(scheduler, workers):
+        p.to_zarr(
+            out,
+            layout=layout,
+            chunks=chunks,
+            shards=shards,
+            resume=resume,
+            overwrite=overwrite,
+            retries=retries,
+            progress=not quiet,
+        )
+    if as_json:
+        _tell(_about(open_folder(out, read_only=True), out), as_json)
+
+
+@_command("xpatches info patches.zarr")
+@click.argument("store")
+def info(store: str, as_json: bool) -> None:
+    """Say what STORE holds: an image, or a patch dataset and whether it is complete."""
+    _tell(_about(open_folder(store, read_only=True), store), as_json)
+
+
+@_command("xpatches show patches.zarr --sel y=48.2,x=16.4 -o patch.png")
+@click.argument("store")
+@click.option("--var", "name", help="Variable to draw, where there are several.")
+@click.option(
+    "--sel", type=_PerDim(_label, single=False), help="The patch nearest to these labels."
+)
+@click.option("--isel", type=_PerDim(single=False), help="The patch at these indices.")
+@click.option("-o", "--output", required=True, help="The picture: a .png, .jpg, .svg or .pdf.")
+def show(store: str, name: str | None, sel: Any, isel: Any, output: str, as_json: bool) -> None:
+    """Draw one patch of the patch dataset STORE."""
+    opened = open_patches(store)
+    patches = _choose(opened, (name,) if name else ())
+    if isinstance(patches, xr.Dataset):
+        raise click.UsageError(f"--var must name one of {tuple(patches.data_vars)}")
+    patch = _nearest(patches, sel or {}) if sel else patches.isel(isel or {})
+    drawn = _draw(patch, output)
+    _tell({"picture": output, **drawn}, as_json)
+
+
+def open_image(source: str) -> xr.Dataset:
+    """Open an image lazily: a zarr store, or a file of a format that xarray knows."""
+    if os.path.isfile(source) and not source.endswith(".zip"):
+        return xr.open_dataset(source, chunks=None)
+    folder = open_folder(source, read_only=True)
+    found = {name: folder.get(name) for name in ("zarr.json", ".zgroup", ".zmetadata")}
+    if not any(found.values()):
+        raise PatchError(f"{source} holds no zarr group, and is no file; check the path")
+    together = b'"consolidated_metadata"' in (found["zarr.json"] or b"")
+    image: xr.Dataset = xr.open_zarr(
+        folder.store,
+        group=folder.path or None,
+        chunks=None,
+        consolidated=together or found[".zmetadata"] is not None,
+    )
+    return image
+
+
+def _choose(opened: xr.DataArray | xr.Dataset, names: tuple[str, ...]) -> Any:
+    """Give the variables that are named: one as an array, several as a Dataset."""
+    if isinstance(opened, xr.DataArray):
+        return opened
+    for name in names:
+        if name not in opened.data_vars:
+            raise click.UsageError(f"--var {name} is not among {tuple(opened.data_vars)}")
+    chosen = names or tuple(map(str, opened.data_vars))
+    return opened[chosen[0]] if len(chosen) == 1 else opened[list(chosen)]
+
+
+@contextmanager
+def _client(scheduler: str | None, workers: int | None) -> Iterator[None]:
+    """Make a dask client active where one is asked for."""
+    if scheduler is None and workers is None:
+        yield
+        return
+    try:
+        from distributed import Client, LocalCluster
+    except ImportError:
+        raise click.UsageError(
+            '--scheduler and --workers need distributed: pip install "xpatches[distributed]"'
+        ) from None
+    if scheduler is not None:
+        with Client(scheduler):  # type: ignore[no-untyped-call]
+            yield
+        return
+    with (
+        LocalCluster(  # type: ignore[no-untyped-call]
+            n_workers=workers, threads_per_worker=1, dashboard_address=None
+        ) as cluster,
+        Client(cluster),  # type: ignore[no-untyped-call]
+    ):
+        yield
+
+
+def _same_place(source: str, out: str) -> bool:
+    if "://" in source or "://" in out:
+        return source.rstrip("/") == out.rstrip("/")
+    return os.path.realpath(source) == os.path.realpath(out)
+
+
+def _about(folder: Folder, given: str) -> dict[str, Any]:
+    """Describe what lies in a store."""
+    try:
+        state = dataset_state(folder)
+    except PatchError:
+        image = open_image(given)
+        return {
+            "store": given,
+            "holds": "image",
+            "variables": {
+                str(name): {
+                    "dtype": str(variable.dtype),
+                    "dims": {str(dim): n for dim, n in variable.sizes.items()},
+                    "chunks": variable.encoding.get("chunks"),
+                    "shards": variable.encoding.get("shards"),
+                }
+                for name, variable in image.data_vars.items()
+            },
+        }
+    job = state.pop("job")
+    arrays = {}
+    for name in job["blocks"]:
+        stored: Any = zarr.open_array(folder.store, path=folder.key(name), mode="r")
+        axes = json.loads(stored.attrs[SPEC_ATTR])["axes"]
+        arrays[name] = {
+            "dtype": str(stored.dtype),
+            "dims": dict(zip(stored.metadata.dimension_names, stored.shape, strict=True)),
+            "chunks": stored.chunks,
+            "shards": stored.shards,
+            "patches": {axis.pop("dim"): axis for axis in axes},
+        }
+    return {
+        "store": given,
+        "holds": "patches",
+        **state,
+        "layout": job["layout"],
+        "variables": arrays,
+    }
+
+
+def _tell(facts: Mapping[str, Any], as_json: bool) -> None:
+    """Print facts, as JSON or as indented lines."""
+
+    def lines(facts: Mapping[str, Any], indent: str) -> Iterator[str]:
+        for key, value in facts.items():
+            if isinstance(value, Mapping) and any(isinstance(v, Mapping) for v in value.values()):
+                yield f"{indent}{key}:"
+                yield from lines(value, indent + "  ")
+            elif isinstance(value, Mapping):
+                yield f"{indent}{key}: {', '.join(f'{k} {_short(v)}' for k, v in value.items())}"
+            else:
+                yield f"{indent}{key}: {_short(value)}"
+
+    click.echo(json.dumps(facts) if as_json else "\n".join(lines(facts, "")))
+
+
+def _short(value: Any) -> str:
+    if isinstance(value, list | tuple):
+        return " x ".join(map(str, value))
+    return f"{value:.2f}" if isinstance(value, float) else str(value)
+
+
+def _nearest(patches: xr.DataArray, labels: Mapping[str, Any]) -> xr.DataArray:
+    """Take the patch whose labels are nearest to those given."""
+    for dim in labels:
+        if dim not in patches.coords:
+            raise click.UsageError(f"--sel needs a coord {dim!r}; use --isel")
+    if "sample" not in patches.dims:
+        return patches.sel(labels, method="nearest")
+    away = np.zeros(patches.sizes["sample"])
+    for dim, label in labels.items():
+        values = patches[dim].values
+        distance = np.abs(values - np.asarray(label, values.dtype)).astype(float)
+        away += (distance / max(distance.max(), 1e-300)) ** 2
+    return patches.isel(sample=int(away.argmin()))
+
+
+def _draw(patch: xr.DataArray, output: str) -> dict[str, Any]:
+    """Draw a patch on its positions in the image."""
+    try:
+        from matplotlib.figure import Figure
+    except ImportError:
+        raise click.UsageError('show needs matplotlib: pip install "xpatches[show]"') from None
+    axes = [str(dim) for dim in patch.dims if str(dim).endswith("_patch")]
+    rest = [dim for dim in patch.dims if dim not in axes]
+    colours = len(rest) == 1 and patch.sizes[rest[0]] in (3, 4) and patch.dtype.kind in "uf"
+    if len(axes) != 2:
+        raise click.UsageError(f"show draws patches of two dims, got {axes}")
+    shown = patch if colours else patch.isel(dict.fromkeys(rest, 0))
+    shown = shown.transpose(*axes, ...)
+    spans = []
+    for dim in axes:
+        offsets = patch[dim].values
+        origin = int(patch[f"{dim.removesuffix('_patch')}_origin"])
+        spans.append((origin - 0.5, origin + int(offsets[-1]) + 0.5))
+    figure = Figure(figsize=(5, 5), layout="constrained")
+    plot = figure.add_subplot()
+    (top, bottom), (left, right) = spans
+    image = plot.imshow(shown.values, extent=(left, right, bottom, top), cmap="viridis")
+    if not colours:
+        figure.colorbar(image, shrink=0.8)
+    labels = {
+        str(name): coord.item()
+        for name, coord in patch.coords.items()
+        if coord.ndim == 0 and f"{name}_patch" in axes
+    }
+    plot.set_title(", ".join(f"{name} {value}" for name, value in labels.items()))
+    plot.set_ylabel(axes[0].removesuffix("_patch"))
+    plot.set_xlabel(axes[1].removesuffix("_patch"))
+    figure.savefig(output, dpi=150)
+    return {
+        "origin": {
+            dim.removesuffix("_patch"): int(span[0] + 0.5)
+            for dim, span in zip(axes, spans, strict=True)
+        }
+    }

@@ -1,0 +1,308 @@
+"""Patch datasets: what is written of an image's patches, and how it is opened again."""
+
+import json
+from collections.abc import Hashable, Iterable, Mapping
+from dataclasses import dataclass
+from importlib.metadata import version
+from math import prod
+from typing import Any
+
+import numpy as np
+import xarray as xr
+
+from xpatches import labels, lazy
+from xpatches.arrays import Array
+from xpatches.errors import PatchError
+from xpatches.geometry import PatchGrid
+from xpatches.jobs import Job, Part, Report, done_blocks, state_of, write_job
+from xpatches.layout import SAMPLE_DIM, Layout, lay_out
+from xpatches.spec import SPEC_ATTR, write_spec
+from xpatches.store import JOB, Folder, open_folder
+from xpatches.variables import every_axis, kept_encoding, region_reader
+
+_LOOKED_AT = 100
+"""Blocks whose regions are looked at for a plan."""
+_UNITS = {"s": "seconds", "ms": "milliseconds", "us": "microseconds", "ns": "nanoseconds"}
+
+
+@dataclass(frozen=True)
+class Cut:
+    """An image, and the patches that are written of it."""
+
+    dataset: xr.Dataset
+    grid: PatchGrid
+    fill_values: Mapping[Hashable, Array]
+    """For every variable that is cut, by name."""
+    array: tuple[Hashable, Hashable] | None
+    """Name of the variable in the dataset, and of the DataArray it stands for; None for none."""
+    layout: str
+    chunks: Mapping[Any, int] | None
+    shards: Mapping[Any, int] | bool | None
+    """As in `Patches.to_zarr`."""
+
+    def stored(self, name: Hashable) -> str:
+        """Name that a variable has in the store."""
+        if self.array is None or name != self.array[0]:
+            return str(name)
+        return "patches" if self.array[1] is None else str(self.array[1])
+
+    def parts(self, encoding: Mapping[Any, Mapping[str, Any]]) -> list[Part]:
+        """Lay out the patches of every variable."""
+        parts = []
+        for name, fill_value in self.fill_values.items():
+            variable, stored = self.dataset.variables[name], self.stored(name)
+            given = {**_time_encoding(variable.dtype), **encoding.get(stored, {})}
+            for key in ("chunks", "shards"):
+                if key in given:
+                    raise PatchError(
+                        f"encoding of {stored!r} must not hold {key!r}; give {key}={{dim: length}}"
+                    )
+            layout = self._lay_out(stored, variable)
+            parts.append(Part(stored, region_reader(variable), layout, fill_value, given))
+        known = {dim: None for part in parts for dim in part.layout.dims}
+        for argument, lengths in (("chunks", self.chunks), ("shards", self.shards)):
+            for dim in lengths if isinstance(lengths, Mapping) else ():
+                if dim not in known:
+                    raise PatchError(
+                        f"{argument} names {dim!r}, which is not among the dims {tuple(known)}; "
+                        "name one of those"
+                    )
+        return parts
+
+    def coords(self) -> xr.Coordinates:
+        """Label the patches, along the dims of the grid or along one."""
+        coords = labels.patch_coords(self.dataset.coords, self.grid, "center")
+        if self.layout == "grid":
+            return coords
+        labels.check_names(self.dataset, [SAMPLE_DIM])
+        for name in self.fill_values:
+            missing = [dim for dim in self.grid.dims if dim not in self.dataset[name].dims]
+            if missing:
+                raise PatchError(
+                    f"layout='samples' needs variables with all of the dims {self.grid.dims}, "
+                    f"{name!r} lacks {missing[0]!r}; drop it, or use layout='grid'"
+                )
+        return labels.flatten_coords(coords, self.grid.counts, SAMPLE_DIM)
+
+    def template(self, parts: Iterable[Part]) -> xr.Dataset:
+        """Give the dataset, with a placeholder for every variable that is cut; all else is read."""
+        coords = self.coords()
+        made = {
+            self.stored(name): variable
+            for name, variable in self.dataset.data_vars.variables.items()
+        }
+        for part, (name, fill_value) in zip(parts, self.fill_values.items(), strict=True):
+            variable = self.dataset.variables[name]
+            grid = self.grid.restrict(variable.dims)
+            spec = write_spec(variable.dims, grid, fill_value, "center", {}, self.layout)
+            made[part.name] = xr.Variable(
+                part.layout.dims,
+                lazy.placeholder(part.layout.shape, variable.dtype),
+                {**variable.attrs, SPEC_ATTR: spec},
+                kept_encoding(variable),
+            )
+        job = {
+            "version": 1,
+            "xpatches": version("xpatches"),
+            "layout": self.layout,
+            "array": self.array and {"stored": self.stored(self.array[0]), "name": self.array[1]},
+            "blocks": {
+                part.name: {"count": len(part.layout), "shape": part.layout.blocks}
+                for part in parts
+            },
+            "source": {
+                self.stored(name): {
+                    "dims": list(map(str, self.dataset[name].dims)),
+                    "shape": list(self.dataset[name].shape),
+                    "dtype": str(self.dataset[name].dtype),
+                }
+                for name in self.fill_values
+            },
+        }
+        template = xr.Dataset(made, coords, {**self.dataset.attrs, JOB: json.dumps(job)})
+        placeholders = {part.name for part in parts}
+        for name, variable in template.variables.items():
+            if name not in placeholders:
+                variable.load()
+        return template
+
+    def _lay_out(self, stored: str, variable: xr.Variable) -> Layout:
+        """Lay out the patches of a variable along those dims of the grid that it has."""
+        grid, flat = self.grid.restrict(variable.dims), self.layout == "samples"
+        dims = labels.patch_dims(variable.dims, grid, flat=False)
+        if flat:
+            others = [dim for dim in variable.dims if dim not in grid.dims]
+            dims = (SAMPLE_DIM, *(f"{dim}_patch" for dim in grid.dims), *others)
+        return lay_out(
+            repr(stored),
+            flat,
+            dims,
+            every_axis(variable, grid),
+            tuple(variable.dims.index(dim) for dim in grid.dims),
+            variable.dtype.itemsize,
+            lazy.as_budget(None),
+            self.chunks,
+            self.shards,
+        )
+
+
+def write_patches(
+    cut: Cut,
+    store: Any,
+    encoding: Mapping[Any, Mapping[str, Any]] | None,
+    report: Report,
+    **how: Any,
+) -> xr.DataArray | xr.Dataset:
+    """Write all patches and open them, as `Patches.to_zarr` documents.
+
+    Parameters
+    ----------
+    cut
+        What is written.
+    store, encoding
+        As in `Patches.to_zarr`.
+    report
+        Is told of the progress.
+    **how
+        Its arguments `resume`, `overwrite` and `retries`.
+    """
+    given = {name: dict(of) for name, of in (encoding or {}).items()}
+    parts = cut.parts(given)
+    template = cut.template(parts)
+    for name in given:
+        if name not in template.variables:
+            raise PatchError(f"encoding names {name!r}, which is none of {(*template.variables,)}")
+    for part in parts:
+        stored = {"chunks": part.layout.chunks, "shards": part.layout.shards}
+        given[part.name] = {**part.encoding, **stored}
+    folder = open_folder(store)
+    write_job(Job(folder, tuple(parts)), template, given, report=report, **how)
+    return open_patches(folder)
+
+
+def plan_patches(cut: Cut) -> dict[Hashable, dict[str, Any]]:
+    """Say how patches will be written, as `Patches.plan_zarr` documents, by variable."""
+    return {
+        name: _plan(part.layout, cut.dataset.variables[name])
+        for name, part in zip(cut.fill_values, cut.parts({}), strict=True)
+    }
+
+
+def _plan(layout: Layout, image: xr.Variable) -> dict[str, Any]:
+    stored = labels.chunk_lazy(image).chunks or [(1,)] * image.ndim  # any sample alone in memory
+
+    def read(region: Iterable[slice]) -> int:
+        """Count the samples of the stored chunks that a region touches."""
+        count = 1
+        for along, lengths, n in zip(region, stored, image.shape, strict=True):
+            chunk = max(lengths)
+            count *= min(-(-along.stop // chunk) * chunk, n) - along.start // chunk * chunk
+        return count
+
+    looked_at = range(0, len(layout), -(-len(layout) // _LOOKED_AT))
+    blocks = [[*layout.pieces(layout.block(number))] for number in looked_at]
+    regions = [piece.region for pieces in blocks for piece in pieces]
+    whole = read(slice(*grid.region(0, grid.count)[:2]) for grid in layout.grids)
+    block = prod(map(min, layout.blocks, layout.shape))
+    largest = max(prod(along.stop - along.start for along in region) for region in regions)
+    return {
+        "patches": prod(layout.grids[axis].count for axis in layout.spatial),
+        "bytes": layout.itemsize * prod(layout.shape),
+        "dims": dict(zip(layout.dims, layout.shape, strict=True)),
+        "chunks": layout.chunks,
+        "shards": layout.shards,
+        "tasks": len(layout),
+        "bytes_per_task": layout.itemsize * (3 * block + 2 * largest),
+        "read_amplification": sum(map(read, regions)) * len(layout) / len(blocks) / whole,
+    }
+
+
+def open_patches(store: Any) -> xr.DataArray | xr.Dataset:
+    """Open a patch dataset that `Patches.to_zarr` or the command ``xpatches`` wrote.
+
+    Parameters
+    ----------
+    store
+        Where it lies: a path, a zip file, a URL, or a zarr store.
+
+    Returns
+    -------
+    DataArray or Dataset
+        What the image was, lazily, in dask chunks that are the stored objects.
+
+    Raises
+    ------
+    PatchError
+        If there is no patch dataset, or if it is incomplete.
+
+    Examples
+    --------
+    >>> from zarr.storage import MemoryStore
+    >>> image = xr.DataArray(np.arange(100).reshape(10, 10), dims=("y", "x"), name="image")
+    >>> store = MemoryStore()
+    >>> _ = image.patches(y=3, x=3, stride=5).to_zarr(store, layout="samples", progress=False)
+    >>> open_patches(store).sizes
+    Frozen({'sample': 4, 'y_patch': 3, 'x_patch': 3})
+    """
+    folder = open_folder(store, read_only=True)
+    state = dataset_state(folder)
+    described = state["job"]
+    if state["state"] != "complete":
+        raise PatchError(
+            f"store {folder} is incomplete: {state['missing']} of {state['blocks']} blocks are "
+            "missing; finish it with resume=True"
+        )
+    dataset: xr.Dataset = xr.open_zarr(
+        folder.store, group=folder.path or None, chunks=None, consolidated=False
+    )
+    for name in described["blocks"]:
+        variable = dataset.variables[name]
+        lengths = variable.encoding.get("shards") or variable.encoding["chunks"]
+        lazily = variable.chunk(dict(zip(variable.dims, lengths, strict=True)))
+        if variable.dtype.kind in "mM":  # xarray gives nanoseconds
+            lazily = lazily.astype(described["source"][name]["dtype"])
+        dataset[name] = lazily
+    dataset.attrs = {key: value for key, value in dataset.attrs.items() if key != JOB}
+    if described["array"] is None:
+        return dataset
+    array: xr.DataArray = dataset[described["array"]["stored"]]
+    array.name = described["array"]["name"]
+    return array
+
+
+def dataset_state(folder: Folder) -> dict[str, Any]:
+    """Tell how far a patch dataset is.
+
+    Returns
+    -------
+    dict
+        ``job``: what describes it; ``state``: ``"complete"`` or ``"incomplete"``; ``blocks``: how
+        many there are; ``missing``: how many are not written.
+
+    Raises
+    ------
+    PatchError
+        If there is no patch dataset.
+    """
+    root = folder.get("zarr.json")
+    described = json.loads(root).get("attributes", {}).get(JOB) if root else None
+    if described is None:
+        raise PatchError(f"store {folder} holds no patch dataset; name one that to_zarr wrote")
+    job = json.loads(described)
+    blocks = sum(of["count"] for of in job["blocks"].values())
+    complete = state_of(folder) == "complete"
+    missing = 0 if complete else blocks - len(done_blocks(folder))
+    return {
+        "job": job,
+        "state": "complete" if complete else "incomplete",
+        "blocks": blocks,
+        "missing": missing,
+    }
+
+
+def _time_encoding(dtype: np.dtype[Any]) -> dict[str, Any]:
+    """Give times the units they have, so that nothing is rounded."""
+    if dtype.kind not in "mM":
+        return {}
+    unit = _UNITS[np.datetime_data(dtype)[0]]
+    return {"units": unit if dtype.kind == "m" else f"{unit} since 1970-01-01", "dtype": "int64"}

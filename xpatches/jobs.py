@@ -1,0 +1,412 @@
+"""Write patch datasets as jobs: independent blocks, each written whole, recorded, and resumable.
+
+First everything but the patches is made in memory and written: metadata, coords, attrs, and what
+describes the job. Then tasks write blocks, each reading its own regions of the image, extracting
+and writing whole stored objects; a mark beside the dataset says that it did, with a digest of the
+samples it read. Blocks of a dataset can therefore be written anywhere, in any order, again, and
+not again.
+
+A job that is resumed makes the same description anew and compares it with what is stored. Of the
+blocks that are done it reads the samples under some again: if these have changed, so has the image.
+"""
+
+import hashlib
+import heapq
+import json
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Container, Iterator, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from itertools import accumulate
+from math import prod
+from typing import Any, TypeAlias
+
+import numpy as np
+import xarray as xr
+import zarr
+from zarr.storage import LocalStore, MemoryStore
+
+from xpatches.arrays import Array
+from xpatches.errors import BlockFailure, JobError, PatchError
+from xpatches.kernel import extract_block
+from xpatches.layout import Layout
+from xpatches.store import JOB, Folder, writing
+from xpatches.workers import TICK, Window, Workers, workers_for
+
+Reader: TypeAlias = Callable[[tuple[slice, ...]], Array]
+"""Gives the samples of a region as NumPy, in any thread or process."""
+
+_CHECKED = 1 << 30
+"""Bytes of samples that are read again when a job is resumed, at most."""
+_PAUSE = 0.5
+"""Seconds before a block is tried again, twice as many each time."""
+
+
+@dataclass(frozen=True)
+class Part:
+    """The patches of one variable."""
+
+    name: str
+    """Of the stored array."""
+    read: Reader
+    layout: Layout
+    fill_value: Array
+    encoding: Mapping[str, Any]
+    """How xarray encodes the patches."""
+
+    def cut(self, block: tuple[slice, ...]) -> tuple[Array, str]:
+        """Extract the patches of a block; the digest is that of the samples under them."""
+        layout, digest = self.layout, hashlib.blake2b(digest_size=16)
+        lengths = tuple(along.stop - along.start for along in block)
+        patches: Array | None = None
+        for piece in layout.pieces(block):
+            samples = self._samples(piece.region, digest)
+            made = extract_block(samples, piece.spans, self.fill_value)
+            if layout.flat:
+                spatial = list(layout.spatial)
+                behind = spatial[-1] + 1
+                sizes = range(behind, behind + len(spatial))
+                others = [axis for axis in range(made.ndim) if axis not in (*spatial, *sizes)]
+                made = made.transpose(*spatial, *sizes, *others)
+                made = made.reshape(-1, *made.shape[len(spatial) :])
+            if made.shape == lengths:
+                patches = made
+            else:
+                patches = np.empty(lengths, made.dtype) if patches is None else patches
+                patches[piece.place] = made
+        assert patches is not None
+        return patches, digest.hexdigest()
+
+    def digest(self, block: tuple[slice, ...]) -> str:
+        """Give the digest of the samples under a block."""
+        digest = hashlib.blake2b(digest_size=16)
+        for piece in self.layout.pieces(block):
+            self._samples(piece.region, digest)
+        return digest.hexdigest()
+
+    def _samples(self, region: tuple[slice, ...], digest: Any) -> Array:
+        samples = self.read(region)
+        digest.update(np.ascontiguousarray(samples).reshape(-1).view(np.uint8))
+        return samples
+
+
+@dataclass(frozen=True)
+class Job:
+    """The blocks of a dataset, which can be written by any process that has this."""
+
+    folder: Folder
+    parts: tuple[Part, ...]
+
+    def __len__(self) -> int:
+        return sum(len(part.layout) for part in self.parts)
+
+    def locate(self, number: int) -> tuple[Part, tuple[slice, ...]]:
+        """Find a block by its number."""
+        for part, stop in zip(
+            self.parts, accumulate(len(part.layout) for part in self.parts), strict=True
+        ):
+            if number < stop:
+                return part, part.layout.block(number - stop + len(part.layout))
+        raise IndexError(number)
+
+    def write(self, number: int) -> int:
+        """Extract, write and record a block; the bytes of its patches."""
+        part, block = self.locate(number)
+        patches, digest = part.cut(block)
+        variable = xr.Variable(part.layout.dims, patches, encoding=dict(part.encoding))
+        encoded = xr.conventions.encode_cf_variable(variable, name=part.name)
+        self._arrays[part.name][block] = encoded.to_numpy()
+        self.folder.put(_mark(number), digest.encode())
+        return patches.nbytes
+
+    def changed(self, number: int) -> bool:
+        """Whether the samples under a block that is done are no longer those it was cut from."""
+        part, block = self.locate(number)
+        return part.digest(block).encode() != self.folder.get(_mark(number))
+
+    def describe(self, number: int) -> str:
+        """Say which patches a block holds, and which samples they are cut from."""
+        part, block = self.locate(number)
+        layout = part.layout
+        patches = ", ".join(
+            f"{dim}={along.start}:{along.stop}"
+            for dim, axis, along in zip(layout.dims, layout.axes, block, strict=True)
+            if axis is not None or (layout.flat and dim == layout.dims[0])
+        )
+        regions = [piece.region for piece in layout.pieces(block)]
+        samples = ", ".join(
+            f"{layout.grids[axis].dim}={min(r[axis].start for r in regions)}:"
+            f"{max(r[axis].stop for r in regions)}"
+            for axis in layout.spatial
+        )
+        return f"{part.name!r}, patches {patches} from samples {samples}"
+
+    @cached_property
+    def _arrays(self) -> dict[str, Any]:
+        # Patches that are all fill value are written, too: -0.0 and NaN's bits are kept.
+        return {
+            part.name: zarr.open_array(
+                self.folder.store,
+                path=self.folder.key(part.name),
+                mode="r+",
+                config={"write_empty_chunks": True},
+            )
+            for part in self.parts
+        }
+
+
+def _mark(number: int) -> str:
+    return f"{JOB}/blocks/{number}"
+
+
+class Report:
+    """What is told of a job while it runs; this one tells nothing."""
+
+    def begin(self, blocks: int, done: int) -> None:
+        """So many blocks there are, and so many are done already."""
+
+    def block(self, nbytes: int) -> None:
+        """Another block is written, of so many bytes of patches."""
+
+    def end(self) -> None:
+        """No more blocks will be."""
+
+
+def write_job(
+    job: Job,
+    template: xr.Dataset,
+    encoding: Mapping[str, Mapping[str, Any]],
+    *,
+    resume: bool,
+    overwrite: bool,
+    retries: int,
+    report: Report,
+) -> None:
+    """Write a dataset, or the rest of it.
+
+    Parameters
+    ----------
+    job
+        The blocks.
+    template
+        The dataset; the variables that the job writes hold one dask chunk that is never computed.
+    encoding
+        As in `xarray.Dataset.to_zarr`.
+    resume, overwrite, retries
+        As in `Patches.to_zarr`.
+    report
+        Is told of the progress.
+
+    Raises
+    ------
+    PatchError
+        If the store is in use, holds something already, or something else than is to be resumed.
+    JobError
+        If blocks failed.
+    """
+    folder = job.folder
+    first = _prepared(template, encoding)
+    state = state_of(folder)
+    _check_state(folder, state, resume, overwrite)
+    with writing(folder) as lost:
+        if state in ("writing", "complete") and resume:
+            _check_same(first, folder)
+        else:
+            _set_up(first, folder)
+        if state == "complete" and resume:
+            _finish(job)
+            return
+        with workers_for(job) as workers:
+            done = done_blocks(folder)
+            _check_source(job, done, workers)
+            report.begin(len(job), len(done))
+            try:
+                failures = _run(job, set(done), workers, retries, report, lost)
+            finally:
+                report.end()
+        if failures:
+            raise JobError(str(folder), len(job), failures)
+        _finish(job)
+
+
+def _prepared(template: xr.Dataset, encoding: Mapping[str, Any]) -> dict[str, bytes]:
+    """Give all objects of the dataset but the patches."""
+    memory = MemoryStore()
+    template.to_zarr(
+        memory, mode="w", compute=False, encoding=encoding, consolidated=False, zarr_format=3
+    )
+    made = Folder(memory)
+    return {name: made.get(name) or b"" for name in sorted(made.names())}
+
+
+def state_of(folder: Folder) -> str:
+    """Tell what lies in a folder."""
+    if folder.get(f"{JOB}/complete") is not None:
+        return "complete"
+    if folder.get(f"{JOB}/ready") is not None:
+        return "writing"
+    if folder.get(f"{JOB}/zarr.json") is not None:
+        return "begun"
+    root = folder.get("zarr.json")
+    if root is not None:
+        described = JOB in json.loads(root).get("attributes", {})
+        return "complete" if described else "foreign zarr"
+    return "foreign" if set(folder.names()) - {f"{JOB}/writer"} else "nothing"
+
+
+def done_blocks(folder: Folder) -> list[int]:
+    """List the blocks that are recorded as written."""
+    return sorted(int(name) for name in folder.names(f"{JOB}/blocks/") if name.isdecimal())
+
+
+def _check_state(folder: Folder, state: str, resume: bool, overwrite: bool) -> None:
+    if resume and overwrite:
+        raise PatchError("resume and overwrite exclude each other; give one of them")
+    if state == "nothing":
+        return
+    if state == "foreign":
+        raise PatchError(
+            f"store {folder} holds files that are no zarr; give another path, or remove them"
+        )
+    if resume and state == "foreign zarr":
+        raise PatchError(
+            f"store {folder} holds no patch dataset that could be resumed; give another path"
+        )
+    if not (resume or overwrite):
+        found = "a zarr store" if state == "foreign zarr" else "a patch dataset"
+        part = "" if state in ("complete", "foreign zarr") else ", incomplete"
+        raise PatchError(
+            f"store {folder} exists already, {found}{part}; resume=True finishes an incomplete "
+            "dataset, overwrite=True replaces what is there"
+        )
+
+
+def _set_up(objects: Mapping[str, bytes], folder: Folder) -> None:
+    """Remove what there is, and write everything but the patches."""
+    group = json.dumps({"zarr_format": 3, "node_type": "group", "attributes": {}}).encode()
+    folder.put(f"{JOB}/zarr.json", group)
+    for mark in ("complete", "ready"):
+        folder.remove(f"{JOB}/{mark}")
+    kept = {f"{JOB}/zarr.json", f"{JOB}/writer"}
+    folder.remove_all(name for name in folder.names() if name not in kept)
+    folder.prune()
+    for name, content in objects.items():
+        folder.put(name, content)
+    folder.put(f"{JOB}/ready", b"")
+
+
+def _check_same(objects: Mapping[str, bytes], folder: Folder) -> None:
+    """Refuse to resume what is not the same job."""
+    differences: list[str] = []
+    for name, ours in objects.items():
+        stored = folder.get(name)
+        if stored is None:
+            differences.append(f"{name} is missing")
+        elif stored != ours and name.endswith("zarr.json"):
+            what = name.removesuffix("zarr.json").strip("/")
+            differences += _different(what, json.loads(stored), json.loads(ours))
+        elif stored != ours:
+            differences.append(f"values of {name.split('/c')[0]!r}")
+    if differences:
+        shown = "; ".join(dict.fromkeys(differences[:5]))
+        raise PatchError(
+            f"store {folder} is of another job, it differs in: {shown}; "
+            "resume with the same arguments, image and versions, or give another store"
+        )
+
+
+def _different(what: str, stored: Any, ours: Any) -> Iterator[str]:
+    """Name what differs between two documents, those inside of strings included."""
+    if isinstance(stored, str) and isinstance(ours, str) and stored[:1] == ours[:1] == "{":
+        stored, ours = json.loads(stored), json.loads(ours)
+    if isinstance(stored, dict) and isinstance(ours, dict):
+        for key in dict.fromkeys([*stored, *ours]):
+            yield from _different(f"{what}.{key}".strip("."), stored.get(key), ours.get(key))
+    elif isinstance(stored, list) and isinstance(ours, list) and len(stored) == len(ours):
+        for number, pair in enumerate(zip(stored, ours, strict=True)):
+            yield from _different(f"{what}[{number}]", *pair)
+    elif stored != ours:
+        yield f"{what}, stored {stored!r}, now {ours!r}"
+
+
+def _check_source(job: Job, done: list[int], workers: Workers) -> None:
+    """Refuse an image that has changed: read again what some finished blocks were cut from."""
+    checked: list[int] = []
+    size = 0
+    # Any part of the order spreads over all of them.
+    for number in sorted(done, key=lambda number: hashlib.blake2b(b"%d" % number).digest()):
+        part, block = job.locate(number)
+        for piece in part.layout.pieces(block):
+            size += part.layout.itemsize * prod(along.stop - along.start for along in piece.region)
+        if checked and size > _CHECKED:
+            break
+        checked.append(number)
+    for number, changed in Window(workers, "changed").over(checked):
+        if isinstance(changed, BaseException):
+            raise changed
+        if changed:
+            raise PatchError(
+                f"the image has changed: block {number} of store {job.folder}, "
+                f"{job.describe(number)}, was cut from other samples; "
+                "resume with the same image, or give another store"
+            )
+
+
+def _run(
+    job: Job,
+    done: Container[int],
+    workers: Workers,
+    retries: int,
+    report: Report,
+    lost: threading.Event,
+) -> list[BlockFailure]:
+    """Write the blocks that are not done; those that fail are tried again after the others."""
+    window, tries = Window(workers, "write"), Counter[int]()
+    numbers = (number for number in range(len(job)) if number not in done)
+    again: list[tuple[float, int]] = []
+    failures: list[BlockFailure] = []
+    try:
+        while True:
+            while not window.full:
+                number = next(numbers, None)
+                if number is None and again and again[0][0] <= time.monotonic():
+                    _, number = heapq.heappop(again)
+                if number is None:
+                    break
+                window.add(number)
+            if not len(window) and not again:
+                return failures
+            if lost.is_set():
+                raise PatchError(
+                    f"store {job.folder} is being written by someone else by now; "
+                    "finish one of the jobs and resume"
+                )
+            taken = window.take(TICK)
+            if taken is None:
+                continue
+            number, made = taken
+            if not isinstance(made, BaseException):
+                report.block(made)
+            elif tries[number] < retries:
+                tries[number] += 1
+                pause = _PAUSE * 2 ** (tries[number] - 1)
+                heapq.heappush(again, (time.monotonic() + pause, number))
+            else:
+                failures.append(BlockFailure(number, job.describe(number), made))
+    except BaseException:
+        window.drain()
+        raise
+
+
+def _finish(job: Job) -> None:
+    """Mark the dataset as complete, and remove what the job needed."""
+    folder = job.folder
+    if isinstance(folder.store, LocalStore):  # what killed processes had not yet renamed
+        folder.remove_all(name for name in folder.names() if name.endswith(".partial"))
+    folder.put(f"{JOB}/complete", b"")
+    names = [f"{JOB}/{name}" for name in folder.names(f"{JOB}/")]
+    kept = {f"{JOB}/complete", f"{JOB}/writer"}
+    folder.remove_all(name for name in names if name not in kept)
+    folder.remove(f"{JOB}/complete")

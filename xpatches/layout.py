@@ -1,0 +1,311 @@
+"""How patches lie in a dataset: dims, chunks, shards, and the blocks that tasks write.
+
+Integers only. A block is a box of the result that covers whole stored objects (shards, or chunks
+where there are none), so that no two tasks write to the same one. Its patches are cut from pieces:
+boxes of the grid whose region of the image fits the budget.
+"""
+
+from collections.abc import Hashable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from math import prod
+from typing import Any, TypeVar
+
+from xpatches.errors import PatchError
+from xpatches.geometry import AxisGrid, Span, as_integer
+
+T = TypeVar("T")
+
+SAMPLE_DIM = "sample"
+"""Dim along which the layout "samples" lays the patches, the grid's last dim running fastest."""
+
+CHUNK = 1 << 20
+"""Bytes of a chunk to which several patches are put together."""
+SHARD = 1 << 25
+"""Bytes of a stored object, about."""
+BLOCKS = 64
+"""Blocks of an array, at least, before they grow larger than a stored object."""
+
+
+@dataclass(frozen=True, slots=True)
+class Piece:
+    """Patches of a block that are cut from one region of the image."""
+
+    region: tuple[slice, ...]
+    """The samples under them, along every axis of the image."""
+    spans: tuple[Span, ...]
+    """The patches in that region."""
+    place: tuple[slice, ...]
+    """Where they go in the block, along every dim of the result."""
+
+
+@dataclass(frozen=True, slots=True)
+class Layout:
+    """The patches of one variable as a stored array.
+
+    Examples
+    --------
+    >>> grids = (AxisGrid("y", 8, 2, 2), AxisGrid("x", 12, 2, 2))
+    >>> dims, chunks = ("sample", "y_patch", "x_patch"), (5, 2, 2)
+    >>> layout = Layout(True, dims, grids, (0, 1), 1, chunks, None, chunks, max_bytes=99)
+    >>> layout.shape, len(layout), layout.block(1)
+    ((24, 2, 2), 5, (slice(5, 10, None), slice(0, 2, None), slice(0, 2, None)))
+    >>> [piece.region for piece in layout.pieces(layout.block(1))]
+    [(slice(0, 2, None), slice(10, 12, None)), (slice(2, 4, None), slice(0, 8, None))]
+    """
+
+    flat: bool
+    """Whether the patches lie along one dim, ``sample``, or along the dims of the grid."""
+    dims: tuple[Hashable, ...]
+    """Dims of the result."""
+    grids: tuple[AxisGrid, ...]
+    """One for each axis of the image; an axis without patches has patches of one sample."""
+    spatial: tuple[int, ...]
+    """Numbers of the axes that are cut into patches."""
+    itemsize: int
+    """Bytes of one sample."""
+    chunks: tuple[int, ...]
+    shards: tuple[int, ...] | None
+    blocks: tuple[int, ...]
+    """Lengths of a block, multiples of those of a stored object."""
+    max_bytes: int
+    """Budget of the region of a piece."""
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Lengths of the result."""
+        return _shape(self.grids, self.spatial, self.flat)
+
+    @property
+    def axes(self) -> tuple[int | None, ...]:
+        """The axis of the image that a dim of the result runs along, where there is one."""
+        new, every = len(self.spatial), range(len(self.grids))
+        if self.flat:
+            return (None, *[None] * new, *(axis for axis in every if axis not in self.spatial))
+        after = self.spatial[-1] + 1
+        return (*every[:after], *[None] * new, *every[after:])
+
+    @property
+    def counts(self) -> tuple[int, ...]:
+        """Number of blocks along every dim of the result."""
+        return tuple(-(-n // length) for n, length in zip(self.shape, self.blocks, strict=True))
+
+    def __len__(self) -> int:
+        return prod(self.counts)
+
+    def block(self, number: int) -> tuple[slice, ...]:
+        """Find a block of the result by its number, the last dim running fastest."""
+        place = []
+        for count, length, n in zip(
+            reversed(self.counts), reversed(self.blocks), reversed(self.shape), strict=True
+        ):
+            number, i = divmod(number, count)
+            place.append(slice(i * length, min(n, (i + 1) * length)))
+        return tuple(reversed(place))
+
+    def pieces(self, block: tuple[slice, ...]) -> Iterator[Piece]:
+        """Divide a block into pieces."""
+        at = [range(along.start, along.stop) for along in block]
+        axes = {axis: dim for dim, axis in enumerate(self.axes) if axis is not None}
+        grid = [at[axes[axis]] if axis in axes else range(0) for axis in range(len(self.grids))]
+        if not self.flat:
+            boxes = [grid]
+        else:
+            counts = [self.grids[axis].count for axis in self.spatial]
+            runs = split_run(counts, at[0].start, at[0].stop)
+            boxes = [_replaced(grid, self.spatial, run) for run in runs]
+        for box in boxes:
+            for part in self._fitting(box):
+                yield self._piece(part, block)
+
+    def _fitting(self, box: list[range]) -> Iterator[list[range]]:
+        """Halve a box along its first axis of several patches until its region fits."""
+        size = self.itemsize
+        for grid, of in zip(self.grids, box, strict=True):
+            start, stop, _ = grid.region(of.start, len(of))
+            size *= stop - start
+        several = [axis for axis in (*self.spatial, *range(len(box))) if len(box[axis]) > 1]
+        if size <= self.max_bytes or not several:
+            yield box
+            return
+        axis, of = several[0], box[several[0]]
+        middle = (of.start + of.stop) // 2
+        for half in (range(of.start, middle), range(middle, of.stop)):
+            yield from self._fitting(_replaced(box, (axis,), (half,)))
+
+    def _piece(self, box: list[range], block: tuple[slice, ...]) -> Piece:
+        region, spans = [], []
+        for axis, (grid, of) in enumerate(zip(self.grids, box, strict=True)):
+            start, stop, origin = grid.region(of.start, len(of))
+            region.append(slice(start, stop))
+            if axis in self.spatial:
+                spans.append(Span(axis, grid, origin, len(of)))
+        place = []
+        for follows, along in zip(self.axes, block, strict=True):
+            of = range(along.start, along.stop) if follows is None else box[follows]
+            place.append(slice(of.start - along.start, of.stop - along.start))
+        if self.flat:
+            first = 0
+            for span in spans:
+                first = first * span.grid.count + box[span.axis].start
+            first -= block[0].start
+            place[0] = slice(first, first + prod(span.count for span in spans))
+        return Piece(tuple(region), tuple(spans), tuple(place))
+
+
+def lay_out(
+    what: str,
+    flat: bool,
+    dims: tuple[Hashable, ...],
+    grids: tuple[AxisGrid, ...],
+    spatial: tuple[int, ...],
+    itemsize: int,
+    max_bytes: int,
+    chunks: Mapping[Any, int] | None = None,
+    shards: Mapping[Any, int] | bool | None = None,
+) -> Layout:
+    """Choose chunks, shards and blocks.
+
+    A chunk is a patch, with all that lies along the other dims behind it, or several patches up to
+    `CHUNK` bytes; a shard is as many chunks as make `SHARD` bytes. Blocks grow to half of the
+    budget, for large ones read little of the image twice, as long as there are `BLOCKS`.
+
+    Parameters
+    ----------
+    what
+        Name of the variable, for errors.
+    flat, dims, grids, spatial, itemsize
+        As in `Layout`.
+    max_bytes
+        Budget of a task: half for the patches of a block, half for the samples under a piece.
+    chunks, shards
+        Lengths by dim that the user gives, -1 for a whole dim; `shards` may be False for none.
+
+    Raises
+    ------
+    PatchError
+        If a length does not fit the dims, or a stored object does not fit the budget.
+    """
+    layout = Layout(flat, dims, grids, spatial, itemsize, (), None, (), max_bytes // 2)
+    shape, axes = layout.shape, layout.axes
+    patch = [dim for dim, axis in enumerate(axes) if axis is None and not (flat and dim == 0)]
+    counted = [0] if flat else list(spatial)
+    depth = [dim for dim, axis in enumerate(axes) if axis is not None and dim > min(patch)]
+    leading = [dim for dim in range(len(dims)) if dim not in (*patch, *counted, *depth)]
+
+    def grown(
+        units: Sequence[int],
+        groups: Sequence[list[int]],
+        most: int,
+        lengths: Sequence[int] = (),
+        blocks: int = 1,
+    ) -> tuple[int, ...]:
+        """Double lengths of some units, the shortest of a group first, up to so many bytes."""
+        lengths = list(lengths or units)
+        for group in groups:
+            growing = True
+            while growing:
+                growing = False
+                for dim in sorted(group, key=lambda dim: (lengths[dim], -dim)):
+                    more = min(2 * lengths[dim], -(-shape[dim] // units[dim]) * units[dim])
+                    larger = _replaced(lengths, [dim], [more])
+                    fits = itemsize * prod(larger) <= most
+                    if larger != lengths and fits and _blocks(shape, larger) >= blocks:
+                        lengths, growing = larger, True
+                        break
+        return tuple(lengths)
+
+    fixed = _lengths("chunks", what, chunks, dims, shape)
+    least = [fixed.get(dim, shape[dim] if dim in patch else 1) for dim in range(len(dims))]
+    free = [[dim for dim in group if dim not in fixed] for group in (depth, counted, leading)]
+    ones = [1] * len(dims)
+    stored = grown(ones, free[:1], SHARD, least)
+    stored = objects = grown(ones, free[1:2], CHUNK, stored)
+    if not isinstance(shards, bool):
+        fixed = _lengths("shards", what, shards, dims, shape)
+        for dim, length in fixed.items():
+            if length % stored[dim] and length < shape[dim]:
+                raise PatchError(
+                    f"shards on {dims[dim]!r} must be a multiple of the chunks, got {length} and "
+                    f"chunks of {stored[dim]}; choose another length, or give both"
+                )
+        fixed = {dim: -(-length // stored[dim]) * stored[dim] for dim, length in fixed.items()}
+        free = [[dim for dim in group if dim not in fixed] for group in (counted, leading)]
+        least = [fixed.get(dim, length) for dim, length in enumerate(stored)]
+        objects = grown(stored, free, SHARD, least)
+    whole = [-(-shape[dim] // objects[dim]) * objects[dim] for dim in patch]
+    least = _replaced(objects, patch, whole)
+    if itemsize * prod(least) > max_bytes // 2:
+        raise PatchError(
+            f"what a task writes of {what} must be <= {max_bytes // 2} bytes, half of dask's "
+            f"array.chunk-size, got {itemsize * prod(least)}: whole patches in objects of "
+            f"{dict(zip(dims, objects, strict=True))}; give smaller chunks and shards, or set "
+            "dask's array.chunk-size higher"
+        )
+    blocks = grown(least, [counted, leading], max_bytes // 2, blocks=BLOCKS)
+    return replace(
+        layout, chunks=stored, shards=None if objects == stored else objects, blocks=blocks
+    )
+
+
+def split_run(counts: Sequence[int], start: int, stop: int) -> Iterator[tuple[range, ...]]:
+    """Split a run of patches, the last dim running fastest, into boxes that are runs themselves.
+
+    Examples
+    --------
+    >>> [*split_run((3, 4), 2, 9)]
+    [(range(0, 1), range(2, 4)), (range(1, 2), range(0, 4)), (range(2, 3), range(0, 1))]
+    """
+    if len(counts) == 1:
+        yield (range(start, stop),)
+        return
+    inner = prod(counts[1:])
+    while start < stop:
+        row, rest = divmod(start, inner)
+        whole = (stop - start) // inner
+        if rest or not whole:
+            end = min(stop, (row + 1) * inner)
+            for box in split_run(counts[1:], rest, end - row * inner):
+                yield (range(row, row + 1), *box)
+        else:
+            end = start + whole * inner
+            yield (range(row, row + whole), *map(range, counts[1:]))
+        start = end
+
+
+def _shape(grids: Sequence[AxisGrid], spatial: Sequence[int], flat: bool) -> tuple[int, ...]:
+    counts, sizes = [grid.count for grid in grids], [grids[axis].size for axis in spatial]
+    if flat:
+        others = [n for axis, n in enumerate(counts) if axis not in spatial]
+        return (prod(counts[axis] for axis in spatial), *sizes, *others)
+    after = spatial[-1] + 1
+    return (*counts[:after], *sizes, *counts[after:])
+
+
+def _blocks(shape: Sequence[int], lengths: Sequence[int]) -> int:
+    return prod(-(-n // length) for n, length in zip(shape, lengths, strict=True))
+
+
+def _lengths(
+    argument: str,
+    what: str,
+    given: Mapping[Any, int] | None,
+    dims: tuple[Hashable, ...],
+    shape: tuple[int, ...],
+) -> dict[int, int]:
+    """Normalise the lengths that the user gives, by number of the dim."""
+    lengths = {}
+    for dim, value in (given or {}).items():
+        if dim in dims:
+            number = dims.index(dim)
+            length = as_integer(f"{argument} on {dim!r}", value, -1)
+            if not length:
+                raise PatchError(f"{argument} on {dim!r} must be >= 1, or -1 for all, got 0")
+            lengths[number] = min(length, shape[number]) if length > 0 else shape[number]
+    return lengths
+
+
+def _replaced(items: Sequence[T], at: Sequence[int], by: Sequence[T]) -> list[T]:
+    items = list(items)
+    for number, item in zip(at, by, strict=True):
+        items[number] = item
+    return items

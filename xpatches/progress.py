@@ -1,0 +1,78 @@
+"""How far a job is: a bar on a terminal, lines elsewhere."""
+
+import sys
+import time
+from typing import Any, TextIO
+
+import click
+
+from xpatches.jobs import Report
+
+_EVERY = 10.0
+"""Seconds between lines."""
+
+
+class Progress(Report):
+    """Tell of a job on a stream, stderr by default, with its rate and the time left."""
+
+    def __init__(self, stream: TextIO | None = None) -> None:
+        self._stream = stream or sys.stderr
+        self._bar: Any = None
+        self._blocks = self._done = self._before = self._bytes = 0
+        self._start = self._said = 0.0
+
+    def begin(self, blocks: int, done: int) -> None:
+        """So many blocks there are, and so many are done already."""
+        self._blocks, self._done, self._before = blocks, done, done
+        self._start = self._said = time.monotonic()
+        if self._stream.isatty():
+            self._bar = click.progressbar(
+                length=blocks,
+                file=self._stream,
+                show_pos=True,
+                item_show_func=lambda _: self._rate(),
+            )
+            self._bar.__enter__()
+            self._bar.update(done)
+        elif done:
+            self._say(f"{done} of {blocks} blocks are done already")
+
+    def block(self, nbytes: int) -> None:
+        """Another block is written, of so many bytes of patches."""
+        self._done, self._bytes = self._done + 1, self._bytes + nbytes
+        now = time.monotonic()
+        if self._bar is not None:
+            self._bar.update(1)
+        elif now - self._said >= _EVERY:
+            self._said = now
+            left = (now - self._start) / (self._done - self._before) * (self._blocks - self._done)
+            self._say(f"{self._done} of {self._blocks} blocks, {self._rate()}, {_time(left)} left")
+
+    def end(self) -> None:
+        """No more blocks will be."""
+        if self._bar is not None:
+            self._bar.__exit__(None, None, None)
+        seconds = time.monotonic() - self._start
+        self._say(
+            f"{self._done} of {self._blocks} blocks are written, "
+            f"{self._done - self._before} of them in {_time(seconds)}, {self._rate()}"
+        )
+
+    def _rate(self) -> str:
+        seconds = max(1e-3, time.monotonic() - self._start)
+        return f"{self._bytes / seconds / 1e6:.0f} MB/s"
+
+    def _say(self, line: str) -> None:
+        print(f"xpatches: {line}", file=self._stream, flush=True)
+
+
+def _time(seconds: float) -> str:
+    minutes, seconds = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return (
+        f"{hours} h {minutes} min"
+        if hours
+        else f"{minutes} min {seconds} s"
+        if minutes
+        else f"{seconds} s"
+    )

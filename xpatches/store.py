@@ -1,0 +1,241 @@
+"""Where a patch dataset lies, and the marks of the job that writes it: any store of zarr's.
+
+While a dataset is being written, a group ``xpatches_job`` lies in it:
+
+- ``writer``: who writes, renewed while it does, so that no one else begins;
+- ``ready``: everything but the patches is written;
+- ``blocks/{number}``: this block is written, and the digest of the samples it was cut from;
+- ``complete``: all are.
+
+Only their existence counts, so that one which was torn in two says nothing wrong. The group is
+removed at the end: a dataset without it is complete.
+"""
+
+import asyncio
+import json
+import os
+import socket
+import threading
+import time
+import uuid
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import zarr
+from zarr.abc.store import Store
+from zarr.core.buffer import default_buffer_prototype
+from zarr.core.sync import sync
+from zarr.storage import LocalStore, StorePath, ZipStore
+
+from xpatches.errors import PatchError
+
+JOB = "xpatches_job"
+"""Attr of a patch dataset that describes its job, and the group of the job's marks."""
+
+_REMOVERS = 32
+"""Objects that are removed at once."""
+_RENEWED = 10.0
+"""Seconds after which a writer says again that it writes."""
+_FORGOTTEN = 60.0
+"""Seconds of silence after which it is taken for dead."""
+
+
+@dataclass(frozen=True)
+class Folder:
+    """Objects under a path of a store; it can be sent to other processes.
+
+    Examples
+    --------
+    >>> folder = open_folder(zarr.storage.MemoryStore())
+    >>> folder.put("a/b", b"c")
+    >>> folder.get("a/b"), folder.get("b"), folder.names("a/")
+    (b'c', None, ['b'])
+    """
+
+    store: Store
+    path: str = ""
+
+    def __str__(self) -> str:
+        text = str(self.store).removeprefix("file://")
+        return f"{text}/{self.path}" if self.path else text
+
+    def key(self, name: str) -> str:
+        """Key in the store of an object in the folder."""
+        return f"{self.path}/{name}" if self.path else name
+
+    def get(self, name: str) -> bytes | None:
+        """Read an object; None where there is none."""
+        found = sync(self.store.get(self.key(name), default_buffer_prototype()))
+        return None if found is None else found.to_bytes()
+
+    def put(self, name: str, content: bytes, *, new: bool = False) -> None:
+        """Write an object; with `new`, do nothing where there is one."""
+        value = default_buffer_prototype().buffer.from_bytes(content)
+        set_ = self.store.set_if_not_exists if new else self.store.set
+        sync(set_(self.key(name), value))
+
+    def remove(self, name: str) -> None:
+        """Remove an object if there is one."""
+        sync(self.store.delete(self.key(name)))
+
+    def remove_all(self, names: Iterable[str]) -> None:
+        """Remove many objects, several at once."""
+
+        async def remove() -> None:
+            keys = iter([self.key(name) for name in names])
+
+            async def some() -> None:
+                for key in keys:
+                    await self.store.delete(key)
+
+            await asyncio.gather(*(some() for _ in range(_REMOVERS)))
+
+        sync(remove())
+
+    def prune(self, name: str = "") -> None:
+        """Remove empty directories, which disks keep and other stores do not have."""
+        if isinstance(self.store, LocalStore):
+            top = self.store.root / self.key(name)
+            for path in [*sorted(top.rglob("*"), reverse=True), top]:
+                if path.is_dir() and not any(path.iterdir()):
+                    path.rmdir()
+
+    def names(self, prefix: str = "") -> list[str]:
+        """List the objects under a prefix that ends with "/", without it."""
+        return [key.removeprefix(self.key(prefix)) for key in sync(self._list(self.key(prefix)))]
+
+    async def _list(self, prefix: str) -> list[str]:
+        files = getattr(self.store, "fs", None)
+        if files is not None:  # fsspec remembers lists, and other processes write here
+            files.invalidate_cache()
+        try:
+            return [key async for key in self.store.list_prefix(prefix)]
+        except FileNotFoundError:
+            return []
+
+
+def open_folder(store: Any, *, read_only: bool = False) -> Folder:
+    """Find the store of what the user names: a path, a zip file, a URL, or a store of zarr's.
+
+    Raises
+    ------
+    PatchError
+        If it is none of these, or a library that opens the URL is missing.
+    """
+    if isinstance(store, Folder):
+        return store
+    if isinstance(store, StorePath):
+        return Folder(store.store, store.path)
+    if isinstance(store, Store):
+        return Folder(store)
+    if not isinstance(store, str | os.PathLike):
+        raise PatchError(
+            f"store must be a path, a URL or a zarr store, got {type(store).__name__}; "
+            "give one of those"
+        )
+    text = os.fspath(store)
+    if "://" in text:
+        return Folder(_open_url(text, read_only))
+    if text.endswith(".zip"):
+        if not read_only:
+            raise PatchError(f"store must not be a zip file, got {text!r}: zip is for reading only")
+        return Folder(ZipStore(text, mode="r"))
+    return Folder(LocalStore(Path(text), read_only=read_only))
+
+
+def _open_url(url: str, read_only: bool) -> Store:
+    try:
+        return zarr.storage.FsspecStore.from_url(url, read_only=read_only)
+    except ImportError as missing:
+        try:
+            from obstore.store import from_url
+        except ImportError:
+            raise PatchError(
+                f"store {url!r} needs a library that opens it: {missing}; or install obstore"
+            ) from missing
+        return zarr.storage.ObjectStore(from_url(url), read_only=read_only)
+
+
+@contextmanager
+def writing(folder: Folder) -> Iterator[threading.Event]:
+    """Be the only one who writes to a folder; the event given is set when that is no longer so.
+
+    Raises
+    ------
+    PatchError
+        If another process, or another thread, writes there.
+    """
+    me = {"id": uuid.uuid4().hex, "host": socket.gethostname(), "pid": os.getpid()}
+    name = f"{JOB}/writer"
+
+    def content() -> bytes:
+        return json.dumps({**me, "time": time.time()}).encode()
+
+    def holder() -> Any:
+        return _parsed(folder.get(name))
+
+    found = holder()
+    if found is not None and not _alive(found):
+        folder.remove(name)
+    if found is None or not _alive(found):
+        folder.put(name, content(), new=True)
+        found = holder()  # someone else may have been faster
+    if found is None or found.get("id") != me["id"]:
+        who = f"process {found['pid']} on {found['host']}" if found else "another process"
+        raise PatchError(
+            f"store {folder} is being written by {who}; wait until it ends, or, if it is dead, "
+            f"for {_FORGOTTEN:.0f} seconds"
+        )
+    stop, lost = threading.Event(), threading.Event()
+
+    def renew() -> None:
+        renewed = time.monotonic()
+        while not stop.wait(_RENEWED):
+            try:
+                now = holder()
+                if now is not None and now.get("id") != me["id"]:
+                    lost.set()
+                    return
+                folder.put(name, content())
+                renewed = time.monotonic()
+            except Exception:  # a store may fail for a moment, and the blocks say so
+                if time.monotonic() - renewed > _FORGOTTEN:
+                    lost.set()
+                    return
+
+    renewer = threading.Thread(target=renew, name="xpatches-writer", daemon=True)
+    renewer.start()
+    try:
+        yield lost
+    finally:
+        stop.set()
+        renewer.join()
+        if not lost.is_set():
+            folder.remove(name)
+            folder.prune(JOB)
+
+
+def _parsed(content: bytes | None) -> Any:
+    if content is None:
+        return None
+    try:
+        return dict(json.loads(content))
+    except ValueError:  # torn while it was written: who wrote it is dead
+        return {}
+
+
+def _alive(writer: dict[str, Any]) -> bool:
+    """Whether who wrote this may still write."""
+    if not writer or time.time() - writer["time"] > _FORGOTTEN:
+        return False
+    if writer["host"] == socket.gethostname() and os.name == "posix":
+        try:
+            os.kill(writer["pid"], 0)
+        except ProcessLookupError:
+            return False
+        except PermissionError:
+            return True
+    return True

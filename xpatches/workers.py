@@ -1,0 +1,151 @@
+"""Where the blocks of a job run: threads, or the workers of a dask client.
+
+Submission is windowed. A scheduler holds a few blocks per worker, however many there are; it is
+sent the job once per worker, and numbers of blocks after that.
+"""
+
+import queue
+import sys
+import time
+import uuid
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+from xpatches.kernel import available_cores
+
+TICK = 0.2
+"""Seconds after which a wait looks around."""
+_EACH = 2
+"""Blocks that are submitted per thread of a worker, so that none waits."""
+_LEAST = 4
+"""Blocks that are submitted to a cluster whose workers are still to come."""
+_RECOUNTED = 5.0
+"""Seconds after which the threads of a cluster are counted again."""
+
+_CARRIED: dict[str, Any] = {}
+"""The jobs that this process, a worker, was sent."""
+
+
+@dataclass(frozen=True)
+class Workers:
+    """What runs blocks."""
+
+    submit: Callable[[str, int], "Future[Any]"]
+    """Call a method of the job with the number of a block."""
+    threads: Callable[[], int]
+    """How many blocks run at once."""
+
+
+def workers_for(job: Any) -> AbstractContextManager[Workers]:
+    """Take the workers of the dask client that is active, or as many threads as there are cores."""
+    if "distributed" in sys.modules:  # else there is no client
+        from distributed import Client
+
+        try:
+            return _cluster(Client.current(), job)  # type: ignore[no-untyped-call]
+        except ValueError:
+            pass
+    return _threads(job)
+
+
+@contextmanager
+def _threads(job: Any) -> Iterator[Workers]:
+    number = available_cores()
+    with ThreadPoolExecutor(number) as pool:
+        yield Workers(lambda method, n: pool.submit(getattr(job, method), n), lambda: number)
+
+
+@contextmanager
+def _cluster(client: Any, job: Any) -> Iterator[Workers]:
+    from distributed import WorkerPlugin
+
+    class Carry(WorkerPlugin):
+        """Gives every worker the job, also one that replaces a dead one."""
+
+        def setup(self, worker: Any) -> None:
+            _carry(name, job)
+
+        def teardown(self, worker: Any) -> None:
+            _carry(name, None)
+
+    name = f"xpatches-{uuid.uuid4().hex}"
+    client.register_plugin(Carry(), name=name)
+    executor = client.get_executor(pure=False)
+    counted, threads = 0.0, 0
+
+    def count() -> int:
+        nonlocal counted, threads
+        if not threads or time.monotonic() - counted > _RECOUNTED:
+            counted, threads = time.monotonic(), sum(client.nthreads().values())
+        return threads
+
+    try:
+        yield Workers(lambda method, n: executor.submit(_call, name, method, n), count)
+    finally:
+        executor.shutdown(wait=False)
+        client.unregister_worker_plugin(name)
+
+
+def _carry(name: str, job: Any) -> None:
+    if job is None:
+        _CARRIED.pop(name, None)
+    else:
+        _CARRIED[name] = job
+
+
+def _call(name: str, method: str, number: int) -> Any:
+    return getattr(_CARRIED[name], method)(number)
+
+
+class Window:
+    """Blocks that are submitted and not yet finished: a few per thread, whatever the job's size."""
+
+    def __init__(self, workers: Workers, method: str) -> None:
+        self._workers, self._method = workers, method
+        self._ready: queue.SimpleQueue[tuple[int, Future[Any]]] = queue.SimpleQueue()
+        self._futures: dict[int, Future[Any]] = {}
+
+    def __len__(self) -> int:
+        return len(self._futures)
+
+    @property
+    def full(self) -> bool:
+        """Whether the workers have enough to do."""
+        return len(self) >= max(_LEAST, _EACH * self._workers.threads())
+
+    def add(self, number: int) -> None:
+        """Submit a block."""
+        future = self._workers.submit(self._method, number)
+        self._futures[number] = future
+        future.add_done_callback(lambda future: self._ready.put((number, future)))
+
+    def take(self, timeout: float = TICK) -> tuple[int, Any] | None:
+        """Wait for a block: its number, and what its method returned or raised."""
+        try:
+            number, future = self._ready.get(timeout=timeout)
+        except queue.Empty:
+            return None
+        del self._futures[number]
+        error = CancelledError() if future.cancelled() else future.exception()
+        return number, future.result() if error is None else error
+
+    def over(self, numbers: Iterable[int]) -> Iterator[tuple[int, Any]]:
+        """Go through blocks, in the order in which they finish."""
+        left = iter(numbers)
+        while True:
+            while not self.full and (number := next(left, None)) is not None:
+                self.add(number)
+            if not len(self):
+                return
+            if taken := self.take():
+                yield taken
+
+    def drain(self) -> None:
+        """Cancel what has not begun, and wait for what has."""
+        for future in list(self._futures.values()):
+            future.cancel()
+        while len(self):
+            self.take()
