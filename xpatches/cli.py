@@ -255,7 +255,7 @@ def _client(scheduler: str | None, workers: int | None) -> Iterator[None]:
         return
     with (
         LocalCluster(  # type: ignore[no-untyped-call]
-            n_workers=workers, threads_per_worker=1, dashboard_address=None
+            n_workers=workers, threads_per_worker=1, dashboard_address=":0"
         ) as cluster,
         Client(cluster),  # type: ignore[no-untyped-call]
     ):

@@ -252,8 +252,10 @@ def open_patches(store: Any) -> xr.DataArray | xr.Dataset:
             f"store {folder} is incomplete: {state['missing']} of {state['blocks']} blocks are "
             "missing; finish it with resume=True"
         )
-    dataset: xr.Dataset = xr.open_zarr(
-        folder.store, group=folder.path or None, chunks=None, consolidated=False
+    dataset: xr.Dataset = folder.again(
+        lambda: xr.open_zarr(
+            folder.store, group=folder.path or None, chunks=None, consolidated=False
+        )
     )
     for name in described["blocks"]:
         variable = dataset.variables[name]

@@ -18,11 +18,11 @@ import socket
 import threading
 import time
 import uuid
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import zarr
 from zarr.abc.store import Store
@@ -35,12 +35,20 @@ from xpatches.errors import PatchError
 JOB = "xpatches_job"
 """Attr of a patch dataset that describes its job, and the group of the job's marks."""
 
+T = TypeVar("T")
+
+_PAUSES = (0.1, 0.5, 2.0)
+"""Seconds before a request that failed is made again."""
 _REMOVERS = 32
 """Objects that are removed at once."""
 _RENEWED = 10.0
 """Seconds after which a writer says again that it writes."""
 _FORGOTTEN = 60.0
 """Seconds of silence after which it is taken for dead."""
+
+
+_HELD: set[str] = set()
+"""What this process writes as."""
 
 
 @dataclass(frozen=True)
@@ -68,32 +76,34 @@ class Folder:
 
     def get(self, name: str) -> bytes | None:
         """Read an object; None where there is none."""
-        found = sync(self.store.get(self.key(name), default_buffer_prototype()))
+        found = self.again(lambda: sync(self.store.get(self.key(name), default_buffer_prototype())))
         return None if found is None else found.to_bytes()
 
     def put(self, name: str, content: bytes, *, new: bool = False) -> None:
         """Write an object; with `new`, do nothing where there is one."""
         value = default_buffer_prototype().buffer.from_bytes(content)
         set_ = self.store.set_if_not_exists if new else self.store.set
-        sync(set_(self.key(name), value))
+        self.again(lambda: sync(set_(self.key(name), value)))
 
     def remove(self, name: str) -> None:
         """Remove an object if there is one."""
-        sync(self.store.delete(self.key(name)))
+        self.again(lambda: sync(self.store.delete(self.key(name))))
 
     def remove_all(self, names: Iterable[str]) -> None:
         """Remove many objects, several at once."""
+        left = {self.key(name) for name in names}
 
         async def remove() -> None:
-            keys = iter([self.key(name) for name in names])
+            keys = iter([*left])
 
             async def some() -> None:
                 for key in keys:
                     await self.store.delete(key)
+                    left.remove(key)
 
             await asyncio.gather(*(some() for _ in range(_REMOVERS)))
 
-        sync(remove())
+        self.again(lambda: sync(remove()))
 
     def prune(self, name: str = "") -> None:
         """Remove empty directories, which disks keep and other stores do not have."""
@@ -105,7 +115,19 @@ class Folder:
 
     def names(self, prefix: str = "") -> list[str]:
         """List the objects under a prefix that ends with "/", without it."""
-        return [key.removeprefix(self.key(prefix)) for key in sync(self._list(self.key(prefix)))]
+        whole = self.key(prefix)
+        return [key.removeprefix(whole) for key in self.again(lambda: sync(self._list(whole)))]
+
+    def again(self, request: Callable[[], T]) -> T:
+        """Make a request of the store; again where it fails, unless it is a disk."""
+        for pause in () if isinstance(self.store, LocalStore) else _PAUSES:
+            try:
+                return request()
+            except FileNotFoundError:
+                raise
+            except Exception:  # whatever a store's library raises; the last time it is shown
+                time.sleep(pause)
+        return request()
 
     async def _list(self, prefix: str) -> list[str]:
         files = getattr(self.store, "fs", None)
@@ -168,7 +190,7 @@ def writing(folder: Folder) -> Iterator[threading.Event]:
     PatchError
         If another process, or another thread, writes there.
     """
-    me = {"id": uuid.uuid4().hex, "host": socket.gethostname(), "pid": os.getpid()}
+    me: dict[str, Any] = {"id": uuid.uuid4().hex, "host": socket.gethostname(), "pid": os.getpid()}
     name = f"{JOB}/writer"
 
     def content() -> bytes:
@@ -180,7 +202,8 @@ def writing(folder: Folder) -> Iterator[threading.Event]:
     found = holder()
     if found is not None and not _alive(found):
         folder.remove(name)
-    if found is None or not _alive(found):
+        found = None
+    if found is None:
         folder.put(name, content(), new=True)
         found = holder()  # someone else may have been faster
     if found is None or found.get("id") != me["id"]:
@@ -189,6 +212,7 @@ def writing(folder: Folder) -> Iterator[threading.Event]:
             f"store {folder} is being written by {who}; wait until it ends, or, if it is dead, "
             f"for {_FORGOTTEN:.0f} seconds"
         )
+    _HELD.add(me["id"])
     stop, lost = threading.Event(), threading.Event()
 
     def renew() -> None:
@@ -213,6 +237,7 @@ def writing(folder: Folder) -> Iterator[threading.Event]:
     finally:
         stop.set()
         renewer.join()
+        _HELD.remove(me["id"])
         if not lost.is_set():
             folder.remove(name)
             folder.prune(JOB)
@@ -231,7 +256,10 @@ def _alive(writer: dict[str, Any]) -> bool:
     """Whether who wrote this may still write."""
     if not writer or time.time() - writer["time"] > _FORGOTTEN:
         return False
-    if writer["host"] == socket.gethostname() and os.name == "posix":
+    here = writer["host"] == socket.gethostname()
+    if here and writer["pid"] == os.getpid():
+        return writer["id"] in _HELD
+    if here and os.name == "posix":
         try:
             os.kill(writer["pid"], 0)
         except ProcessLookupError:

@@ -84,9 +84,16 @@ def _cluster(client: Any, job: Any) -> Iterator[Workers]:
 
     try:
         yield Workers(lambda method, n: executor.submit(_call, name, method, n), count)
+    except Exception as error:
+        if client.status == "running":
+            raise
+        raise ConnectionError(
+            f"the dask cluster is gone, {error!r}; what is done stays, resume=True goes on"
+        ) from error
     finally:
-        executor.shutdown(wait=False)
-        client.unregister_worker_plugin(name)
+        if client.status == "running":
+            executor.shutdown(wait=False)
+            client.unregister_worker_plugin(name)
 
 
 def _carry(name: str, job: Any) -> None:

@@ -1,0 +1,140 @@
+"""Jobs on object storage: a real S3 protocol server on loopback."""
+
+import random
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import xarray as xr
+
+import xpatches
+from xpatches import jobs
+from xpatches.errors import JobError, PatchError
+from xpatches.store import JOB
+
+pytest.importorskip("moto")
+pytest.importorskip("s3fs")
+
+import s3fs
+from moto.moto_server.werkzeug_app import DomainDispatcherApplication, create_backend_app
+from werkzeug.serving import make_server
+
+# What the server's libraries warn of is theirs.
+pytestmark = pytest.mark.filterwarnings("default")
+
+
+class Failing:
+    """A server that answers some requests with an error."""
+
+    def __init__(self) -> None:
+        self.app = DomainDispatcherApplication(create_backend_app)
+        self.share = 0.0
+        self.chance = random.Random(0)
+        self.failed = 0
+
+    def __call__(self, environ: Any, start_response: Any) -> Any:
+        if self.chance.random() < self.share:
+            self.failed += 1
+            environ["wsgi.input"].read(int(environ.get("CONTENT_LENGTH") or 0))
+            start_response("500 Internal Server Error", [("Content-Length", "0")])
+            return [b""]
+        return self.app(environ, start_response)
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[tuple[Failing, str]]:
+    app = Failing()
+    http = make_server("127.0.0.1", 0, app, threaded=True)
+    thread = threading.Thread(target=http.serve_forever)
+    thread.start()
+    yield app, f"http://127.0.0.1:{http.server_port}"
+    http.shutdown()
+    thread.join()
+
+
+@pytest.fixture
+def bucket(server: tuple[Failing, str], monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
+    app, address = server
+    for name, value in {
+        "AWS_ACCESS_KEY_ID": "a",
+        "AWS_SECRET_ACCESS_KEY": "b",
+        "AWS_ENDPOINT_URL": address,
+        "AWS_DEFAULT_REGION": "us-east-1",
+        "AWS_ALLOW_HTTP": "true",
+        "AWS_MAX_ATTEMPTS": "1",
+    }.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr("xpatches.layout.BLOCKS", 10**9)
+    monkeypatch.setattr(jobs, "_PAUSE", 0.0)
+    monkeypatch.setattr(s3fs.S3FileSystem, "retries", 1)
+    app.share = 0.0
+    s3fs.S3FileSystem.clear_instance_cache()
+    files = s3fs.S3FileSystem(endpoint_url=address)
+    files.mkdir("bucket")
+    yield files
+    app.share = 0.0
+    files.rm("bucket", recursive=True)
+
+
+SMALL: dict[str, Any] = {"chunks": {"y": 1, "x": 1}, "shards": {"y": 2, "x": 2}, "progress": False}
+
+
+def patches() -> Any:
+    samples = np.random.default_rng(0).integers(0, 999, (60, 70)).astype("uint16")
+    image = xr.DataArray(samples, {"x": np.arange(70.0)}, ("y", "x"), "image")
+    return image.patches(y=16, x=16, stride=8)
+
+
+def contents(files: Any, path: str) -> dict[str, bytes]:
+    files.invalidate_cache()
+    return {name.removeprefix(path): files.cat_file(name) for name in files.find(path)}
+
+
+def test_a_url_is_written_and_read(bucket: Any, tmp_path: Path) -> None:
+    made = patches().to_zarr("s3://bucket/out.zarr", **SMALL)
+    xr.testing.assert_identical(made.compute(), patches().extract())
+    assert not [name for name in contents(bucket, "bucket/out.zarr") if JOB in name]
+    with pytest.raises(PatchError, match="exists already"):
+        patches().to_zarr("s3://bucket/out.zarr", **SMALL)
+    patches().to_zarr(tmp_path / "out.zarr", **SMALL)
+    local = {
+        f"/{path.relative_to(tmp_path / 'out.zarr')}": path.read_bytes()
+        for path in (tmp_path / "out.zarr").rglob("*")
+        if path.is_file()
+    }
+    assert contents(bucket, "bucket/out.zarr") == local
+
+
+def test_a_url_is_written_with_obstore(bucket: Any) -> None:
+    obstore = pytest.importorskip("obstore")
+    from zarr.storage import ObjectStore
+
+    store = ObjectStore(obstore.store.from_url("s3://bucket/ob.zarr"))
+    made = patches().to_zarr(store, **SMALL)
+    xr.testing.assert_identical(made.compute(), patches().extract())
+    assert not [name for name in contents(bucket, "bucket/ob.zarr") if JOB in name]
+
+
+def test_a_server_that_fails_one_request_in_ten(bucket: Any, server: tuple[Failing, str]) -> None:
+    patches().to_zarr("s3://bucket/peace.zarr", **SMALL)
+    app, _ = server
+    app.share = 0.1
+    tries = 0
+    while True:
+        tries += 1
+        assert tries < 60
+        try:
+            patches().to_zarr("s3://bucket/out.zarr", **SMALL, retries=1, resume=tries > 1)
+        except (JobError, PatchError, OSError, RuntimeError) as error:
+            if "exists already" in str(error):
+                raise
+            continue
+        break
+    assert app.failed > 5
+    app.share = 0.0
+    assert contents(bucket, "bucket/out.zarr") == contents(bucket, "bucket/peace.zarr")
+    opened: Any = xpatches.open_patches("s3://bucket/out.zarr")
+    xr.testing.assert_identical(opened.compute(), patches().extract())

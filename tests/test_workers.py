@@ -1,0 +1,180 @@
+import os
+import signal
+import threading
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import xarray as xr
+
+from test_jobs import files
+from xpatches import jobs
+from xpatches.errors import JobError
+from xpatches.workers import Window, Workers, workers_for
+
+distributed = pytest.importorskip("distributed")
+
+
+class Counted:
+    """Blocks that do nothing, and how many are underway."""
+
+    def __init__(self) -> None:
+        self.underway = self.most = self.made = 0
+        self._lock = threading.Lock()
+
+    def submit(self, pool: ThreadPoolExecutor) -> Any:
+        def begin(method: str, number: int) -> Any:
+            with self._lock:
+                self.underway += 1
+                self.most = max(self.most, self.underway)
+            future = pool.submit(getattr(self, method), number)
+            future.add_done_callback(self._end)
+            return future
+
+        return begin
+
+    def work(self, number: int) -> int:
+        self.made += 1
+        return number
+
+    def _end(self, future: Any) -> None:
+        with self._lock:
+            self.underway -= 1
+
+
+@pytest.mark.parametrize("blocks", [10, 10_000])
+def test_a_few_blocks_per_worker_are_outstanding_whatever_their_number(blocks: int) -> None:
+    job = Counted()
+    with ThreadPoolExecutor(3) as pool:
+        window = Window(Workers(job.submit(pool), lambda: 3), "work")
+        found = [number for number, made in window.over(range(blocks)) if made == number]
+    assert sorted(found) == list(range(blocks))
+    assert job.most <= 6
+    assert job.made == blocks
+
+
+@pytest.fixture(scope="module")
+def client() -> Iterator[Any]:
+    with (
+        distributed.LocalCluster(
+            n_workers=2, threads_per_worker=1, dashboard_address=None, silence_logs=50
+        ) as cluster,
+        distributed.Client(cluster) as client,
+    ):
+        yield client
+
+
+@pytest.fixture
+def image(tmp_path: Path) -> Any:
+    samples = np.random.default_rng(0).integers(0, 999, (200, 300)).astype("uint16")
+    labelled = xr.DataArray(samples, {"x": np.arange(300.0)}, ("y", "x"), "image")
+    path = tmp_path / "image.zarr"
+    labelled.chunk(y=50, x=50).to_dataset().to_zarr(path, consolidated=False)
+    return xr.open_zarr(path, chunks=None, consolidated=False).image
+
+
+def write(image: Any, out: Path, **given: Any) -> None:
+    small = {"chunks": {"y": 2, "x": 2}, "shards": {"y": 4, "x": 4}}
+    image.patches(y=16, x=16, stride=8).to_zarr(out, **small, progress=False, **given)
+
+
+@pytest.fixture(autouse=True)
+def _many_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("xpatches.layout.BLOCKS", 10**9)
+
+
+def test_workers_of_a_cluster_write_the_same_objects(
+    client: Any, image: Any, tmp_path: Path
+) -> None:
+    with client.as_current():
+        write(image, tmp_path / "cluster.zarr")
+        write(image.compute(), tmp_path / "memory.zarr")
+        write(image.chunk(y=40, x=60) + np.uint16(0), tmp_path / "dask.zarr")
+    here = files(tmp_path / "cluster.zarr")
+    assert here == files(tmp_path / "memory.zarr") == files(tmp_path / "dask.zarr")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(distributed.Client, "current", no_client)
+        write(image, tmp_path / "threads.zarr")
+    assert here == files(tmp_path / "threads.zarr")
+
+
+def no_client(*_: Any) -> None:
+    raise ValueError("no client")
+
+
+def pid(dask_worker: Any) -> int:
+    return os.getpid()
+
+
+class Slow(jobs.Job):
+    """Takes its time, so that there is some to kill a worker in."""
+
+    def write(self, number: int) -> int:
+        time.sleep(0.1)
+        return super().write(number)
+
+
+def test_a_worker_that_is_killed_loses_nothing(
+    client: Any, image: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write(image, tmp_path / "peace.zarr")
+    monkeypatch.setattr("xpatches.datasets.Job", Slow)
+    victims = [*client.run(pid).values()]
+
+    def kill() -> None:
+        time.sleep(1.0)
+        os.kill(victims[0], signal.SIGKILL)
+
+    killer = threading.Thread(target=kill)
+    with client.as_current():
+        killer.start()
+        write(image, tmp_path / "out.zarr")
+    killer.join()
+    assert victims[0] not in client.run(pid).values()
+    assert files(tmp_path / "out.zarr") == files(tmp_path / "peace.zarr")
+
+
+class Idle:
+    """Blocks that do nothing."""
+
+    def work(self, number: int) -> int:
+        return number
+
+
+def test_the_scheduler_holds_a_few_blocks_only(client: Any) -> None:
+    held: list[int] = []
+
+    def count(dask_scheduler: Any) -> int:
+        return len(dask_scheduler.tasks)
+
+    with client.as_current(), workers_for(Idle()) as workers:
+        window = Window(workers, "work")
+        for i, (number, made) in enumerate(window.over(range(500))):
+            assert number == made
+            if i % 50 == 0:
+                held.append(client.run_on_scheduler(count))
+    assert 0 < max(held) <= 20
+
+
+def test_a_scheduler_that_dies_ends_the_job_which_can_be_resumed(
+    image: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write(image, tmp_path / "peace.zarr")
+    monkeypatch.setattr("xpatches.datasets.Job", Slow)
+    with distributed.LocalCluster(
+        n_workers=1, threads_per_worker=1, dashboard_address=":0", silence_logs=50
+    ) as cluster:
+        client = distributed.Client(cluster)
+        closer = threading.Timer(1.0, cluster.close)
+        closer.start()
+        with client.as_current(), pytest.raises((ConnectionError, JobError)):
+            write(image, tmp_path / "out.zarr", retries=0)
+        closer.join()
+        client.close()
+    monkeypatch.setattr("xpatches.datasets.Job", jobs.Job)
+    write(image, tmp_path / "out.zarr", resume=True)
+    assert files(tmp_path / "out.zarr") == files(tmp_path / "peace.zarr")
