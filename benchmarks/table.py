@@ -24,7 +24,7 @@ import numpy as np
 import xarray as xr
 
 import xpatches  # noqa: F401  registers .patches
-from benchmarks import endtoend, peers
+from benchmarks import endtoend, peers, writing
 from benchmarks.cases import DTYPES, LISTED, OTHERS, SMALL, Case
 from benchmarks.peers import WAYS
 from xpatches import lazy, plan
@@ -47,7 +47,8 @@ LIBRARIES = [
 def main() -> None:
     """Print the tables that are asked for."""
     tables = {"kernel": kernel, "others": others, "images": images, "engines": engines,
-              "each": each, "reduce": reduce, "graphs": graphs, "growth": growth}  # fmt: skip
+              "each": each, "writing": written, "reduce": reduce, "graphs": graphs,
+              "growth": growth}  # fmt: skip
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("tables", nargs="*", help=f"of {', '.join(tables)}; all by default")
     parser.add_argument("--quick", action="store_true", help="small images, to see that it works")
@@ -164,6 +165,20 @@ def each(quick: bool) -> None:
             speeds = (f"{count / seconds:.0f}" for seconds in times.values())
             rows.append([where, f"{size} / {stride}", *speeds])
     print_table(["image", "size / stride", *(f"{way}, /s" for way in ways)], rows)
+
+
+def written(quick: bool) -> None:
+    """Write patch datasets, beside writing the same patches from memory."""
+    rows = []
+    with tempfile.TemporaryDirectory() as folder:
+        path, out = Path(folder) / "image.zarr", Path(folder) / "out.zarr"
+        endtoend.write_image(path, 512 if quick else 8192, 64 if quick else 512, "uint16")
+        for layout, (size, stride) in product(("grid", "samples"), ((256, 128), (64, 64))):
+            given = (str(path), str(out), layout, size, stride)
+            runs = writing.compare(*given, repeat=1 if quick else 3)
+            speeds = (f"{of['bytes'] / of['seconds'] / 1e6:.0f}" for of in runs.values())
+            rows.append([layout, f"{size} / {stride}", *speeds])
+    print_table(["layout", "size / stride", *(f"{way}, MB/s" for way in writing.WAYS)], rows)
 
 
 def reduce(quick: bool) -> None:

@@ -2,6 +2,7 @@
 
 import random
 import shutil
+import signal
 import subprocess
 import sys
 import textwrap
@@ -73,9 +74,13 @@ def _many_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("xpatches.layout.BLOCKS", 10**9)
 
 
+def code(image: Path, out: Path, log: Path, pause: float) -> str:
+    of = {"image": str(image), "out": str(out), "log": str(log), "pause": pause}
+    return textwrap.dedent(JOB_CODE.format(**of))
+
+
 def start(image: Path, out: Path, log: Path, pause: float) -> "subprocess.Popen[bytes]":
-    code = JOB_CODE.format(image=str(image), out=str(out), log=str(log), pause=pause)
-    return subprocess.Popen([sys.executable, "-c", textwrap.dedent(code)])
+    return subprocess.Popen([sys.executable, "-c", code(image, out, log, pause)])
 
 
 def test_a_job_killed_at_any_moment_is_finished(
@@ -164,3 +169,45 @@ def test_an_unreadable_chunk_of_the_image(
     chunk.write_bytes(content)
     write(source, out, resume=True)
     assert files(out) == peace
+
+
+def test_stopping_leaves_what_is_done_and_says_how_to_go_on(
+    image: Path, tmp_path: Path, peace: dict[str, bytes]
+) -> None:
+    out, log = tmp_path / "out.zarr", tmp_path / "log"
+    job = subprocess.Popen(
+        [sys.executable, "-c", code(image, out, log, 0.1)], stderr=subprocess.PIPE, text=True
+    )
+    while not (log.exists() and len(log.read_text().split()) > 4):
+        assert job.poll() is None
+        time.sleep(0.01)
+    job.send_signal(signal.SIGINT)
+    _, told = job.communicate(timeout=60)
+    assert job.returncode
+    blocks = {path.name for path in (out / JOB / "blocks").glob("*")}
+    begun = log.read_text().split()
+    assert blocks == set(begun)  # what had begun was finished
+    assert f"stopped; {len(blocks)} of 54 blocks of store {out} are done and stay" in told
+    log.unlink()
+    assert start(image, out, log, pause=0).wait() == 0
+    assert not blocks & set(log.read_text().split())
+    assert files(out) == peace
+
+
+def test_the_command_is_stopped_by_sigterm(image: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out.zarr"
+    command = [
+        str(Path(sys.executable).with_name("xpatches")),
+        *("extract", str(image), str(out), "--size", "y=16,x=16", "--stride", "2"),
+        *("--chunks", "y=2,x=2", "--shards", "y=8,x=8", "--quiet"),
+    ]
+    job = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+    while not [*(out / JOB / "blocks").glob("*")]:
+        assert job.poll() is None
+        time.sleep(0.01)
+    job.terminate()
+    _, told = job.communicate(timeout=60)
+    assert job.returncode == 130
+    assert told.startswith("xpatches: stopped; ")
+    assert len(told.splitlines()) == 1
+    assert "resume" in told

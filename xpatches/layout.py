@@ -22,7 +22,7 @@ CHUNK = 1 << 20
 """Bytes of a chunk to which several patches are put together."""
 SHARD = 1 << 25
 """Bytes of a stored object, about."""
-BLOCKS = 64
+BLOCKS = 16
 """Blocks of an array, at least, before they grow larger than a stored object."""
 
 

@@ -4,7 +4,7 @@ While a dataset is being written, a group ``xpatches_job`` lies in it:
 
 - ``writer``: who writes, renewed while it does, so that no one else begins;
 - ``ready``: everything but the patches is written;
-- ``blocks/{number}``: this block is written, and the digest of the samples it was cut from;
+- ``blocks/{number}``: this block is written, and the checksum of the samples it was cut from;
 - ``complete``: all are.
 
 Only their existence counts, so that one which was torn in two says nothing wrong. The group is

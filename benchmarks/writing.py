@@ -1,0 +1,90 @@
+"""Write patch datasets, beside writing the same patches from memory, on threads and on workers.
+
+Every way runs in a process of its own, which prints its seconds; the ways of a case take turns.
+"""
+
+import contextlib
+import importlib
+import json
+import shutil
+import statistics
+import subprocess
+import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import zarr
+
+import xpatches
+from benchmarks.endtoend import opened
+
+WAYS = ("from memory", "2 threads", "1 worker", "2 workers")
+
+
+def run(way: str, image: Path, out: Path, layout: str, size: int, stride: int) -> dict[str, float]:
+    """Write once; seconds, and bytes of patches."""
+    p = opened(image, None).patches(y=size, x=size, stride=stride)
+    shutil.rmtree(out, ignore_errors=True)
+    with contextlib.ExitStack() as stack:
+        if "worker" in way:
+            from distributed import Client
+
+            client = Client(  # type: ignore[no-untyped-call]
+                n_workers=int(way[0]), threads_per_worker=1, dashboard_address=":0"
+            )
+            stack.enter_context(client)
+            client.run(importlib.import_module, "xpatches.datasets")
+        seconds = 0.0
+        for _ in range(2):  # the first time loads modules, and takes fresh memory from the system
+            shutil.rmtree(out, ignore_errors=True)
+            start = time.perf_counter()
+            p.to_zarr(out, layout=layout, progress=False)
+            seconds = time.perf_counter() - start
+        if way == "from memory":
+            seconds = _from_memory(out, layout)
+        return {"seconds": seconds, "bytes": p.nbytes}
+
+
+def _from_memory(out: Path, layout: str) -> float:
+    """Write patches that stand in memory, with the same codec, chunks, shards, and threads."""
+    patches: Any = xpatches.open_patches(out).compute()
+    stored: Any = zarr.open_group(out, mode="r")["image"]
+    again = zarr.open_group(out.with_suffix(".again"), mode="w").create_array(
+        "image", shape=stored.shape, dtype=stored.dtype, chunks=stored.chunks, shards=stored.shards,
+        compressors=stored.compressors, config={"write_empty_chunks": True},
+    )  # fmt: skip
+    step = (stored.shards or stored.chunks)[0]
+    columns = (stored.shards or stored.chunks)[1] if layout == "grid" else stored.shape[1]
+    blocks = [
+        (slice(row, row + step), slice(column, column + columns))
+        for row in range(0, stored.shape[0], step)
+        for column in range(0, stored.shape[1], columns)
+    ]
+    samples = patches.values
+    start = time.perf_counter()
+    with ThreadPoolExecutor(2) as pool:
+        list(pool.map(lambda block: again.__setitem__(block, samples[block]), blocks))
+    seconds = time.perf_counter() - start
+    shutil.rmtree(out.with_suffix(".again"))
+    return seconds
+
+
+def compare(*args: Any, repeat: int = 3) -> dict[str, dict[str, float]]:
+    """Run all ways by turns; medians."""
+    results: dict[str, list[dict[str, float]]] = {way: [] for way in WAYS}
+    for _ in range(repeat):
+        for way in WAYS:
+            command = [sys.executable, "-m", "benchmarks.writing", json.dumps([way, *args])]
+            done = subprocess.run(command, capture_output=True, text=True, check=True)
+            results[way].append(json.loads(done.stdout))
+    return {
+        way: {key: statistics.median(run[key] for run in runs) for key in runs[0]}
+        for way, runs in results.items()
+    }
+
+
+if __name__ == "__main__":
+    way, image, out, *rest = json.loads(sys.argv[1])
+    print(json.dumps(run(way, Path(image), Path(out), *rest)))
