@@ -13,7 +13,7 @@ from strategies import arguments, problems
 from xpatches.errors import PatchError
 from xpatches.geometry import AxisGrid
 from xpatches.jobs import Part
-from xpatches.layout import CHUNK, SHARD, Layout, lay_out, split_run
+from xpatches.layout import BLOCKS, CHUNK, SHARD, Layout, lay_out, split_run
 
 
 def layout_of(
@@ -109,7 +109,7 @@ def test_chunks_and_shards_have_sizes_that_stores_like(name: str, flat: bool) ->
     assert min(total, max(patch, CHUNK // 4)) <= chunk <= max(patch, CHUNK)
     assert min(total, SHARD // 4) <= stored <= SHARD
     assert 2 * prod(layout.blocks) <= 2**26
-    assert len(layout) >= min(64, total // stored)
+    assert len(layout) >= min(BLOCKS, total // stored)
 
 
 def test_other_dims_lie_in_the_same_chunk_as_their_patch() -> None:

@@ -155,7 +155,7 @@ class Job:
 
 def _checksum(samples: Array, before: int) -> int:
     """Go on with the checksum of the samples before."""
-    return zlib.crc32(np.ascontiguousarray(samples).reshape(-1).view(np.uint8), before)
+    return zlib.crc32(np.ascontiguousarray(samples).reshape(-1).view(np.uint8).data, before)
 
 
 def _mark(number: int) -> str:

@@ -217,9 +217,9 @@ def lay_out(
     fixed = _lengths("chunks", what, chunks, dims, shape)
     least = [fixed.get(dim, shape[dim] if dim in patch else 1) for dim in range(len(dims))]
     free = [[dim for dim in group if dim not in fixed] for group in (depth, counted, leading)]
-    ones = [1] * len(dims)
-    stored = grown(ones, free[:1], SHARD, least)
-    stored = objects = grown(ones, free[1:2], CHUNK, stored)
+    ones, shard = [1] * len(dims), min(SHARD, max_bytes // 2)
+    stored = grown(ones, free[:1], shard, least)
+    stored = objects = grown(ones, free[1:2], min(CHUNK, shard), stored)
     if not isinstance(shards, bool):
         fixed = _lengths("shards", what, shards, dims, shape)
         for dim, length in fixed.items():
@@ -231,7 +231,7 @@ def lay_out(
         fixed = {dim: -(-length // stored[dim]) * stored[dim] for dim, length in fixed.items()}
         free = [[dim for dim in group if dim not in fixed] for group in (counted, leading)]
         least = [fixed.get(dim, length) for dim, length in enumerate(stored)]
-        objects = grown(stored, free, SHARD, least)
+        objects = grown(stored, free, shard, least)
     whole = [-(-shape[dim] // objects[dim]) * objects[dim] for dim in patch]
     least = _replaced(objects, patch, whole)
     if itemsize * prod(least) > max_bytes // 2:
