@@ -217,7 +217,9 @@ def lay_out(
     fixed = _lengths("chunks", what, chunks, dims, shape)
     least = [fixed.get(dim, shape[dim] if dim in patch else 1) for dim in range(len(dims))]
     free = [[dim for dim in group if dim not in fixed] for group in (depth, counted, leading)]
-    ones, shard = [1] * len(dims), min(SHARD, max_bytes // 2)
+    # A task writes whole patches, of which chunks may hold parts.
+    parts = prod(-(-shape[dim] // least[dim]) for dim in patch)
+    ones, shard = [1] * len(dims), min(SHARD, max_bytes // 2) // parts
     stored = grown(ones, free[:1], shard, least)
     stored = objects = grown(ones, free[1:2], min(CHUNK, shard), stored)
     if not isinstance(shards, bool):
