@@ -1,4 +1,5 @@
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -139,3 +140,18 @@ def test_the_command_is_installed(source: str) -> None:
     command = Path(sys.executable).with_name("xpatches")
     done = subprocess.run([command, "info", source], capture_output=True, text=True, check=True)
     assert "holds: image" in done.stdout
+
+
+def test_zip_files_are_read_but_not_written(source: str, tmp_path: Path) -> None:
+    zipped = shutil.make_archive(str(tmp_path / "image.zarr"), "zip", source)
+    out = tmp_path / "out.zarr"
+    assert json.loads(run("info", zipped, "--json").stdout)["holds"] == "image"
+    assert run("extract", zipped, out, *SIZE).exit_code == 0
+    dataset = shutil.make_archive(str(tmp_path / "patches.zarr"), "zip", out)
+    xr.testing.assert_identical(
+        xpatches.open_patches(dataset).compute(), xpatches.open_patches(out).compute()
+    )
+    assert json.loads(run("info", dataset, "--json").stdout)["state"] == "complete"
+    result = run("extract", source, tmp_path / "new.zip", *SIZE)
+    assert result.exit_code == 2
+    assert "zip is for reading only" in result.stderr

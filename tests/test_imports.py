@@ -20,6 +20,7 @@ OTHERS = {
     "workers": {"distributed"},
     "store": {"zarr", "obstore"},
     "jobs": {"zarr"},
+    "datasets": {"zarr"},
     "progress": {"click"},
     "cli": {"click", "zarr", "distributed", "matplotlib"},
 }

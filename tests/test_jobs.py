@@ -225,6 +225,25 @@ def test_an_existing_store_is_not_touched(tmp_path: Path) -> None:
     assert files(tmp_path / "image.zarr") == before
 
 
+@pytest.mark.parametrize("chunks", [None, {}])
+def test_the_image_is_never_overwritten(tmp_path: Path, chunks: Any) -> None:
+    path = tmp_path / "image.zarr"
+    image_of().to_dataset().to_zarr(path, consolidated=False)
+    image = xr.open_zarr(path, chunks=chunks, consolidated=False).image
+    before = files(path)
+    for store in (path, str(path), LocalStore(path), path / "image", tmp_path):
+        with pytest.raises(PatchError, match=r"is where the image lies|holds files that are no"):
+            patches_of(image).to_zarr(store, **QUIET, overwrite=True)
+    assert files(path) == before
+
+
+def test_an_image_without_samples_is_refused(tmp_path: Path) -> None:
+    image = xr.DataArray(np.zeros((0, 9, 9)), dims=("band", "y", "x"))
+    with pytest.raises(PatchError, match="there is nothing to write"):
+        image.patches(y=3, x=3).to_zarr(tmp_path / "out.zarr", **QUIET)
+    assert not (tmp_path / "out.zarr").exists()
+
+
 @pytest.fixture
 def half(tmp_path: Path, failing: type[FailingStore]) -> Path:
     """A dataset of which a few blocks are missing."""

@@ -1,17 +1,22 @@
 """Patch datasets: what is written of an image's patches, and how it is opened again."""
 
 import json
+import os
+import posixpath
 from collections.abc import Hashable, Iterable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from importlib.metadata import version
 from math import prod
 from typing import Any
 
 import numpy as np
 import xarray as xr
+import zarr
+from zarr.storage import LocalStore
 
 from xpatches import labels, lazy
-from xpatches.arrays import Array
+from xpatches.arrays import Array, is_dask
 from xpatches.errors import PatchError
 from xpatches.geometry import PatchGrid
 from xpatches.jobs import Job, Part, Report, done_blocks, state_of, write_job
@@ -176,6 +181,9 @@ def write_patches(
         stored = {"chunks": part.layout.chunks, "shards": part.layout.shards}
         given[part.name] = {**part.encoding, **stored}
     folder = open_folder(store)
+    for name in cut.fill_values:
+        if same_place(cut.dataset.variables[name], folder):
+            raise PatchError(f"store {folder} is where the image lies; give another store")
     write_job(Job(folder, tuple(parts)), template, given, report=report, **how)
     return open_patches(folder)
 
@@ -300,6 +308,24 @@ def dataset_state(folder: Folder) -> dict[str, Any]:
         "blocks": blocks,
         "missing": missing,
     }
+
+
+def same_place(variable: xr.Variable, folder: Folder) -> bool:
+    """Tell whether a variable was opened from a folder, as far as that can be seen."""
+    data: Any = variable._data
+    if is_dask(data):
+        read = lazy.stored(data)
+        data = read.args[0] if isinstance(read, partial) else None
+    while data is not None and not isinstance(data, zarr.Array):
+        data = getattr(data, "array", getattr(data, "_array", None))
+    if data is None:
+        return False
+    at = Folder(data.store, posixpath.dirname(data.path))
+    if isinstance(at.store, LocalStore) and isinstance(folder.store, LocalStore):
+        here = os.path.realpath(at.store.root / at.path)
+        there = os.path.realpath(folder.store.root / folder.path)
+        return os.path.commonpath([here, there]) in (here, there)
+    return str(at) == str(folder)
 
 
 def _time_encoding(dtype: np.dtype[Any]) -> dict[str, Any]:

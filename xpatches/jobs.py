@@ -209,9 +209,10 @@ def write_job(
     """
     folder = job.folder
     first = _prepared(template, encoding)
-    state = state_of(folder)
-    _check_state(folder, state, resume, overwrite)
+    _check_state(folder, state_of(folder), resume, overwrite)  # touches nothing if it refuses
     with writing(folder) as lost:
+        state = state_of(folder)  # by now nobody else changes it
+        _check_state(folder, state, resume, overwrite)
         if state in ("writing", "complete") and resume:
             _check_same(first, folder)
         else:

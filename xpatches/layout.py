@@ -187,6 +187,11 @@ def lay_out(
     """
     layout = Layout(flat, dims, grids, spatial, itemsize, (), None, (), max_bytes // 2)
     shape, axes = layout.shape, layout.axes
+    if not prod(shape):
+        raise PatchError(
+            f"{what} must have samples along every dim, got {dict(zip(dims, shape, strict=True))}; "
+            "there is nothing to write"
+        )
     patch = [dim for dim, axis in enumerate(axes) if axis is None and not (flat and dim == 0)]
     counted = [0] if flat else list(spatial)
     depth = [dim for dim, axis in enumerate(axes) if axis is not None and dim > min(patch)]

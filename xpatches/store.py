@@ -164,7 +164,7 @@ def open_folder(store: Any, *, read_only: bool = False) -> Folder:
     if text.endswith(".zip"):
         if not read_only:
             raise PatchError(f"store must not be a zip file, got {text!r}: zip is for reading only")
-        return Folder(ZipStore(text, mode="r"))
+        return Folder(sync(ZipStore.open(text, mode="r")))
     return Folder(LocalStore(Path(text), read_only=read_only))
 
 
