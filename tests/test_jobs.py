@@ -107,6 +107,15 @@ def test_every_dtype_comes_back_bit_for_bit(dtype: str, tmp_path: Path) -> None:
     assert made.values.tobytes() == p.extract().values.astype(made.dtype).tobytes()
 
 
+def test_patches_that_look_like_nothing_are_written_bit_for_bit(tmp_path: Path) -> None:
+    missing = np.full((8, 8), 0x7FC01234, "u4").view("f4")  # NaN, but not the usual one
+    for name, samples in {"zeros": np.zeros((8, 8), "u1"), "missing": missing}.items():
+        p = xr.DataArray(samples, dims=("y", "x"), name="image").patches(y=4, x=4)
+        made = p.to_zarr(tmp_path / name, chunks={"y": 1, "x": 1}, shards=False, **QUIET)
+        assert made.values.tobytes() == p.extract().values.tobytes()
+        assert len([key for key in files(tmp_path / name) if key.startswith("image/c/")]) == 4
+
+
 def test_images_in_memory_opened_and_computed_give_the_same_objects(tmp_path: Path) -> None:
     image = image_of()
     image.chunk(y=16, x=16).to_dataset().to_zarr(tmp_path / "image.zarr", consolidated=False)

@@ -141,16 +141,16 @@ class Job:
 
     @cached_property
     def _arrays(self) -> dict[str, Any]:
-        # Patches that are all fill value are written, too: -0.0 and NaN's bits are kept.
-        return {
-            part.name: zarr.open_array(
-                self.folder.store,
-                path=self.folder.key(part.name),
-                mode="r+",
-                config={"write_empty_chunks": True},
-            )
-            for part in self.parts
-        }
+        # Patches that are all fill value are written, too: -0.0 and NaN's bits are kept, and zarr
+        # need not compare every chunk with the fill value, in its one thread for all.
+        arrays = {}
+        for part in self.parts:
+            path = self.folder.key(part.name)
+            stored: Any = zarr.open_array(self.folder.store, path=path, mode="r+")
+            config = {"write_empty_chunks": True}
+            of: Any = zarr.AsyncArray(stored.metadata, stored.store_path, config)
+            arrays[part.name] = zarr.Array(of)
+        return arrays
 
 
 def _checksum(samples: Array, before: int) -> int:
