@@ -54,22 +54,39 @@ def test_blocks_hold_every_patch_once_in_whole_objects(
     if not image.size:
         return
     layout = layout_of(image, grids, flat, 2**20)
-    most = [0, 40, 400, 4000][scarce]
+    most = [2**20, 40, 400, 4000][scarce]
     dims = {dim: random.randint(1, 4) for dim in layout.dims if random.random() < 0.5}
     layout = layout_of(image, grids, flat, 2**20, chunks=dims, shards=False)
-    layout = replace(layout, max_bytes=most or 2**20)
+    writes = tuple(
+        -(-n // length) * length if str(dim).endswith("_patch") else length * random.randint(1, 2)
+        for dim, n, length in zip(layout.dims, layout.shape, layout.chunks, strict=True)
+    )
+    blocks = tuple(length * random.randint(1, 3) for length in writes)
+    layout = replace(layout, writes=writes, blocks=blocks, max_bytes=most)
     fill = np.zeros((), image.dtype)
-    part = Part("image", lambda region: image[region], layout, fill, {})
+    regions: list[tuple[slice, ...]] = []
+
+    def read(region: tuple[slice, ...]) -> Array:
+        regions.append(region)
+        return image[region]
+
+    part = Part("image", read, layout, fill, {})
     made = np.full(layout.shape, 1, image.dtype)
     times = np.zeros(layout.shape, int)
     for number in range(len(layout)):
         block = layout.block(number)
-        made[block], checksum = part.cut(block)
-        times[block] += 1
-        assert checksum == part.checksum(block)
-        for along, length, n in zip(block, layout.chunks, layout.shape, strict=True):
-            assert along.start % length == 0
-            assert along.stop % length == 0 or along.stop == n
+        samples = part.samples(block)
+        for step in layout.steps(block):
+            made[step] = part.cut(step, samples)
+            times[step] += 1
+            for along, length, n in zip(step, layout.chunks, layout.shape, strict=True):
+                assert along.start % length == 0
+                assert along.stop % length == 0 or along.stop == n
+        assert regions == layout.reads(block)
+        assert samples.checksum == part.checksum(block)
+        if most == 2**20:
+            assert len(layout.reads(block)) == 1
+        regions.clear()
     assert (times == 1).all()
     assert made.tobytes() == np.ascontiguousarray(expected(image, grids, flat)).tobytes()
 
@@ -108,8 +125,21 @@ def test_chunks_and_shards_have_sizes_that_stores_like(name: str, flat: bool) ->
     stored = 2 * prod(layout.shards or layout.chunks)
     assert min(total, max(patch, CHUNK // 4)) <= chunk <= max(patch, CHUNK)
     assert min(total, SHARD // 4) <= stored <= SHARD
-    assert 2 * prod(layout.blocks) <= 2**26
+    assert 2 * prod(layout.writes) <= SHARD
+    assert 2 * prod(layout.blocks) <= 2**29
     assert len(layout) >= min(BLOCKS, total // stored)
+    for number in (0, len(layout) // 2, len(layout) - 1):
+        for region in layout.reads(layout.block(number)):
+            assert 2 * prod(along.stop - along.start for along in region) <= 2**26
+
+
+def test_what_several_objects_need_is_read_once() -> None:
+    image = np.broadcast_to(np.empty((), "uint16"), (16384, 16384))
+    for flat in (False, True):
+        layout = layout_of(image, dict(enumerate(GRIDS["large"])), flat, 2**27)
+        block = layout.block(len(layout) // 2)
+        assert len([*layout.steps(block)]) >= 4
+        assert len(layout.reads(block)) == 1
 
 
 def test_other_dims_lie_in_the_same_chunk_as_their_patch() -> None:
@@ -123,7 +153,10 @@ def test_a_region_larger_than_the_budget_is_read_in_pieces() -> None:
     grids = {0: AxisGrid("x", 10**9, 2, 10**6)}
     image = np.broadcast_to(np.empty((), "uint8"), (10**9,))
     layout = layout_of(image, grids, False, 2**24)
-    pieces = [*layout.pieces(layout.block(0))]
+    block = layout.block(0)
+    assert layout.region(block) is None
+    (step,) = layout.steps(block)
+    pieces = [*layout.pieces(step)]
     assert len(pieces) > 100
     assert all(piece.region[0].stop - piece.region[0].start <= 2**23 for piece in pieces)
 

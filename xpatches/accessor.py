@@ -401,8 +401,9 @@ class Patches(Generic[T]):
             - ``patches``, ``bytes``: number of patches, and their bytes;
             - ``dims``, ``chunks``, ``shards``: lengths of the result, of its chunks and shards;
             - ``tasks``: number of blocks;
-            - ``bytes_per_task``: projected peak of one: its patches, three times for zarr encodes
-              them, and the samples under them, twice for they may be padded;
+            - ``bytes_per_task``: projected peak of one: the patches that it writes at a time, three
+              times for zarr encodes them, and the samples that it reads at a time, twice for they
+              may be padded;
             - ``read_amplification``: how often a stored sample of the image is read, on average,
               estimated from 100 blocks.
 

@@ -208,10 +208,10 @@ def _plan(layout: Layout, image: xr.Variable) -> dict[str, Any]:
         return count
 
     looked_at = range(0, len(layout), -(-len(layout) // _LOOKED_AT))
-    blocks = [[*layout.pieces(layout.block(number))] for number in looked_at]
-    regions = [piece.region for pieces in blocks for piece in pieces]
+    blocks = [layout.reads(layout.block(number)) for number in looked_at]
+    regions = [region for of in blocks for region in of]
     whole = read(slice(*grid.region(0, grid.count)[:2]) for grid in layout.grids)
-    block = prod(map(min, layout.blocks, layout.shape))
+    step = prod(map(min, layout.writes, layout.shape))
     largest = max(prod(along.stop - along.start for along in region) for region in regions)
     return {
         "patches": prod(layout.grids[axis].count for axis in layout.spatial),
@@ -220,7 +220,7 @@ def _plan(layout: Layout, image: xr.Variable) -> dict[str, Any]:
         "chunks": layout.chunks,
         "shards": layout.shards,
         "tasks": len(layout),
-        "bytes_per_task": layout.itemsize * (3 * block + 2 * largest),
+        "bytes_per_task": layout.itemsize * (3 * step + 2 * largest),
         "read_amplification": sum(map(read, regions)) * len(layout) / len(blocks) / whole,
     }
 

@@ -56,15 +56,17 @@ class Part:
     encoding: Mapping[str, Any]
     """How xarray encodes the patches."""
 
-    def cut(self, block: tuple[slice, ...]) -> tuple[Array, int]:
-        """Extract the patches of a block; the checksum is that of the samples under them."""
-        layout, checksum = self.layout, 0
-        lengths = tuple(along.stop - along.start for along in block)
+    def samples(self, block: tuple[slice, ...]) -> "_Samples":
+        """Read the samples under a block, or prepare to read them piece by piece."""
+        return _Samples(self.read, self.layout.region(block))
+
+    def cut(self, step: tuple[slice, ...], samples: "_Samples") -> Array:
+        """Extract the patches of a step of a block."""
+        layout = self.layout
+        lengths = tuple(along.stop - along.start for along in step)
         patches: Array | None = None
-        for piece in layout.pieces(block):
-            samples = self.read(piece.region)
-            checksum = _checksum(samples, checksum)
-            made = extract_block(samples, piece.spans, self.fill_value)
+        for piece in layout.pieces(step):
+            made = extract_block(samples.of(piece.region), piece.spans, self.fill_value)
             if layout.flat:
                 spatial = list(layout.spatial)
                 behind = spatial[-1] + 1
@@ -78,14 +80,39 @@ class Part:
                 patches = np.empty(lengths, made.dtype) if patches is None else patches
                 patches[piece.place] = made
         assert patches is not None
-        return patches, checksum
+        return patches
 
     def checksum(self, block: tuple[slice, ...]) -> int:
         """Give the checksum of the samples under a block."""
-        checksum = 0
-        for piece in self.layout.pieces(block):
-            checksum = _checksum(self.read(piece.region), checksum)
-        return checksum
+        samples = _Samples(self.read)
+        for region in self.layout.reads(block):
+            samples.of(region)
+        return samples.checksum
+
+
+class _Samples:
+    """Samples of an image: of a region that is read once, or of any; and their checksum."""
+
+    def __init__(self, read: Reader, whole: tuple[slice, ...] | None = None) -> None:
+        self._read = read
+        self.checksum = 0
+        self._starts = [along.start for along in whole or ()]
+        self._held = self._fetch(whole) if whole else None
+
+    def of(self, region: tuple[slice, ...]) -> Array:
+        """Give the samples of a region."""
+        if self._held is None:
+            return self._fetch(region)
+        pairs = zip(region, self._starts, strict=True)
+        return self._held[
+            tuple(slice(along.start - start, along.stop - start) for along, start in pairs)
+        ]
+
+    def _fetch(self, region: tuple[slice, ...]) -> Array:
+        samples = self._read(region)
+        contiguous = np.ascontiguousarray(samples).reshape(-1).view(np.uint8)
+        self.checksum = zlib.crc32(contiguous.data, self.checksum)
+        return samples
 
 
 @dataclass(frozen=True)
@@ -110,12 +137,15 @@ class Job:
     def write(self, number: int) -> int:
         """Extract, write and record a block; the bytes of its patches."""
         part, block = self.locate(number)
-        patches, checksum = part.cut(block)
-        variable = xr.Variable(part.layout.dims, patches, encoding=dict(part.encoding))
-        encoded = xr.conventions.encode_cf_variable(variable, name=part.name)
-        self._arrays[part.name][block] = encoded.to_numpy()
-        self.folder.put(_mark(number), b"%d" % checksum)
-        return patches.nbytes
+        samples, nbytes = part.samples(block), 0
+        for step in part.layout.steps(block):
+            patches = part.cut(step, samples)
+            nbytes += patches.nbytes
+            variable = xr.Variable(part.layout.dims, patches, encoding=dict(part.encoding))
+            encoded = xr.conventions.encode_cf_variable(variable, name=part.name)
+            self._arrays[part.name][step] = encoded.to_numpy()
+        self.folder.put(_mark(number), b"%d" % samples.checksum)
+        return nbytes
 
     def changed(self, number: int) -> bool:
         """Whether the samples under a block that is done are no longer those it was cut from."""
@@ -131,7 +161,7 @@ class Job:
             for dim, axis, along in zip(layout.dims, layout.axes, block, strict=True)
             if axis is not None or (layout.flat and dim == layout.dims[0])
         )
-        regions = [piece.region for piece in layout.pieces(block)]
+        regions = layout.reads(block)
         samples = ", ".join(
             f"{layout.grids[axis].dim}={min(r[axis].start for r in regions)}:"
             f"{max(r[axis].stop for r in regions)}"
@@ -147,15 +177,10 @@ class Job:
         for part in self.parts:
             path = self.folder.key(part.name)
             stored: Any = zarr.open_array(self.folder.store, path=path, mode="r+")
+            with_config: Any = zarr.AsyncArray
             config = {"write_empty_chunks": True}
-            of: Any = zarr.AsyncArray(stored.metadata, stored.store_path, config)
-            arrays[part.name] = zarr.Array(of)
+            arrays[part.name] = zarr.Array(with_config(stored.metadata, stored.store_path, config))
         return arrays
-
-
-def _checksum(samples: Array, before: int) -> int:
-    """Go on with the checksum of the samples before."""
-    return zlib.crc32(np.ascontiguousarray(samples).reshape(-1).view(np.uint8).data, before)
 
 
 def _mark(number: int) -> str:
@@ -346,8 +371,8 @@ def _check_source(job: Job, done: list[int], workers: Workers) -> None:
     # Any part of the order spreads over all of them.
     for number in sorted(done, key=lambda number: zlib.crc32(b"%d" % number)):
         part, block = job.locate(number)
-        for piece in part.layout.pieces(block):
-            size += part.layout.itemsize * prod(along.stop - along.start for along in piece.region)
+        for region in part.layout.reads(block):
+            size += part.layout.itemsize * prod(along.stop - along.start for along in region)
         if checked and size > _CHECKED:
             break
         checked.append(number)

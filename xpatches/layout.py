@@ -1,12 +1,15 @@
 """How patches lie in a dataset: dims, chunks, shards, and the blocks that tasks write.
 
 Integers only. A block is a box of the result that covers whole stored objects (shards, or chunks
-where there are none), so that no two tasks write to the same one. Its patches are cut from pieces:
-boxes of the grid whose region of the image fits the budget.
+where there are none), so that no two tasks write to the same one. The samples under it are read at
+once where they fit the budget: what several of its objects need is then read once. Its patches are
+cut and written step by step, each step a few objects. Where the samples under a block do not fit,
+those under its pieces are read: boxes of the grid whose region does.
 """
 
-from collections.abc import Hashable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import product
 from math import prod
 from typing import Any, TypeVar
 
@@ -24,18 +27,20 @@ SHARD = 1 << 25
 """Bytes of a stored object, about."""
 BLOCKS = 16
 """Blocks of an array, at least, before they grow larger than a stored object."""
+_MOST = 4
+"""Budgets that the patches of a block take, at most: a failure costs that much work."""
 
 
 @dataclass(frozen=True, slots=True)
 class Piece:
-    """Patches of a block that are cut from one region of the image."""
+    """Patches of a step that are cut from one region of the image."""
 
     region: tuple[slice, ...]
     """The samples under them, along every axis of the image."""
     spans: tuple[Span, ...]
     """The patches in that region."""
     place: tuple[slice, ...]
-    """Where they go in the block, along every dim of the result."""
+    """Where they go in the step, along every dim of the result."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,11 +51,14 @@ class Layout:
     --------
     >>> grids = (AxisGrid("y", 8, 2, 2), AxisGrid("x", 12, 2, 2))
     >>> dims, chunks = ("sample", "y_patch", "x_patch"), (5, 2, 2)
-    >>> layout = Layout(True, dims, grids, (0, 1), 1, chunks, None, chunks, max_bytes=99)
+    >>> layout = Layout(True, dims, grids, (0, 1), 1, chunks, None, chunks, (10, 2, 2), 99)
     >>> layout.shape, len(layout), layout.block(1)
-    ((24, 2, 2), 5, (slice(5, 10, None), slice(0, 2, None), slice(0, 2, None)))
-    >>> [piece.region for piece in layout.pieces(layout.block(1))]
-    [(slice(0, 2, None), slice(10, 12, None)), (slice(2, 4, None), slice(0, 8, None))]
+    ((24, 2, 2), 3, (slice(10, 20, None), slice(0, 2, None), slice(0, 2, None)))
+    >>> layout.region(layout.block(1))
+    (slice(2, 8, None), slice(0, 12, None))
+    >>> first, second = layout.steps(layout.block(1))
+    >>> [piece.region for piece in layout.pieces(first)]
+    [(slice(2, 4, None), slice(8, 12, None)), (slice(4, 6, None), slice(0, 6, None))]
     """
 
     flat: bool
@@ -65,10 +73,12 @@ class Layout:
     """Bytes of one sample."""
     chunks: tuple[int, ...]
     shards: tuple[int, ...] | None
+    writes: tuple[int, ...]
+    """Lengths of a step, multiples of those of a stored object."""
     blocks: tuple[int, ...]
-    """Lengths of a block, multiples of those of a stored object."""
+    """Lengths of a block, multiples of those of a step."""
     max_bytes: int
-    """Budget of the region of a piece."""
+    """Budget of the samples under a block, or else under a piece."""
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -102,29 +112,64 @@ class Layout:
             place.append(slice(i * length, min(n, (i + 1) * length)))
         return tuple(reversed(place))
 
-    def pieces(self, block: tuple[slice, ...]) -> Iterator[Piece]:
-        """Divide a block into pieces."""
-        at = [range(along.start, along.stop) for along in block]
-        axes = {axis: dim for dim, axis in enumerate(self.axes) if axis is not None}
-        grid = [at[axes[axis]] if axis in axes else range(0) for axis in range(len(self.grids))]
-        if not self.flat:
-            boxes = [grid]
-        else:
+    def region(self, block: tuple[slice, ...]) -> tuple[slice, ...] | None:
+        """Find the samples under a block, along every axis of the image; None if too many."""
+        box = self._box(block)
+        if self.flat:
             counts = [self.grids[axis].count for axis in self.spatial]
-            runs = split_run(counts, at[0].start, at[0].stop)
-            boxes = [_replaced(grid, self.spatial, run) for run in runs]
+            box = _replaced(box, self.spatial, _around(counts, block[0].start, block[0].stop))
+        region = self._under(box)
+        return region if self._nbytes(region) <= self.max_bytes else None
+
+    def steps(self, block: tuple[slice, ...]) -> Iterator[tuple[slice, ...]]:
+        """Divide a block into what is cut and written at once."""
+        starts = (
+            range(along.start, along.stop, length)
+            for along, length in zip(block, self.writes, strict=True)
+        )
+        for corner in product(*starts):
+            yield tuple(
+                slice(start, min(start + length, along.stop))
+                for start, length, along in zip(corner, self.writes, block, strict=True)
+            )
+
+    def reads(self, block: tuple[slice, ...]) -> list[tuple[slice, ...]]:
+        """List the regions that are read for a block, in order."""
+        whole = self.region(block)
+        if whole is not None:
+            return [whole]
+        return [piece.region for step in self.steps(block) for piece in self.pieces(step)]
+
+    def pieces(self, step: tuple[slice, ...]) -> Iterator[Piece]:
+        """Divide a step into pieces."""
+        boxes = [self._box(step)]
+        if self.flat:
+            counts = [self.grids[axis].count for axis in self.spatial]
+            runs = split_run(counts, step[0].start, step[0].stop)
+            boxes = [_replaced(boxes[0], self.spatial, run) for run in runs]
         for box in boxes:
             for part in self._fitting(box):
-                yield self._piece(part, block)
+                yield self._piece(part, step)
+
+    def _box(self, block: tuple[slice, ...]) -> list[range]:
+        """Give the patches of a block along every axis of the image that a dim runs along."""
+        at = [range(along.start, along.stop) for along in block]
+        axes = {axis: dim for dim, axis in enumerate(self.axes) if axis is not None}
+        return [at[axes[axis]] if axis in axes else range(0) for axis in range(len(self.grids))]
+
+    def _under(self, box: list[range]) -> tuple[slice, ...]:
+        """Find the samples under a box of patches."""
+        regions = (grid.region(of.start, len(of)) for grid, of in zip(self.grids, box, strict=True))
+        return tuple(slice(start, stop) for start, stop, _ in regions)
+
+    def _nbytes(self, region: tuple[slice, ...]) -> int:
+        samples: int = prod(along.stop - along.start for along in region)
+        return self.itemsize * samples
 
     def _fitting(self, box: list[range]) -> Iterator[list[range]]:
         """Halve a box along its first axis of several patches until its region fits."""
-        size = self.itemsize
-        for grid, of in zip(self.grids, box, strict=True):
-            start, stop, _ = grid.region(of.start, len(of))
-            size *= stop - start
         several = [axis for axis in (*self.spatial, *range(len(box))) if len(box[axis]) > 1]
-        if size <= self.max_bytes or not several:
+        if self._nbytes(self._under(box)) <= self.max_bytes or not several:
             yield box
             return
         axis, of = several[0], box[several[0]]
@@ -132,24 +177,23 @@ class Layout:
         for half in (range(of.start, middle), range(middle, of.stop)):
             yield from self._fitting(_replaced(box, (axis,), (half,)))
 
-    def _piece(self, box: list[range], block: tuple[slice, ...]) -> Piece:
-        region, spans = [], []
-        for axis, (grid, of) in enumerate(zip(self.grids, box, strict=True)):
-            start, stop, origin = grid.region(of.start, len(of))
-            region.append(slice(start, stop))
-            if axis in self.spatial:
-                spans.append(Span(axis, grid, origin, len(of)))
+    def _piece(self, box: list[range], step: tuple[slice, ...]) -> Piece:
+        spans = []
+        for axis in self.spatial:
+            grid, of = self.grids[axis], box[axis]
+            _, _, origin = grid.region(of.start, len(of))
+            spans.append(Span(axis, grid, origin, len(of)))
         place = []
-        for follows, along in zip(self.axes, block, strict=True):
+        for follows, along in zip(self.axes, step, strict=True):
             of = range(along.start, along.stop) if follows is None else box[follows]
             place.append(slice(of.start - along.start, of.stop - along.start))
         if self.flat:
             first = 0
             for span in spans:
                 first = first * span.grid.count + box[span.axis].start
-            first -= block[0].start
+            first -= step[0].start
             place[0] = slice(first, first + prod(span.count for span in spans))
-        return Piece(tuple(region), tuple(spans), tuple(place))
+        return Piece(self._under(box), tuple(spans), tuple(place))
 
 
 def lay_out(
@@ -166,8 +210,9 @@ def lay_out(
     """Choose chunks, shards and blocks.
 
     A chunk is a patch, with all that lies along the other dims behind it, or several patches up to
-    `CHUNK` bytes; a shard is as many chunks as make `SHARD` bytes. Blocks grow to half of the
-    budget, for large ones read little of the image twice, as long as there are `BLOCKS`.
+    `CHUNK` bytes; a shard is as many chunks as make `SHARD` bytes, and so is a step. Blocks grow as
+    long as the samples under one fit the budget and there are `BLOCKS`, for large ones read little
+    of the image twice.
 
     Parameters
     ----------
@@ -176,7 +221,7 @@ def lay_out(
     flat, dims, grids, spatial, itemsize
         As in `Layout`.
     max_bytes
-        Budget of a task: half for the patches of a block, half for the samples under a piece.
+        Budget of a task: half for the patches of a step, half for the samples under a block.
     chunks, shards
         Lengths by dim that the user gives, -1 for a whole dim; `shards` may be False for none.
 
@@ -185,7 +230,7 @@ def lay_out(
     PatchError
         If a length does not fit the dims, or a stored object does not fit the budget.
     """
-    layout = Layout(flat, dims, grids, spatial, itemsize, (), None, (), max_bytes // 2)
+    layout = Layout(flat, dims, grids, spatial, itemsize, (), None, (), (), max_bytes // 2)
     shape, axes = layout.shape, layout.axes
     if not prod(shape):
         raise PatchError(
@@ -197,14 +242,16 @@ def lay_out(
     depth = [dim for dim, axis in enumerate(axes) if axis is not None and dim > min(patch)]
     leading = [dim for dim in range(len(dims)) if dim not in (*patch, *counted, *depth)]
 
+    def within(most: int) -> Callable[[Sequence[int]], bool]:
+        return lambda lengths: itemsize * prod(lengths) <= most
+
     def grown(
         units: Sequence[int],
         groups: Sequence[list[int]],
-        most: int,
+        fits: Callable[[Sequence[int]], bool],
         lengths: Sequence[int] = (),
-        blocks: int = 1,
     ) -> tuple[int, ...]:
-        """Double lengths of some units, the shortest of a group first, up to so many bytes."""
+        """Double lengths of some units, the shortest of a group first, as long as they fit."""
         lengths = list(lengths or units)
         for group in groups:
             growing = True
@@ -213,8 +260,7 @@ def lay_out(
                 for dim in sorted(group, key=lambda dim: (lengths[dim], -dim)):
                     more = min(2 * lengths[dim], -(-shape[dim] // units[dim]) * units[dim])
                     larger = _replaced(lengths, [dim], [more])
-                    fits = itemsize * prod(larger) <= most
-                    if larger != lengths and fits and _blocks(shape, larger) >= blocks:
+                    if larger != lengths and fits(larger):
                         lengths, growing = larger, True
                         break
         return tuple(lengths)
@@ -225,8 +271,8 @@ def lay_out(
     # A task writes whole patches, of which chunks may hold parts.
     parts = prod(-(-shape[dim] // least[dim]) for dim in patch)
     ones, shard = [1] * len(dims), min(SHARD, max_bytes // 2) // parts
-    stored = grown(ones, free[:1], shard, least)
-    stored = objects = grown(ones, free[1:2], min(CHUNK, shard), stored)
+    stored = grown(ones, free[:1], within(shard), least)
+    stored = objects = grown(ones, free[1:2], within(min(CHUNK, shard)), stored)
     if not isinstance(shards, bool):
         fixed = _lengths("shards", what, shards, dims, shape)
         for dim, length in fixed.items():
@@ -238,7 +284,7 @@ def lay_out(
         fixed = {dim: -(-length // stored[dim]) * stored[dim] for dim, length in fixed.items()}
         free = [[dim for dim in group if dim not in fixed] for group in (counted, leading)]
         least = [fixed.get(dim, length) for dim, length in enumerate(stored)]
-        objects = grown(stored, free, shard, least)
+        objects = grown(stored, free, within(shard), least)
     whole = [-(-shape[dim] // objects[dim]) * objects[dim] for dim in patch]
     least = _replaced(objects, patch, whole)
     if itemsize * prod(least) > max_bytes // 2:
@@ -248,9 +294,26 @@ def lay_out(
             f"{dict(zip(dims, objects, strict=True))}; give smaller chunks and shards, or set "
             "dask's array.chunk-size higher"
         )
-    blocks = grown(least, [counted, leading], max_bytes // 2, blocks=BLOCKS)
+
+    def several(fits: Callable[[Sequence[int]], bool]) -> Callable[[Sequence[int]], bool]:
+        return lambda lengths: _count(shape, lengths) >= BLOCKS and fits(lengths)
+
+    def readable(lengths: Sequence[int]) -> bool:
+        """Whether the samples under a block in the middle of the grid fit."""
+        block = []
+        for n, length in zip(shape, lengths, strict=True):
+            start = n // length // 2 * length
+            block.append(slice(start, min(start + length, n)))
+        return within(_MOST * max_bytes)(lengths) and layout.region(tuple(block)) is not None
+
+    groups = [counted, leading]
+    writes = grown(least, groups, several(within(min(SHARD, max_bytes // 2))))
     return replace(
-        layout, chunks=stored, shards=None if objects == stored else objects, blocks=blocks
+        layout,
+        chunks=stored,
+        shards=None if objects == stored else objects,
+        writes=writes,
+        blocks=grown(writes, groups, several(readable)),
     )
 
 
@@ -279,6 +342,16 @@ def split_run(counts: Sequence[int], start: int, stop: int) -> Iterator[tuple[ra
         start = end
 
 
+def _around(counts: Sequence[int], start: int, stop: int) -> list[range]:
+    """Find the box around a run of patches, the last dim running fastest."""
+    box = []
+    first, last = start, stop - 1
+    for count in reversed(counts):
+        (first, low), (last, high) = divmod(first, count), divmod(last, count)
+        box.append(range(low, high + 1) if first == last else range(count))
+    return box[::-1]
+
+
 def _shape(grids: Sequence[AxisGrid], spatial: Sequence[int], flat: bool) -> tuple[int, ...]:
     counts, sizes = [grid.count for grid in grids], [grids[axis].size for axis in spatial]
     if flat:
@@ -288,7 +361,7 @@ def _shape(grids: Sequence[AxisGrid], spatial: Sequence[int], flat: bool) -> tup
     return (*counts[:after], *sizes, *counts[after:])
 
 
-def _blocks(shape: Sequence[int], lengths: Sequence[int]) -> int:
+def _count(shape: Sequence[int], lengths: Sequence[int]) -> int:
     return prod(-(-n // length) for n, length in zip(shape, lengths, strict=True))
 
 
