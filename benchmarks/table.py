@@ -47,8 +47,8 @@ LIBRARIES = [
 def main() -> None:
     """Print the tables that are asked for."""
     tables = {"kernel": kernel, "others": others, "images": images, "engines": engines,
-              "each": each, "writing": written, "reduce": reduce, "graphs": graphs,
-              "growth": growth}  # fmt: skip
+              "each": each, "writing": written, "schedule": schedule,
+              "reduce": reduce, "graphs": graphs, "growth": growth}  # fmt: skip
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("tables", nargs="*", help=f"of {', '.join(tables)}; all by default")
     parser.add_argument("--quick", action="store_true", help="small images, to see that it works")
@@ -172,13 +172,22 @@ def written(quick: bool) -> None:
     rows = []
     with tempfile.TemporaryDirectory() as folder:
         path, out = Path(folder) / "image.zarr", Path(folder) / "out.zarr"
-        endtoend.write_image(path, 512 if quick else 8192, 64 if quick else 512, "uint16")
+        endtoend.write_image(path, 512 if quick else 16384, 64 if quick else 512, "uint16")
         for layout, (size, stride) in product(("grid", "samples"), ((256, 128), (64, 64))):
             given = (str(path), str(out), layout, size, stride)
             runs = writing.compare(*given, repeat=1 if quick else 3)
             speeds = (f"{of['bytes'] / of['seconds'] / 1e6:.0f}" for of in runs.values())
             rows.append([layout, f"{size} / {stride}", *speeds])
     print_table(["layout", "size / stride", *(f"{way}, MB/s" for way in writing.WAYS)], rows)
+
+
+def schedule(quick: bool) -> None:
+    """Run many blocks that do nothing on a cluster, for what they cost the scheduler."""
+    rows = [
+        [f"{blocks:,}", f"{blocks / seconds:.0f}", str(tasks), f"{mib:.0f}"]
+        for blocks, seconds, tasks, mib in writing.schedule(3000 if quick else 1_000_000)
+    ]
+    print_table(["blocks", "per second", "tasks held", "memory, MiB"], rows)
 
 
 def reduce(quick: bool) -> None:

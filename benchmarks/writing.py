@@ -1,16 +1,19 @@
 """Write patch datasets, beside writing the same patches from memory, on threads and on workers.
 
 Every way runs in a process of its own, which prints its seconds; the ways of a case take turns.
+Workers have one core each, as on a cluster: zarr would use all.
 """
 
 import contextlib
 import importlib
 import json
+import os
 import shutil
 import statistics
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -19,13 +22,17 @@ import zarr
 
 import xpatches
 from benchmarks.endtoend import opened
+from xpatches.workers import Window, workers_for
 
-WAYS = ("from memory", "2 threads", "1 worker", "2 workers")
+WAYS = ("patches in memory", "image in memory", "2 threads", "1 worker", "2 workers")
 
 
 def run(way: str, image: Path, out: Path, layout: str, size: int, stride: int) -> dict[str, float]:
     """Write once; seconds, and bytes of patches."""
-    p = opened(image, None).patches(y=size, x=size, stride=stride)
+    source = opened(image, None)
+    if way == "image in memory":
+        source.load()
+    p = source.patches(y=size, x=size, stride=stride)
     shutil.rmtree(out, ignore_errors=True)
     with contextlib.ExitStack() as stack:
         if "worker" in way:
@@ -36,15 +43,23 @@ def run(way: str, image: Path, out: Path, layout: str, size: int, stride: int) -
             )
             stack.enter_context(client)
             client.run(importlib.import_module, "xpatches.datasets")
+            for core, worker in enumerate(client.scheduler_info()["workers"]):
+                client.run(_keep_to, core, workers=[worker])
         seconds = 0.0
         for _ in range(2):  # the first time loads modules, and takes fresh memory from the system
             shutil.rmtree(out, ignore_errors=True)
             start = time.perf_counter()
             p.to_zarr(out, layout=layout, progress=False)
             seconds = time.perf_counter() - start
-        if way == "from memory":
+        if way == "patches in memory":
             seconds = _from_memory(out, layout)
         return {"seconds": seconds, "bytes": p.nbytes}
+
+
+def _keep_to(core: int) -> None:
+    """Let all threads of this process run on one core."""
+    for thread in Path("/proc/self/task").iterdir():
+        os.sched_setaffinity(int(thread.name), {core})
 
 
 def _from_memory(out: Path, layout: str) -> float:
@@ -69,6 +84,38 @@ def _from_memory(out: Path, layout: str) -> float:
     seconds = time.perf_counter() - start
     shutil.rmtree(out.with_suffix(".again"))
     return seconds
+
+
+class Idle:
+    """A job whose blocks do nothing."""
+
+    def work(self, number: int) -> int:
+        """Give the block back."""
+        return number
+
+
+def schedule(blocks: int) -> Iterator[tuple[int, float, int, float]]:
+    """Run blocks that do nothing on two workers.
+
+    Gives, a few times underway: blocks that are done, seconds, tasks that the scheduler holds, and
+    MiB of the process that it and the job run in.
+    """
+    from distributed import Client
+
+    def held(dask_scheduler: Any) -> int:
+        return len(dask_scheduler.tasks)
+
+    with (
+        Client(n_workers=2, threads_per_worker=2, dashboard_address=":0") as client,  # type: ignore[no-untyped-call]
+        workers_for(Idle()) as workers,
+    ):
+        start, points = time.perf_counter(), {blocks // 1000, blocks // 100, blocks // 10, blocks}
+        for done, _ in enumerate(Window(workers, "work").over(range(blocks)), start=1):
+            if done in points:
+                status = Path("/proc/self/status").read_text()
+                (line,) = (line for line in status.splitlines() if line.startswith("VmRSS"))
+                seconds, tasks = time.perf_counter() - start, client.run_on_scheduler(held)
+                yield done, seconds, tasks, int(line.split()[1]) / 1024
 
 
 def compare(*args: Any, repeat: int = 3) -> dict[str, dict[str, float]]:

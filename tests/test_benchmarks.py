@@ -57,7 +57,8 @@ def test_every_way_makes_as_many_bytes(case: Any, dtype: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "table", ["kernel", "images", "engines", "each", "writing", "reduce", "graphs", "growth"]
+    "table",
+    ["kernel", "images", "engines", "each", "writing", "schedule", "reduce", "graphs", "growth"],
 )
 def test_a_table_is_printed(table: str) -> None:
     command = [sys.executable, "-m", "benchmarks.table", "--quick", table]
