@@ -14,6 +14,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from importlib.metadata import PackageNotFoundError, version
+from importlib.util import find_spec
 from itertools import chain, product
 from pathlib import Path
 from typing import Any
@@ -47,7 +48,7 @@ LIBRARIES = [
 def main() -> None:
     """Print the tables that are asked for."""
     tables = {"kernel": kernel, "others": others, "images": images, "engines": engines,
-              "each": each, "writing": written, "schedule": schedule,
+              "each": each, "writing": written, "chunks": chunks, "schedule": schedule,
               "reduce": reduce, "graphs": graphs, "growth": growth}  # fmt: skip
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("tables", nargs="*", help=f"of {', '.join(tables)}; all by default")
@@ -179,6 +180,27 @@ def written(quick: bool) -> None:
             speeds = (f"{of['bytes'] / of['seconds'] / 1e6:.0f}" for of in runs.values())
             rows.append([layout, f"{size} / {stride}", *speeds])
     print_table(["layout", "size / stride", *(f"{way}, MB/s" for way in writing.WAYS)], rows)
+
+
+def chunks(quick: bool) -> None:
+    """Write and read patches of 256 x 256 with several chunks and shards, and both pipelines."""
+    rows, names = [], ["write, MB/s", "one, ms", "in order, MB/s"]
+    pipelines = [name for name in writing.PIPELINES if find_spec(name)]
+    with tempfile.TemporaryDirectory() as folder:
+        path, out = Path(folder) / "image.zarr", Path(folder) / "out.zarr"
+        endtoend.write_image(path, 512 if quick else 3712, 64 if quick else 512, "uint16")
+        for chunk, shard in writing.CHUNKS:
+            found: dict[str, dict[str, float]] = {}
+            for pipeline in pipelines:
+                runs = [
+                    writing.store_and_read(path, out, chunk, shard, pipeline)
+                    for _ in range(1 if quick else 5)
+                ]
+                found[pipeline] = {key: statistics.median(r[key] for r in runs) for key in runs[0]}
+            row = [str(chunk), str(shard or "none"), f"{found['zarr']['stored, MB']:.0f}"]
+            rows.append(row + [f"{of[name]:.1f}" for of in found.values() for name in names])
+    heads = [f"{pipeline}: {name}" for pipeline in pipelines for name in names]
+    print_table(["patches of a chunk", "of a shard", "stored, MB", *heads], rows)
 
 
 def schedule(quick: bool) -> None:

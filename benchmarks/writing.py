@@ -18,6 +18,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import zarr
 
 import xpatches
@@ -84,6 +85,46 @@ def _from_memory(out: Path, layout: str) -> float:
     seconds = time.perf_counter() - start
     shutil.rmtree(out.with_suffix(".again"))
     return seconds
+
+
+CHUNKS: list[tuple[int, int | None]] = [
+    (1, None), (1, 256), (2, 256), (8, None), (8, 64), (8, 256), (32, 256),
+]  # fmt: skip
+"""Patches of a chunk, and of a shard, that are compared."""
+PIPELINES = {
+    "zarr": "zarr.core.codec_pipeline.BatchedCodecPipeline",
+    "zarrs": "zarrs.ZarrsCodecPipeline",
+}
+
+
+def store_and_read(
+    image: Path, out: Path, chunk: int, shard: int | None, pipeline: str
+) -> dict[str, float]:
+    """Write samples with these chunks and shards, and read them: one at random, and in order."""
+    p = opened(image, None).patches(y=256, x=256, stride=128)
+    rng = np.random.default_rng(0)
+    with zarr.config.set({"codec_pipeline.path": PIPELINES[pipeline]}):
+        shutil.rmtree(out, ignore_errors=True)
+        start = time.perf_counter()
+        shards = {"sample": shard} if shard else False
+        p.to_zarr(out, layout="samples", chunks={"sample": chunk}, shards=shards, progress=False)
+        write = time.perf_counter() - start
+        stored: Any = zarr.open_group(out, mode="r")["image"]
+        ones = []
+        for sample in rng.integers(0, len(p), 50):
+            start = time.perf_counter()
+            stored[int(sample)]
+            ones.append(time.perf_counter() - start)
+        start = time.perf_counter()
+        for sample in range(0, len(p), 32):
+            stored[sample : sample + 32]
+        order = time.perf_counter() - start
+    return {
+        "write, MB/s": p.nbytes / write / 1e6,
+        "one, ms": 1e3 * statistics.median(ones),
+        "in order, MB/s": p.nbytes / order / 1e6,
+        "stored, MB": sum(of.stat().st_size for of in out.rglob("*") if of.is_file()) / 1e6,
+    }
 
 
 class Idle:

@@ -142,6 +142,20 @@ def test_the_command_is_installed(source: str) -> None:
     assert "holds: image" in done.stdout
 
 
+@pytest.mark.parametrize("workers", [(), ("--workers", 1)])
+def test_files_that_xarray_opens_are_read(source: str, tmp_path: Path, workers: Any) -> None:
+    pytest.importorskip("h5netcdf")
+    image = xr.open_zarr(source, consolidated=False).image.load()
+    image.encoding = {}
+    path, out = tmp_path / "image.nc", tmp_path / "out.zarr"
+    image.to_dataset().to_netcdf(path, engine="h5netcdf")
+    assert json.loads(run("info", path, "--json").stdout)["holds"] == "image"
+    result = run("extract", path, out, *SIZE, *workers, "--quiet")
+    assert result.exit_code == 0, result.output
+    expected = image.patches(y=16, x=16, stride=8, padding="same").extract()
+    xr.testing.assert_equal(xpatches.open_patches(out), expected)
+
+
 def test_zip_files_are_read_but_not_written(source: str, tmp_path: Path) -> None:
     zipped = shutil.make_archive(str(tmp_path / "image.zarr"), "zip", source)
     out = tmp_path / "out.zarr"
