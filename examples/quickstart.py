@@ -14,7 +14,6 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 import numpy as np
 import xarray as xr
-from dask.diagnostics.progress import ProgressBar
 from matplotlib.axes import Axes
 from matplotlib.patches import Rectangle
 
@@ -69,14 +68,10 @@ def main(folder: Path) -> None:
     p = image.patches(lat=256, lon=256, stride=128, padding="same")
     print(p)
 
-    # 3. Extract them, chunk by chunk, into another zarr store.
-    with ProgressBar():
-        p.extract().to_zarr(folder / "patches.zarr", mode="w", consolidated=False)
+    # 3. Write them, block by block, as a patch dataset, which is opened again.
+    patches = p.to_zarr(folder / "patches.zarr", overwrite=True)
 
-    # 4. Read them back, and one by where it lies.
-    patches = xr.open_dataarray(
-        folder / "patches.zarr", engine="zarr", chunks={}, consolidated=False
-    )
+    # 4. Find one by where it lies.
     nile = patches.sel(lat=30, lon=31, method="nearest").compute()
     print(f"\nThe patch nearest to 30 N, 31 E has its center at {place(nile)}.")
 

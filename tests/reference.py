@@ -63,6 +63,31 @@ def four_loops(image: Array, axes: Mapping[int, tuple[int, int, int, Any]], fill
     return out
 
 
+def terms_over(
+    patches: Array, axes: Mapping[int, tuple[int, int, int, Any]], shape: tuple[int, ...]
+) -> dict[tuple[int, ...], list[tuple[tuple[int, ...], tuple[int, ...], Any]]]:
+    """List, for every sample of an image, what patches hold there: patch, sample of it, value.
+
+    `patches` are as `four_loops` gives them; the patches are in the order of their numbers.
+    """
+    spatial = sorted(axes)
+    behind = spatial[-1] + 1
+    found: dict[tuple[int, ...], list[Any]] = {index: [] for index in np.ndindex(*shape)}
+    pads = {axis: pads_of(shape[axis], *axes[axis]) for axis in spatial}
+    for index in np.ndindex(*patches.shape):
+        place = [*index[:behind], *index[behind + len(spatial) :]]
+        patch, taps = [], []
+        for number, axis in enumerate(spatial):
+            _, stride, rate, _ = axes[axis]
+            i, j = index[axis], index[behind + number]
+            place[axis] = i * stride + j * rate - pads[axis][0]
+            patch.append(i)
+            taps.append(j)
+        if all(0 <= at < n for at, n in zip(place, shape, strict=True)):
+            found[tuple(place)].append((tuple(patch), tuple(taps), patches[index]))
+    return {place: sorted(terms, key=lambda term: term[0]) for place, terms in found.items()}
+
+
 def same_bits(a: Array, b: Array) -> bool:
     """Equal dtype, shape and bytes: NaN equals NaN, and -0.0 differs from 0.0."""
     return a.dtype == b.dtype and a.shape == b.shape and a.tobytes() == b.tobytes()

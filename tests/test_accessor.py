@@ -338,7 +338,7 @@ def test_the_spec_is_json_from_which_the_grid_can_be_rebuilt() -> None:
     assert spec["dims"] == ["batch", "y", "x", "depth"]
     assert spec["fill_value"] == 7
     assert spec["flattened"] == [["y_patch", 3], ["x_patch", 4], ["depth", 2]]
-    assert read_spec(result.attrs) == p.grid
+    assert read_spec(result.attrs).grid == p.grid
     with pytest.raises(PatchError, match="no attr 'xpatches': it does not come from extract"):
         read_spec({})
     with pytest.raises(PatchError, match="is of version 99, this xpatches reads 1"):

@@ -2,6 +2,7 @@ import json
 import shutil
 import subprocess
 import sys
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -67,8 +68,13 @@ def test_a_dry_run_says_what_would_be_done(source: str, tmp_path: Path) -> None:
     assert "patches: 96" in run("extract", source, out, *SIZE, "--dry-run").stdout
 
 
+BOTH = ("--resume", "--overwrite")
+
+
 def test_exit_codes_and_messages_of_one_line(source: str, tmp_path: Path) -> None:
-    out = tmp_path / "out.zarr"
+    out, picture = tmp_path / "out.zarr", str(tmp_path / "a.png")
+    file = tmp_path / "file"
+    file.write_text("...")
 
     def failed(code: int, message: str, *arguments: Any) -> None:
         result = run(*arguments)
@@ -87,7 +93,18 @@ def test_exit_codes_and_messages_of_one_line(source: str, tmp_path: Path) -> Non
     failed(2, "holds no patch dataset", "show", source, "-o", tmp_path / "a.png")
     assert not out.exists()
     run("extract", source, out, *SIZE)
-    failed(2, "resume=True finishes", "extract", source, out, *SIZE)
+    for more in ((), ("--dry-run",), ("--workers", 1)):
+        failed(2, "; --resume finishes an incomplete", "extract", source, out, *SIZE, *more)
+    failed(2, "--resume and --overwrite exclude", "extract", source, out, *SIZE, *BOTH)
+    failed(2, "must be a folder, got the file", "extract", source, file, *SIZE)
+    failed(2, "'8:a' is no", "extract", source, out, *SIZE, "--padding", "8:a")
+    failed(2, "choose one patch along 'y', 'x'", "show", out, "-o", picture)
+    failed(2, "choose one patch along 'x'", "show", out, "--isel", "y=0", "-o", picture)
+    failed(2, "'sample' names nothing", "show", out, "--isel", "sample=0", "-o", picture)
+    failed(2, "index on 'y' must be < 8, got 8", "show", out, "--isel", "y=8,x=0", "-o", picture)
+    failed(2, "'y' holds float64, got 'abc'", "show", out, "--sel", "y=abc,x=1", "-o", picture)
+    failed(2, "is outside the image", "show", out, "--sel", "y=90,x=1", "-o", picture)
+    assert not Path(picture).exists()
     chunk = Path(source) / "image" / "c" / "0" / "0"
     content = chunk.read_bytes()
     chunk.write_bytes(b"")
@@ -127,6 +144,31 @@ def test_show_draws_the_patch_that_is_nearest(source: str, tmp_path: Path, layou
     told = json.loads(result.stdout)
     assert told["origin"] == {"y": int(patch.y_index[0]), "x": int(patch.x_index[0])}
     assert picture.read_bytes().startswith(b"\x89PNG")
+
+
+def test_show_chooses_along_all_dims(tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib")
+    cube = xr.DataArray(
+        np.random.default_rng(0).integers(0, 9999, (3, 32, 32, 2)).astype("uint16"),
+        {"band": ["red", "green", "blue"], "y": np.arange(32.0), "x": np.arange(32.0)},
+        ("band", "y", "x", "time"),
+        "cube",
+    )
+    with warnings.catch_warnings(action="ignore"):  # zarr's, of strings
+        cube.to_dataset().to_zarr(tmp_path / "cube", consolidated=False)
+    size = ("--size", "y=8,x=8", "--quiet")
+    for layout in ("grid", "samples"):
+        out = tmp_path / layout
+        assert run("extract", tmp_path / "cube", out, *size, "--layout", layout).exit_code == 0
+        given = ("--sel", "y=20,x=4,band=green", "--isel", "time=1", "-o", tmp_path / "a")
+        result = run("show", out, *given, "--json")
+        assert result.exit_code == 0, result.output
+        told = json.loads(result.stdout)
+        assert told["chosen"] == {"band": "green", "time": "index 1"}
+        assert told["origin"] == {"y": 16, "x": 0}
+        assert told["picture"] == str(tmp_path / "a.png")
+        result = run("show", out, "--sel", "y=20,x=4,band=no", "-o", tmp_path / "a")
+        assert "'band' has no label 'no', but red, green, blue" in result.stderr
 
 
 @pytest.mark.parametrize("command", ["extract", "info", "show"])

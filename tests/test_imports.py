@@ -10,9 +10,10 @@ PACKAGE = Path(__file__).parents[1] / "xpatches"
 
 # Imports point up this list only: a module may import those above it.
 ORDER = [
-    *("errors", "arrays", "geometry", "plan", "tiles", "kernel", "reductions", "lazy"),
-    *("labels", "spec", "variables", "take", "reprs", "parity", "layout", "workers", "store"),
-    *("jobs", "datasets", "progress", "accessor", "cli", "__init__"),
+    *("errors", "arrays", "geometry", "plan", "covers", "tiles", "kernel", "reductions"),
+    *("tapers", "accumulate", "lazy", "labels", "spec", "variables", "take", "reprs", "parity"),
+    *("layout", "workers", "store", "jobs", "storable", "datasets", "located", "stitch"),
+    *("progress", "accessor", "pictures", "cli", "__init__"),
 ]
 ARRAY_LIBRARIES = {"numpy", "dask", "xarray", "zarr"}
 CORE = {"numpy", "dask", "xarray", "xpatches"}
@@ -22,7 +23,8 @@ OTHERS = {
     "jobs": {"zarr"},
     "datasets": {"zarr"},
     "progress": {"click"},
-    "cli": {"click", "zarr", "distributed", "matplotlib"},
+    "pictures": {"matplotlib"},
+    "cli": {"click", "zarr", "distributed"},
 }
 EXTRAS = {"distributed", "obstore", "matplotlib"}
 

@@ -295,6 +295,30 @@ def test_resuming_says_what_differs_and_then_finishes(half: Path, tmp_path: Path
     assert files(half) == files(tmp_path / "peace.zarr")
 
 
+def test_a_finished_dataset_of_another_image_is_not_taken_for_this_one(tmp_path: Path) -> None:
+    image, out = image_of(), tmp_path / "out.zarr"
+    patches_of(image).to_zarr(out, **SMALL, **QUIET)
+    before = files(out)
+    patches_of(image).to_zarr(out, **SMALL, **QUIET, resume=True)
+    with pytest.raises(PatchError, match="the image has changed: block "):
+        patches_of(image + np.uint16(1)).to_zarr(out, **SMALL, **QUIET, resume=True)
+    assert files(out) == before
+
+
+@pytest.mark.parametrize("layout", ["grid", "samples"])
+@pytest.mark.parametrize("dtype", ["u2", "M8[s]", "m8[ms]"])
+def test_single_samples_are_read_without_dask(tmp_path: Path, dtype: str, layout: str) -> None:
+    p = patches_of(image_of().drop_attrs().astype("i8").astype(dtype))
+    made = p.to_zarr(tmp_path / "out.zarr", layout=layout, **QUIET)
+    opened = xpatches.open_patches(tmp_path / "out.zarr", chunks=None)
+    assert opened.chunks is None
+    assert opened.dtype == np.dtype(dtype)
+    xr.testing.assert_identical(opened[3].load(), made[3].compute())
+    chunked = xpatches.open_patches(tmp_path / "out.zarr", chunks={opened.dims[0]: 2})
+    assert chunked.chunks is not None
+    assert set(chunked.chunks[0][:-1]) == {2}
+
+
 def test_the_second_writer_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     inside, go_on, plain = threading.Event(), threading.Event(), jobs.Job.write
 

@@ -3,7 +3,7 @@ import signal
 import threading
 import time
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import CancelledError, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -55,6 +55,23 @@ def test_a_few_blocks_per_worker_are_outstanding_whatever_their_number(blocks: i
     assert sorted(found) == list(range(blocks))
     assert job.most <= 6
     assert job.made == blocks
+
+
+def test_draining_waits_for_what_has_begun_and_gives_what_an_interrupt_lost() -> None:
+    job, go_on = Counted(), threading.Event()
+    with ThreadPoolExecutor(1) as pool:
+        window = Window(Workers(job.submit(pool), lambda: 1), "work")
+        window.add(0)
+        while job.underway:
+            time.sleep(0.001)
+        assert window._ready.get()  # taken by who was interrupted before it took note
+        pool.submit(go_on.wait)
+        window.add(1)
+        go_on.set()
+        drained = dict(window.drain())
+    assert drained[0] == 0
+    assert drained[1] == 1 or isinstance(drained[1], CancelledError)
+    assert not len(window)
 
 
 @pytest.fixture(scope="module")

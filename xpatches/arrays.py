@@ -19,6 +19,23 @@ def is_dask(array: object) -> bool:
     return type(array).__module__.partition(".")[0] == "dask" and hasattr(array, "chunks")
 
 
+def least(dtype: np.dtype[Any], how: str) -> Any:
+    """Give the value than which no other is less extreme, for ``"min"`` or ``"max"``.
+
+    Examples
+    --------
+    >>> least(np.dtype("int8"), "min"), least(np.dtype(float), "max")
+    (127, -inf)
+    """
+    if dtype.kind == "b":
+        return how == "min"
+    if dtype.kind in "mM":  # the lowest integer is NaT
+        return np.array(least(np.dtype("i8"), how) + (how == "max"), "i8").view(dtype)[()]
+    if dtype.kind in "iu":
+        return np.iinfo(dtype).max if how == "min" else np.iinfo(dtype).min
+    return np.inf if how == "min" else -np.inf
+
+
 def check_dtype(what: str, dtype: Any) -> None:
     """Refuse samples that are not fixed-width bits.
 

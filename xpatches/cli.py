@@ -1,25 +1,39 @@
 """The command ``xpatches``: write patch datasets, and look at them and at images."""
 
 import json
+import logging
 import os
 import signal
+import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import wraps
 from typing import Any
 
 import click
-import numpy as np
 import xarray as xr
 import zarr
+from zarr.errors import UnstableSpecificationWarning
 
+from xpatches import pictures
 from xpatches.datasets import dataset_state, open_patches
 from xpatches.errors import JobError, PatchError
+from xpatches.jobs import check_state
+from xpatches.reprs import readable
 from xpatches.spec import SPEC_ATTR
-from xpatches.store import Folder, open_folder
+from xpatches.store import Folder, open_folder, writer_of
 
 DONE, FAILED, USAGE, STOPPED = 0, 1, 2, 130
 """Exit codes."""
+_TYPED = {
+    "resume and overwrite": "--resume and --overwrite",
+    "resume=True": "--resume",
+    "overwrite=True": "--overwrite",
+    "padding='same'": "--padding same",
+    "layout='grid'": "--layout grid",
+    "fill_value": "--fill-value",
+}
+"""What arguments of the library, which its errors name, are on the command line."""
 
 
 class _PerDim(click.ParamType):  # type: ignore[type-arg]
@@ -34,13 +48,21 @@ class _PerDim(click.ParamType):  # type: ignore[type-arg]
         """Parse what was typed."""
         if not isinstance(value, str):
             return value
+        if "=" not in value and self._single:
+            return self._parsed(value, value, param, ctx)
+        made = {}
+        for part in value.split(","):
+            dim, equals, given = part.partition("=")
+            if not (equals and dim.strip()):
+                self.fail(f"{value!r} is not of the form y=256,x=256", param, ctx)
+            made[dim.strip()] = self._parsed(given.strip(), value, param, ctx)
+        return made
+
+    def _parsed(self, text: str, whole: str, param: Any, ctx: Any) -> Any:
         try:
-            if "=" not in value and self._single:
-                return self._of(value)
-            pairs = (part.split("=", 1) for part in value.split(","))
-            return {dim.strip(): self._of(given.strip()) for dim, given in pairs}
-        except ValueError as error:
-            self.fail(f"{value!r} is not of the form y=256,x=256: {error}", param, ctx)
+            return self._of(text)
+        except ValueError:
+            self.fail(f"{text!r} in {whole!r} is no whole number", param, ctx)
 
 
 def _padding(text: str) -> Any:
@@ -64,19 +86,24 @@ def _reported(debug: bool) -> Iterator[None]:
         raise KeyboardInterrupt
 
     signal.signal(signal.SIGTERM, stop)
+    warnings.simplefilter("ignore", UnstableSpecificationWarning)  # of strings among the coords
     try:
         yield
     except KeyboardInterrupt as stopped:
-        click.echo(f"xpatches: {str(stopped) or 'interrupted'}", err=True)
+        text = str(stopped).replace("resume=True", "--resume")
+        click.echo(f"xpatches: {text or 'interrupted'}", err=True)
         raise SystemExit(STOPPED) from None
     except (click.ClickException, SystemExit):
         raise
     except Exception as error:
         if debug:
             raise
-        known = isinstance(error, PatchError | JobError | OSError)
-        text = str(error) if known else f"{type(error).__name__}: {error}"
-        click.echo(f"xpatches: {text} (--debug shows where)", err=True)
+        known = isinstance(error, PatchError | JobError)
+        text = str(error) if known else f"{type(error).__name__}: {error} (--debug shows where)"
+        text = text if isinstance(error, JobError) else " ".join(text.split())
+        for python, typed in _TYPED.items():
+            text = text.replace(python, typed)
+        click.echo(f"xpatches: {text}", err=True)
         wrong = isinstance(error, PatchError | FileNotFoundError)
         raise SystemExit(USAGE if wrong else FAILED) from None
 
@@ -110,7 +137,9 @@ def main() -> None:
 @click.argument("source")
 @click.argument("out")
 @click.option("--var", "names", multiple=True, help="Variable to cut; all by default.")
-@click.option("--size", type=_PerDim(single=False), required=True, help="y=256,x=256")
+@click.option(
+    "--size", type=_PerDim(single=False), required=True, help="Samples per patch: y=256,x=256."
+)
 @click.option(
     "--stride", type=_PerDim(), help="One for all dims or y=128,x=64; the size if absent."
 )
@@ -122,14 +151,26 @@ def main() -> None:
     help="valid, same or BEFORE:AFTER, for all dims or y=same,x=8:8.",
 )
 @click.option("--fill-value", type=float, help="Value of padding; 0 if absent.")
-@click.option("--layout", type=click.Choice(["grid", "samples"]), default="grid")
+@click.option(
+    "--layout",
+    type=click.Choice(["grid", "samples"]),
+    default="grid",
+    show_default=True,
+    help="Patches along the image's dims, or along one dim, sample.",
+)
 @click.option("--chunks", type=_PerDim(single=False), help="Lengths of chunks by dim.")
 @click.option("--shards", type=_PerDim(single=False), help="Lengths of shards by dim.")
 @click.option("--scheduler", metavar="ADDRESS", help="Run on this dask cluster: tcp://host:8786")
 @click.option("--workers", type=click.IntRange(1), help="Run on so many processes of this machine.")
 @click.option("--resume", is_flag=True, help="Finish an incomplete dataset.")
 @click.option("--overwrite", is_flag=True, help="Replace what is in OUT.")
-@click.option("--retries", type=click.IntRange(0), default=2, show_default=True)
+@click.option(
+    "--retries",
+    type=click.IntRange(0),
+    default=2,
+    show_default=True,
+    help="How often a block that fails is tried again.",
+)
 @click.option("--dry-run", is_flag=True, help="Say what would be done, and do nothing.")
 @click.option("--quiet", is_flag=True, help="Tell nothing but errors.")
 def extract(
@@ -164,10 +205,16 @@ def extract(
         raise click.UsageError("OUT must not be SOURCE")
     image = _choose(open_image(source), names)
     p = image.patches(size, stride=stride, rate=rate, padding=padding, fill_value=fill_value)
+    open_folder(out)  # before workers are started
+    left = None
+    if "://" in out or os.path.exists(out):
+        folder = open_folder(out, read_only=True)
+        if check_state(folder, resume, overwrite) != "nothing" and resume:
+            left = dataset_state(folder)["missing"]
     if dry_run:
-        _tell(p.plan_zarr(layout, chunks, shards), as_json)
+        _tell({"layout": layout, "missing": left, **p.plan_zarr(layout, chunks, shards)}, as_json)
         return
-    with _client(scheduler, workers):
+    with _client(scheduler, workers, quiet):
         p.to_zarr(
             out,
             layout=layout,
@@ -193,19 +240,33 @@ def info(store: str, as_json: bool) -> None:
 @click.argument("store")
 @click.option("--var", "name", help="Variable to draw, where there are several.")
 @click.option(
-    "--sel", type=_PerDim(_label, single=False), help="The patch nearest to these labels."
+    "--sel",
+    type=_PerDim(_label, single=False),
+    help="By label: y=48.2,x=16.4 the patch whose center is nearest, other dims as well.",
 )
-@click.option("--isel", type=_PerDim(single=False), help="The patch at these indices.")
+@click.option(
+    "--isel",
+    type=_PerDim(single=False),
+    help="By index: y=3,x=4 or sample=17, other dims as well (0 if absent).",
+)
 @click.option("-o", "--output", required=True, help="The picture: a .png, .jpg, .svg or .pdf.")
 def show(store: str, name: str | None, sel: Any, isel: Any, output: str, as_json: bool) -> None:
     """Draw one patch of the patch dataset STORE."""
-    opened = open_patches(store)
-    patches = _choose(opened, (name,) if name else ())
-    if isinstance(patches, xr.Dataset):
-        raise click.UsageError(f"--var must name one of {tuple(patches.data_vars)}")
-    patch = _nearest(patches, sel or {}) if sel else patches.isel(isel or {})
-    drawn = _draw(patch, output)
-    _tell({"picture": output, **drawn}, as_json)
+    opened = open_patches(store, chunks=None)
+    if isinstance(opened, xr.Dataset):
+        cut = [str(name) for name, of in opened.data_vars.items() if SPEC_ATTR in of.attrs]
+        if name not in cut:
+            raise click.UsageError(f"--var must name one of {tuple(cut)}, got {name}")
+        opened = opened[name]
+    elif name not in (None, opened.name):
+        raise click.UsageError(f"--var {name} is not {opened.name!r}, which the store holds")
+    patch, chosen = pictures.choose(opened, sel or {}, isel or {})
+    path = output if os.path.splitext(output)[1] else f"{output}.png"
+    try:
+        origin = pictures.draw(patch, path)
+    except ImportError:
+        raise click.UsageError('show needs matplotlib: pip install "xpatches[show]"') from None
+    _tell({"picture": path, "origin": origin, "chosen": chosen}, as_json)
 
 
 def open_image(source: str) -> xr.Dataset:
@@ -216,7 +277,7 @@ def open_image(source: str) -> xr.Dataset:
     found = {name: folder.get(name) for name in ("zarr.json", ".zgroup", ".zmetadata")}
     if not any(found.values()):
         raise PatchError(f"{source} holds no zarr group, and is no file; check the path")
-    together = b'"consolidated_metadata"' in (found["zarr.json"] or b"")
+    together = json.loads(found["zarr.json"] or b"{}").get("consolidated_metadata") is not None
     image: xr.Dataset = xr.open_zarr(
         folder.store,
         group=folder.path or None,
@@ -238,7 +299,7 @@ def _choose(opened: xr.DataArray | xr.Dataset, names: tuple[str, ...]) -> Any:
 
 
 @contextmanager
-def _client(scheduler: str | None, workers: int | None) -> Iterator[None]:
+def _client(scheduler: str | None, workers: int | None, quiet: bool) -> Iterator[None]:
     """Make a dask client active where one is asked for."""
     if scheduler is None and workers is None:
         yield
@@ -253,16 +314,25 @@ def _client(scheduler: str | None, workers: int | None) -> Iterator[None]:
         with Client(scheduler):  # type: ignore[no-untyped-call]
             yield
         return
-    with (
-        LocalCluster(  # type: ignore[no-untyped-call]
-            n_workers=workers, threads_per_worker=1, dashboard_address=":0"
-        ) as cluster,
-        Client(cluster),  # type: ignore[no-untyped-call]
-    ):
+    if not quiet:
+        click.echo(f"xpatches: starting workers, {workers}", err=True)
+    # A terminal interrupts all processes; workers are stopped by this one, when it has to stop.
+    plain = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        cluster = LocalCluster(  # type: ignore[no-untyped-call]
+            n_workers=workers,
+            threads_per_worker=1,
+            dashboard_address=":0",
+            silence_logs=logging.ERROR,
+        )
+    finally:
+        signal.signal(signal.SIGINT, plain)
+    with cluster, Client(cluster):  # type: ignore[no-untyped-call]
         yield
 
 
 def _same_place(source: str, out: str) -> bool:
+    source, out = source.removeprefix("file://"), out.removeprefix("file://")
     if "://" in source or "://" in out:
         return source.rstrip("/") == out.rstrip("/")
     return os.path.realpath(source) == os.path.realpath(out)
@@ -298,11 +368,13 @@ def _about(folder: Folder, given: str) -> dict[str, Any]:
             "chunks": stored.chunks,
             "shards": stored.shards,
             "patches": {axis.pop("dim"): axis for axis in axes},
+            "bytes": stored.nbytes,
         }
     return {
         "store": given,
         "holds": "patches",
         **state,
+        "writer": writer_of(folder),
         "layout": job["layout"],
         "variables": arrays,
     }
@@ -317,70 +389,18 @@ def _tell(facts: Mapping[str, Any], as_json: bool) -> None:
                 yield f"{indent}{key}:"
                 yield from lines(value, indent + "  ")
             elif isinstance(value, Mapping):
-                yield f"{indent}{key}: {', '.join(f'{k} {_short(v)}' for k, v in value.items())}"
-            else:
-                yield f"{indent}{key}: {_short(value)}"
+                if value:
+                    pairs = (f"{k} {_short(k, v)}" for k, v in value.items())
+                    yield f"{indent}{key}: {', '.join(pairs)}"
+            elif value is not None:
+                yield f"{indent}{key}: {_short(key, value)}"
 
     click.echo(json.dumps(facts) if as_json else "\n".join(lines(facts, "")))
 
 
-def _short(value: Any) -> str:
+def _short(key: str, value: Any) -> str:
     if isinstance(value, list | tuple):
-        return " x ".join(map(str, value))
+        return (":" if key == "padding" else " x ").join(map(str, value))
+    if "bytes" in key:
+        return readable(value)
     return f"{value:.2f}" if isinstance(value, float) else str(value)
-
-
-def _nearest(patches: xr.DataArray, labels: Mapping[str, Any]) -> xr.DataArray:
-    """Take the patch whose labels are nearest to those given."""
-    for dim in labels:
-        if dim not in patches.coords:
-            raise click.UsageError(f"--sel needs a coord {dim!r}; use --isel")
-    if "sample" not in patches.dims:
-        return patches.sel(labels, method="nearest")
-    away = np.zeros(patches.sizes["sample"])
-    for dim, label in labels.items():
-        values = patches[dim].values
-        distance = np.abs(values - np.asarray(label, values.dtype)).astype(float)
-        away += (distance / max(distance.max(), 1e-300)) ** 2
-    return patches.isel(sample=int(away.argmin()))
-
-
-def _draw(patch: xr.DataArray, output: str) -> dict[str, Any]:
-    """Draw a patch on its positions in the image."""
-    try:
-        from matplotlib.figure import Figure
-    except ImportError:
-        raise click.UsageError('show needs matplotlib: pip install "xpatches[show]"') from None
-    axes = [str(dim) for dim in patch.dims if str(dim).endswith("_patch")]
-    rest = [dim for dim in patch.dims if dim not in axes]
-    colours = len(rest) == 1 and patch.sizes[rest[0]] in (3, 4) and patch.dtype.kind in "uf"
-    if len(axes) != 2:
-        raise click.UsageError(f"show draws patches of two dims, got {axes}")
-    shown = patch if colours else patch.isel(dict.fromkeys(rest, 0))
-    shown = shown.transpose(*axes, ...)
-    spans = []
-    for dim in axes:
-        offsets = patch[dim].values
-        origin = int(patch[f"{dim.removesuffix('_patch')}_origin"])
-        spans.append((origin - 0.5, origin + int(offsets[-1]) + 0.5))
-    figure = Figure(figsize=(5, 5), layout="constrained")
-    plot = figure.add_subplot()
-    (top, bottom), (left, right) = spans
-    image = plot.imshow(shown.values, extent=(left, right, bottom, top), cmap="viridis")
-    if not colours:
-        figure.colorbar(image, shrink=0.8)
-    labels = {
-        str(name): coord.item()
-        for name, coord in patch.coords.items()
-        if coord.ndim == 0 and f"{name}_patch" in axes
-    }
-    plot.set_title(", ".join(f"{name} {value}" for name, value in labels.items()))
-    plot.set_ylabel(axes[0].removesuffix("_patch"))
-    plot.set_xlabel(axes[1].removesuffix("_patch"))
-    figure.savefig(output, dpi=150)
-    return {
-        "origin": {
-            dim.removesuffix("_patch"): int(span[0] + 0.5)
-            for dim, span in zip(axes, spans, strict=True)
-        }
-    }

@@ -5,15 +5,13 @@ import os
 import posixpath
 from collections.abc import Hashable, Iterable, Mapping
 from dataclasses import dataclass
-from functools import partial
 from importlib.metadata import version
 from math import prod
+from types import MappingProxyType
 from typing import Any
 
-import numpy as np
 import xarray as xr
 import zarr
-from zarr.storage import LocalStore
 
 from xpatches import labels, lazy
 from xpatches.arrays import Array, is_dask
@@ -22,12 +20,18 @@ from xpatches.geometry import PatchGrid
 from xpatches.jobs import Job, Part, Report, done_blocks, state_of, write_job
 from xpatches.layout import SAMPLE_DIM, Layout, lay_out
 from xpatches.spec import SPEC_ATTR, write_spec
+from xpatches.storable import (
+    check_storable,
+    decoding_of,
+    encoding_of,
+    open_kwargs,
+    without_codecs,
+)
 from xpatches.store import JOB, Folder, open_folder
 from xpatches.variables import every_axis, kept_encoding, region_reader
 
 _LOOKED_AT = 100
 """Blocks whose regions are looked at for a plan."""
-_UNITS = {"s": "seconds", "ms": "milliseconds", "us": "microseconds", "ns": "nanoseconds"}
 
 
 @dataclass(frozen=True)
@@ -56,12 +60,7 @@ class Cut:
         parts = []
         for name, fill_value in self.fill_values.items():
             variable, stored = self.dataset.variables[name], self.stored(name)
-            given = {**_time_encoding(variable.dtype), **encoding.get(stored, {})}
-            for key in ("chunks", "shards"):
-                if key in given:
-                    raise PatchError(
-                        f"encoding of {stored!r} must not hold {key!r}; give {key}={{dim: length}}"
-                    )
+            given = encoding_of(repr(stored), variable.dtype, encoding.get(stored, {}))
             layout = self._lay_out(stored, variable)
             parts.append(Part(stored, region_reader(variable), layout, fill_value, given))
         known = {dim: None for part in parts for dim in part.layout.dims}
@@ -92,10 +91,14 @@ class Cut:
     def template(self, parts: Iterable[Part]) -> xr.Dataset:
         """Give the dataset, with a placeholder for every variable that is cut; all else is read."""
         coords = self.coords()
-        made = {
-            self.stored(name): variable
-            for name, variable in self.dataset.data_vars.variables.items()
-        }
+        made: dict[str, xr.Variable] = {}
+        for name, variable in self.dataset.data_vars.variables.items():
+            if self.stored(name) in {*made, *coords}:
+                raise PatchError(
+                    f"the name {self.stored(name)!r} of the image is that of a coord or of another "
+                    "variable; rename it"
+                )
+            made[self.stored(name)] = variable
         for part, (name, fill_value) in zip(parts, self.fill_values.items(), strict=True):
             variable = self.dataset.variables[name]
             grid = self.grid.restrict(variable.dims)
@@ -124,11 +127,14 @@ class Cut:
                 for name in self.fill_values
             },
         }
-        template = xr.Dataset(made, coords, {**self.dataset.attrs, JOB: json.dumps(job)})
+        template = xr.Dataset(made, coords, self.dataset.attrs)
+        check_storable(template)
+        template.attrs[JOB] = json.dumps({**job, **decoding_of(template)})
         placeholders = {part.name for part in parts}
         for name, variable in template.variables.items():
             if name not in placeholders:
                 variable.load()
+                variable.encoding = without_codecs(variable)
         return template
 
     def _lay_out(self, stored: str, variable: xr.Variable) -> Layout:
@@ -171,8 +177,10 @@ def write_patches(
     **how
         Its arguments `resume`, `overwrite` and `retries`.
     """
+    if encoding is not None and not isinstance(encoding, Mapping):
+        raise PatchError(f"encoding must be a mapping by variable, got {encoding!r}")
+    parts = cut.parts(encoding or {})
     given = {name: dict(of) for name, of in (encoding or {}).items()}
-    parts = cut.parts(given)
     template = cut.template(parts)
     for name in given:
         if name not in template.variables:
@@ -221,22 +229,28 @@ def _plan(layout: Layout, image: xr.Variable) -> dict[str, Any]:
         "shards": layout.shards,
         "tasks": len(layout),
         "bytes_per_task": layout.itemsize * (3 * step + 2 * largest),
-        "read_amplification": sum(map(read, regions)) * len(layout) / len(blocks) / whole,
+        "read_amplification": sum(map(read, regions)) * len(layout) / len(blocks) / max(1, whole),
     }
 
 
-def open_patches(store: Any) -> xr.DataArray | xr.Dataset:
+def open_patches(
+    store: Any, chunks: Mapping[Any, int] | None = MappingProxyType({})
+) -> xr.DataArray | xr.Dataset:
     """Open a patch dataset that `Patches.to_zarr` or the command ``xpatches`` wrote.
 
     Parameters
     ----------
     store
         Where it lies: a path, a zip file, a URL, or a zarr store.
+    chunks
+        Lengths of dask chunks by dim; those of the stored objects where left out. None is without
+        dask: whatever is taken is read at once, and no more than the stored chunks under it, which
+        is fastest for single samples and batches.
 
     Returns
     -------
     DataArray or Dataset
-        What the image was, lazily, in dask chunks that are the stored objects.
+        What the image was, lazily.
 
     Raises
     ------
@@ -262,16 +276,19 @@ def open_patches(store: Any) -> xr.DataArray | xr.Dataset:
         )
     dataset: xr.Dataset = folder.again(
         lambda: xr.open_zarr(
-            folder.store, group=folder.path or None, chunks=None, consolidated=False
+            folder.store,
+            group=folder.path or None,
+            chunks=None,
+            consolidated=False,
+            **open_kwargs(described),
         )
     )
-    for name in described["blocks"]:
+    for name in () if chunks is None else described["blocks"]:
         variable = dataset.variables[name]
         lengths = variable.encoding.get("shards") or variable.encoding["chunks"]
-        lazily = variable.chunk(dict(zip(variable.dims, lengths, strict=True)))
-        if variable.dtype.kind in "mM":  # xarray gives nanoseconds
-            lazily = lazily.astype(described["source"][name]["dtype"])
-        dataset[name] = lazily
+        objects = dict(zip(variable.dims, lengths, strict=True))
+        given = {dim: length for dim, length in (chunks or {}).items() if dim in objects}
+        dataset[name] = variable.chunk({**objects, **given})
     dataset.attrs = {key: value for key, value in dataset.attrs.items() if key != JOB}
     if described["array"] is None:
         return dataset
@@ -294,11 +311,17 @@ def dataset_state(folder: Folder) -> dict[str, Any]:
     PatchError
         If there is no patch dataset.
     """
-    root = folder.get("zarr.json")
-    described = json.loads(root).get("attributes", {}).get(JOB) if root else None
+    root = folder.document("zarr.json") or {}
+    described = (root.get("attributes") or {}).get(JOB)
     if described is None:
-        raise PatchError(f"store {folder} holds no patch dataset; name one that to_zarr wrote")
-    job = json.loads(described)
+        raise PatchError(
+            f"store {folder} holds no patch dataset; name one that Patches.to_zarr wrote"
+        )
+    try:
+        job = json.loads(described)
+        _ = job["blocks"], job["dtypes"]
+    except (TypeError, ValueError, KeyError) as error:
+        raise PatchError(f"attr {JOB!r} of store {folder} is damaged, {error!r}") from error
     blocks = sum(of["count"] for of in job["blocks"].values())
     complete = state_of(folder) == "complete"
     missing = 0 if complete else blocks - len(done_blocks(folder))
@@ -313,24 +336,17 @@ def dataset_state(folder: Folder) -> dict[str, Any]:
 def same_place(variable: xr.Variable, folder: Folder) -> bool:
     """Tell whether a variable was opened from a folder, as far as that can be seen."""
     data: Any = variable._data
-    if is_dask(data):
-        read = lazy.stored(data)
-        data = read.args[0] if isinstance(read, partial) else None
+    sources = lazy.sources(data) if is_dask(data) else [data]
+    return any(_lies_in(source, folder) for source in sources)
+
+
+def _lies_in(data: Any, folder: Folder) -> bool:
     while data is not None and not isinstance(data, zarr.Array):
         data = getattr(data, "array", getattr(data, "_array", None))
     if data is None:
         return False
     at = Folder(data.store, posixpath.dirname(data.path))
-    if isinstance(at.store, LocalStore) and isinstance(folder.store, LocalStore):
-        here = os.path.realpath(at.store.root / at.path)
-        there = os.path.realpath(folder.store.root / folder.path)
+    here, there = at.on_disk, folder.on_disk
+    if here is not None and there is not None:
         return os.path.commonpath([here, there]) in (here, there)
     return str(at) == str(folder)
-
-
-def _time_encoding(dtype: np.dtype[Any]) -> dict[str, Any]:
-    """Give times the units they have, so that nothing is rounded."""
-    if dtype.kind not in "mM":
-        return {}
-    unit = _UNITS[np.datetime_data(dtype)[0]]
-    return {"units": unit if dtype.kind == "m" else f"{unit} since 1970-01-01", "dtype": "int64"}

@@ -16,7 +16,7 @@ import threading
 import time
 import zlib
 from collections import Counter
-from collections.abc import Callable, Container, Iterator, Mapping
+from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import accumulate
@@ -40,6 +40,8 @@ Reader: TypeAlias = Callable[[tuple[slice, ...]], Array]
 
 _CHECKED = 1 << 30
 """Bytes of samples that are read again when a job is resumed, at most."""
+_LOOKED_AT = 100
+"""Blocks whose samples are, at most."""
 _PAUSE = 0.5
 """Seconds before a block is tried again, twice as many each time."""
 
@@ -125,6 +127,11 @@ class Job:
     def __len__(self) -> int:
         return sum(len(part.layout) for part in self.parts)
 
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all patches."""
+        return sum(part.layout.itemsize * prod(part.layout.shape) for part in self.parts)
+
     def locate(self, number: int) -> tuple[Part, tuple[slice, ...]]:
         """Find a block by its number."""
         for part, stop in zip(
@@ -147,10 +154,10 @@ class Job:
         self.folder.put(_mark(number), b"%d" % samples.checksum)
         return nbytes
 
-    def changed(self, number: int) -> bool:
-        """Whether the samples under a block that is done are no longer those it was cut from."""
+    def checksum(self, number: int) -> int:
+        """Give the checksum of the samples under a block."""
         part, block = self.locate(number)
-        return b"%d" % part.checksum(block) != self.folder.get(_mark(number))
+        return part.checksum(block)
 
     def describe(self, number: int) -> str:
         """Say which patches a block holds, and which samples they are cut from."""
@@ -190,8 +197,8 @@ def _mark(number: int) -> str:
 class Report:
     """What is told of a job while it runs; this one tells nothing."""
 
-    def begin(self, blocks: int, done: int) -> None:
-        """So many blocks there are, and so many are done already."""
+    def begin(self, blocks: int, done: int, nbytes: int) -> None:
+        """So many blocks there are, of so many bytes in all, and so many are done already."""
 
     def block(self, nbytes: int) -> None:
         """Another block is written, of so many bytes of patches."""
@@ -234,21 +241,25 @@ def write_job(
     """
     folder = job.folder
     first = _prepared(template, encoding)
-    _check_state(folder, state_of(folder), resume, overwrite)  # touches nothing if it refuses
+    check_state(folder, resume, overwrite)  # touches nothing if it refuses
     with writing(folder) as lost:
-        state = state_of(folder)  # by now nobody else changes it
-        _check_state(folder, state, resume, overwrite)
+        state = check_state(folder, resume, overwrite)  # by now nobody else changes it
         if state in ("writing", "complete") and resume:
             _check_same(first, folder)
         else:
             _set_up(first, folder)
-        if state == "complete" and resume:
-            _finish(job)
-            return
         with workers_for(job) as workers:
-            done = done_blocks(folder)
-            _check_source(job, done, workers)
-            report.begin(len(job), len(done))
+            if state == "complete" and resume:
+                kept = _kept_checksums(folder)
+                _check_source(job, {int(n): b"%d" % of for n, of in kept.items()}, workers)
+                _finish(job, kept)
+                report.begin(len(job), len(job), job.nbytes)
+                report.end()
+                return
+            done = [number for number in done_blocks(folder) if number < len(job)]
+            looked_at = _checked(job, done)
+            _check_source(job, {n: folder.get(_mark(n)) for n in looked_at}, workers)
+            report.begin(len(job), len(done), job.nbytes)
             try:
                 failures = _run(job, set(done), workers, retries, report, lost)
             except KeyboardInterrupt:
@@ -261,15 +272,28 @@ def write_job(
                 report.end()
         if failures:
             raise JobError(str(folder), len(job), failures)
-        _finish(job)
+        missing = len(job) - len(done_blocks(folder))
+        if missing > 0:
+            raise PatchError(
+                f"store {folder} lacks {missing} of {len(job)} blocks, although workers wrote "
+                "them; give a store that all of them share, such as a path or a URL"
+            )
+        marks = {n: folder.get(_mark(n)) for n in _checked(job, range(len(job)))}
+        _finish(job, {str(n): int(of) for n, of in marks.items() if of})
 
 
 def _prepared(template: xr.Dataset, encoding: Mapping[str, Any]) -> dict[str, bytes]:
     """Give all objects of the dataset but the patches."""
     memory = MemoryStore()
-    template.to_zarr(
-        memory, mode="w", compute=False, encoding=encoding, consolidated=False, zarr_format=3
-    )
+    try:
+        template.to_zarr(
+            memory, mode="w", compute=False, encoding=encoding, consolidated=False, zarr_format=3
+        )
+    except Exception as error:  # whatever xarray and zarr raise for what they cannot store
+        notes = " ".join(str(note).split("\n")[0] for note in getattr(error, "__notes__", []))
+        raise PatchError(
+            f"the dataset cannot be stored: {error} {notes}; change the attrs, coords or encoding"
+        ) from error
     made = Folder(memory)
     return {name: made.get(name) or b"" for name in sorted(made.names())}
 
@@ -282,26 +306,36 @@ def state_of(folder: Folder) -> str:
         return "writing"
     if folder.get(f"{JOB}/zarr.json") is not None:
         return "begun"
-    root = folder.get("zarr.json")
+    root = folder.document("zarr.json")
     if root is not None:
-        described = JOB in json.loads(root).get("attributes", {})
-        return "complete" if described else "foreign zarr"
-    return "foreign" if set(folder.names()) - {f"{JOB}/writer"} else "nothing"
+        return "complete" if JOB in (root.get("attributes") or {}) else "foreign zarr"
+    others = (name for name in folder.names() if not name.startswith(f"{JOB}/"))
+    return "nothing" if next(others, None) is None else "foreign"
 
 
 def done_blocks(folder: Folder) -> list[int]:
     """List the blocks that are recorded as written."""
-    return sorted(int(name) for name in folder.names(f"{JOB}/blocks/") if name.isdecimal())
+    names = folder.names(f"{JOB}/blocks/")
+    return sorted(int(name) for name in names if name.isascii() and name.isdecimal())
 
 
-def _check_state(folder: Folder, state: str, resume: bool, overwrite: bool) -> None:
+def check_state(folder: Folder, resume: bool, overwrite: bool) -> str:
+    """Tell what lies in a folder, if a job may be written there.
+
+    Raises
+    ------
+    PatchError
+        If it may not.
+    """
     if resume and overwrite:
         raise PatchError("resume and overwrite exclude each other; give one of them")
+    state = state_of(folder)
     if state == "nothing":
-        return
+        return state
     if state == "foreign":
         raise PatchError(
-            f"store {folder} holds files that are no zarr; give another path, or remove them"
+            f"store {folder} holds files that are no zarr of format 3; give another path, or "
+            "remove them"
         )
     if resume and state == "foreign zarr":
         raise PatchError(
@@ -314,16 +348,33 @@ def _check_state(folder: Folder, state: str, resume: bool, overwrite: bool) -> N
             f"store {folder} exists already, {found}{part}; resume=True finishes an incomplete "
             "dataset, overwrite=True replaces what is there"
         )
+    return state
 
 
 def _set_up(objects: Mapping[str, bytes], folder: Folder) -> None:
-    """Remove what there is, and write everything but the patches."""
+    """Remove what there is, and write everything but the patches.
+
+    Raises
+    ------
+    PatchError
+        If there are files that are not zarr's.
+    """
+    names = folder.names()
+    arrays = {name.removesuffix("zarr.json") for name in names if name.endswith("/zarr.json")}
+    for name in names:
+        parents = (name[: i + 1] for i, letter in enumerate(name) if letter == "/")
+        ours = name.startswith(f"{JOB}/") or name.endswith((".partial", "zarr.json"))
+        if not ours and not arrays.intersection(parents):
+            raise PatchError(
+                f"store {folder} holds a file that is no zarr, {name}; remove it, or give another "
+                "path"
+            )
     group = json.dumps({"zarr_format": 3, "node_type": "group", "attributes": {}}).encode()
     folder.put(f"{JOB}/zarr.json", group)
     for mark in ("complete", "ready"):
         folder.remove(f"{JOB}/{mark}")
     kept = {f"{JOB}/zarr.json", f"{JOB}/writer"}
-    folder.remove_all(name for name in folder.names() if name not in kept)
+    folder.remove_all(name for name in names if name not in kept)
     folder.prune()
     for name, content in objects.items():
         folder.put(name, content)
@@ -339,7 +390,9 @@ def _check_same(objects: Mapping[str, bytes], folder: Folder) -> None:
             differences.append(f"{name} is missing")
         elif stored != ours and name.endswith("zarr.json"):
             what = name.removesuffix("zarr.json").strip("/")
-            differences += _different(what, json.loads(stored), json.loads(ours))
+            for difference in _different(what, folder.document(name), json.loads(ours)):
+                if not difference.startswith(f"attributes.{JOB}.checksums,"):  # written at the end
+                    differences.append(difference)
         elif stored != ours:
             differences.append(f"values of {name.split('/c')[0]!r}")
     if differences:
@@ -364,22 +417,27 @@ def _different(what: str, stored: Any, ours: Any) -> Iterator[str]:
         yield f"{what}, stored {stored!r}, now {ours!r}"
 
 
-def _check_source(job: Job, done: list[int], workers: Workers) -> None:
-    """Refuse an image that has changed: read again what some finished blocks were cut from."""
-    checked: list[int] = []
+def _checked(job: Job, done: Sequence[int]) -> list[int]:
+    """Choose some of the blocks that are done, whose samples are read again: the same each time."""
+    chosen: list[int] = []
     size = 0
     # Any part of the order spreads over all of them.
-    for number in sorted(done, key=lambda number: zlib.crc32(b"%d" % number)):
+    for number in heapq.nsmallest(_LOOKED_AT, done, key=lambda number: zlib.crc32(b"%d" % number)):
         part, block = job.locate(number)
         for region in part.layout.reads(block):
             size += part.layout.itemsize * prod(along.stop - along.start for along in region)
-        if checked and size > _CHECKED:
+        if chosen and size > _CHECKED:
             break
-        checked.append(number)
-    for number, changed in Window(workers, "changed").over(checked):
-        if isinstance(changed, BaseException):
-            raise changed
-        if changed:
+        chosen.append(number)
+    return chosen
+
+
+def _check_source(job: Job, marks: Mapping[int, bytes | None], workers: Workers) -> None:
+    """Refuse an image that has changed: read again what some finished blocks were cut from."""
+    for number, found in Window(workers, "checksum").over(marks):
+        if isinstance(found, BaseException):
+            raise found
+        if marks[number] and b"%d" % found != marks[number]:  # one that is torn says nothing
             raise PatchError(
                 f"the image has changed: block {number} of store {job.folder}, "
                 f"{job.describe(number)}, was cut from other samples; "
@@ -429,13 +487,25 @@ def _run(
             else:
                 failures.append(BlockFailure(number, job.describe(number), made))
     except BaseException:
-        window.drain()
+        for _, made in window.drain():
+            if not isinstance(made, BaseException):
+                report.block(made)
         raise
 
 
-def _finish(job: Job) -> None:
-    """Mark the dataset as complete, and remove what the job needed."""
+def _kept_checksums(folder: Folder) -> dict[str, int]:
+    """Give the checksums that a finished dataset keeps, by number of the block."""
+    root = folder.document("zarr.json") or {}
+    return dict(json.loads(root["attributes"][JOB]).get("checksums", {}))
+
+
+def _finish(job: Job, checksums: Mapping[str, int]) -> None:
+    """Mark the dataset as complete, keep some checksums, and remove what the job needed."""
     folder = job.folder
+    root = folder.document("zarr.json") or {}
+    described = json.loads(root["attributes"][JOB])
+    root["attributes"][JOB] = json.dumps({**described, "checksums": checksums})
+    folder.put("zarr.json", json.dumps(root, indent=2).encode())
     if isinstance(folder.store, LocalStore):  # what killed processes had not yet renamed
         folder.remove_all(name for name in folder.names() if name.endswith(".partial"))
     folder.put(f"{JOB}/complete", b"")

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from functools import partial
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import numpy as np
 from numpy.lib.stride_tricks import as_strided
@@ -18,8 +18,8 @@ from xpatches.arrays import Array, as_items
 from xpatches.geometry import AxisGrid, Span, clip
 from xpatches.tiles import copy_by_tiles
 
-Kernel: TypeAlias = Callable[[Array, Sequence[Span]], Array]
-"""Makes a chunk of a result from a block and the patches along its spatial axes."""
+Kernel: TypeAlias = Callable[[Array, Sequence[Any]], Array]
+"""Makes a chunk of a result from a block and what to take of it along its spatial axes."""
 
 
 def extract_block(

@@ -273,7 +273,7 @@ def lay_out(
     ones, shard = [1] * len(dims), min(SHARD, max_bytes // 2) // parts
     stored = grown(ones, free[:1], within(shard), least)
     stored = objects = grown(ones, free[1:2], within(min(CHUNK, shard)), stored)
-    if not isinstance(shards, bool):
+    if shards is not False:
         fixed = _lengths("shards", what, shards, dims, shape)
         for dim, length in fixed.items():
             if length % stored[dim] and length < shape[dim]:
@@ -368,11 +368,13 @@ def _count(shape: Sequence[int], lengths: Sequence[int]) -> int:
 def _lengths(
     argument: str,
     what: str,
-    given: Mapping[Any, int] | None,
+    given: Mapping[Any, int] | bool | None,
     dims: tuple[Hashable, ...],
     shape: tuple[int, ...],
 ) -> dict[int, int]:
     """Normalise the lengths that the user gives, by number of the dim."""
+    if given is not None and not isinstance(given, Mapping):
+        raise PatchError(f"{argument} must be a mapping from dim to length, got {given!r}")
     lengths = {}
     for dim, value in (given or {}).items():
         if dim in dims:

@@ -13,11 +13,11 @@ The edges of the image are padded in the kernel, which costs no task.
 """
 
 from bisect import bisect_left, bisect_right
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from itertools import accumulate, pairwise, product
 from math import prod
-from typing import Any, TypeAlias
+from typing import Any, Protocol, TypeAlias
 
 import dask
 import dask.array as da
@@ -29,11 +29,37 @@ from dask.utils import parse_bytes
 
 from xpatches.arrays import Array
 from xpatches.errors import PatchError
-from xpatches.geometry import AxisGrid, Span, as_integer
+from xpatches.geometry import as_integer
 from xpatches.kernel import Kernel, pad_block
-from xpatches.plan import AxisPlan, Plan
+from xpatches.plan import Plan, Take
 
 Slices: TypeAlias = tuple[slice, ...]
+
+
+class Blocks(Protocol):
+    """What a plan says of the blocks of a result."""
+
+    @property
+    def chunks(self) -> tuple[tuple[int, ...], ...]:
+        """Chunk lengths of the source, along each of its axes."""
+
+    @property
+    def regions(self) -> tuple[tuple[tuple[int, int], ...], ...]:
+        """What every block reads, ``[start, stop)``, along each of these axes."""
+
+    @property
+    def takes(self) -> tuple[list[list[tuple[int, Any]]], ...]:
+        """Along each axis, for every block: the chunks of the result, and what they take of it.
+
+        That is a slice of the region, or what the kernel is told instead.
+        """
+
+    @property
+    def out_chunks(self) -> tuple[tuple[int, ...], ...]:
+        """Chunk lengths of the result."""
+
+    def out_index(self, numbers: Sequence[int]) -> tuple[int, ...]:
+        """Index of a chunk of the result, from its number along every axis of the source."""
 
 
 def as_budget(max_bytes: int | str | None) -> int:
@@ -85,6 +111,16 @@ def stored(array: Any) -> Callable[[Slices], Array] | None:
     return partial(_slice, source.value if isinstance(source, DataNode) else source, array.dtype)
 
 
+def sources(array: Any) -> list[Any]:
+    """List what a dask array was made from, as far as its graph has it in layers of one entry."""
+    found = []
+    for layer in array.dask.layers.values():
+        if len(layer) == 1:
+            (source,) = layer.values()
+            found.append(source.value if isinstance(source, DataNode) else source)
+    return found
+
+
 def computed(array: Any) -> Callable[[Slices], Array]:
     """Give what computes regions of a dask array, in the thread that asks."""
     return partial(_compute, array)
@@ -103,7 +139,7 @@ def _slice(source: Any, dtype: Any, region: Slices) -> Array:
     return np.asarray(source[region], dtype)
 
 
-def exchange(array: Any, plan: Plan, kernel: Kernel, dtype: Any) -> Any:
+def exchange(array: Any, plan: Blocks, kernel: Kernel, dtype: Any) -> Any:
     """Build the graph that runs a kernel on every block of a dask array; nothing is computed.
 
     Parameters
@@ -111,10 +147,10 @@ def exchange(array: Any, plan: Plan, kernel: Kernel, dtype: Any) -> Any:
     array : dask.array.Array
         The image.
     plan
-        What `xpatches.plan.plan_blocks` made for the array's chunks.
+        What was planned for the array's chunks.
     kernel
-        Makes a chunk of the result from a region of the image and the patches along its spatial
-        axes.
+        Makes a chunk of the result from a region of the image and what to take of it along axes
+        that are not sliced.
     dtype
         Dtype of the result.
 
@@ -125,22 +161,21 @@ def exchange(array: Any, plan: Plan, kernel: Kernel, dtype: Any) -> Any:
     """
     name = f"patches-{tokenize(array.name, plan, kernel)}"
     result = _result(plan.out_chunks, dtype)
-    if plan.blocks_are_chunks:
+    if isinstance(plan, Plan) and plan.blocks_are_chunks:
         dropped = range(plan.patch_axis, array.ndim) if plan.form == "flat" else range(0)
         added = len(plan.out_chunks) - (array.ndim - len(dropped))
         return array.map_blocks(
             _run_on_chunk,
             name=name,
-            axes=tuple((axis.grid, axis.limit) for axis in plan.axes),
-            plan=(plan.spatial, plan.form),
+            plan=plan,
             kernel=kernel,
             drop_axis=list(dropped),
             new_axis=list(range(plan.patch_axis, plan.patch_axis + added)),
             **result,
         )
     graph: dict[Any, Task] = {}
-    parts = [_parts(*pair) for pair in zip(plan.axes, plan.chunks, strict=True)]
-    takes = _takes(plan)
+    parts = [_parts(*pair) for pair in zip(plan.regions, plan.chunks, strict=True)]
+    takes = plan.takes
     for block in product(*map(range, map(len, parts))):
         along = [axis[i] for axis, i in zip(parts, block, strict=True)]
         keys = [_cut_out(graph, name, array, part) for part in product(*along)]
@@ -160,7 +195,7 @@ def exchange(array: Any, plan: Plan, kernel: Kernel, dtype: Any) -> Any:
 
 
 def read(
-    source: Callable[[Slices], Array], token: str, plan: Plan, kernel: Kernel, dtype: Any
+    source: Callable[[Slices], Array], token: str, plan: Blocks, kernel: Kernel, dtype: Any
 ) -> Any:
     """Build the graph in which every block reads its own region, in one task; as `exchange`.
 
@@ -171,7 +206,7 @@ def read(
     token
         Tells the source from all others.
     plan
-        What `xpatches.plan.plan_blocks` made.
+        What was planned.
     kernel, dtype
         As for `exchange`.
     """
@@ -179,8 +214,8 @@ def read(
     shared = f"source-{token}"
     graph: dict[Any, Task | DataNode] = {shared: DataNode(shared, source)}
     axes = [
-        [(*take, slice(*region)) for (take,), region in zip(takes, axis.regions, strict=True)]
-        for takes, axis in zip(_takes(plan), plan.axes, strict=True)
+        [(*take, slice(*region)) for (take,), region in zip(takes, regions, strict=True)]
+        for takes, regions in zip(plan.takes, plan.regions, strict=True)
     ]
     for block in product(*axes):
         numbers, take, region = zip(*block, strict=True)
@@ -189,6 +224,62 @@ def read(
     return da.Array(
         HighLevelGraph.from_collections(name, graph), name, **_result(plan.out_chunks, dtype)
     )
+
+
+def grid_chunks(lengths: Sequence[int], counts: Sequence[int]) -> tuple[tuple[int, ...], ...]:
+    """Choose chunks of a grid that are runs of patches, about as long as those along one axis.
+
+    Examples
+    --------
+    >>> grid_chunks((8, 8, 8), (4, 3, 2))
+    ((1, 1, 1, 1), (3,), (2,))
+    >>> grid_chunks((4, 4, 4, 4, 4, 4), (4, 3, 2))
+    ((1, 1, 1, 1), (2, 1), (2,))
+    """
+    room = max(lengths)
+    chunks: list[tuple[int, ...]] = []
+    for number, count in enumerate(counts):
+        inner = prod(counts[number + 1 :])
+        length = min(count, max(1, room // inner))
+        chunks.append(tuple(min(length, count - start) for start in range(0, count, length)))
+        if length < count:
+            room = min(room, inner)
+    return tuple(chunks)
+
+
+def as_grid(array: Any, axis: int, counts: Sequence[int], numbers: Array) -> Any:
+    """Lay what lies along an axis along several; what is missing there is any of the others.
+
+    Parameters
+    ----------
+    array : dask.array.Array
+        Patches along `axis`.
+    counts
+        Lengths of the axes that replace it.
+    numbers
+        For every patch its number in the grid, the last axis running fastest.
+    """
+    total = prod(counts)
+    if not np.array_equal(numbers, np.arange(total)):
+        positions = np.zeros(total, np.intp)
+        positions[numbers] = np.arange(len(numbers))
+        array = da.take(array, positions, axis)
+    grid = grid_chunks(array.chunks[axis], counts)
+    runs = tuple(prod(run) for run in product(*grid))
+    array = array.rechunk({axis: runs})
+    name = f"grid-{tokenize(array.name, grid)}"
+    chunks = (*array.chunks[:axis], *grid, *array.chunks[axis + 1 :])
+    graph: dict[Any, Task] = {}
+    for index in product(*(range(len(lengths)) for lengths in chunks)):
+        run = 0
+        for number, lengths in zip(index[axis:], grid, strict=False):
+            run = run * len(lengths) + number
+        shape = tuple(lengths[number] for number, lengths in zip(index, chunks, strict=True))
+        source = (array.name, *index[:axis], run, *index[axis + len(grid) :])
+        key = (name, *index)
+        graph[key] = Task(key, np.reshape, TaskRef(source), shape)
+    layers = HighLevelGraph.from_collections(name, graph, dependencies=[array])
+    return da.Array(layers, name, **_result(chunks, array.dtype))
 
 
 def pad(array: Any, pads: Mapping[int, tuple[int, int]], fill_value: Array) -> Any:
@@ -210,15 +301,13 @@ def count_tasks(array: Any) -> int:
 
 _Part: TypeAlias = tuple[int, slice]
 """Along one axis: a chunk, and what of it."""
-_Take: TypeAlias = Span | slice
-"""Along one axis: the patches to take of a region, or the samples where there are no patches."""
 
 
-def _parts(axis: AxisPlan, chunks: tuple[int, ...]) -> list[list[_Part]]:
+def _parts(regions: Iterable[tuple[int, int]], chunks: tuple[int, ...]) -> list[list[_Part]]:
     """Find the parts of every block's region along one axis."""
     edges = [0, *accumulate(chunks)]
     blocks = []
-    for start, stop in axis.regions:
+    for start, stop in regions:
         first = min(bisect_right(edges, start), len(chunks)) - 1
         parts = []
         for number in range(first, bisect_left(edges, stop)) or [first]:
@@ -227,17 +316,6 @@ def _parts(axis: AxisPlan, chunks: tuple[int, ...]) -> list[list[_Part]]:
                 parts.append((number, slice(low - edges[number], high - edges[number])))
         blocks.append(parts)
     return blocks
-
-
-def _takes(plan: Plan) -> list[list[list[tuple[int, _Take]]]]:
-    """List the chunks of the result by axis and block: their numbers and what they take."""
-    takes: list[list[list[tuple[int, _Take]]]] = []
-    for axis, of in enumerate(plan.axes):
-        takes.append([[] for _ in of.blocks])
-        for number, (block, origin, count) in enumerate(of.spans):
-            take = _take(axis in plan.spatial, axis, of.grid, origin, count)
-            takes[axis][block].append((number, take))
-    return takes
 
 
 def _cut_out(graph: dict[Any, Task], name: str, array: Any, part: tuple[_Part, ...]) -> TaskRef:
@@ -276,44 +354,34 @@ def _put_together(shape: tuple[int, ...], *parts: Array) -> Array:
 
 
 def _run_on_parts(
-    kernel: Kernel, takes: Sequence[_Take], shape: tuple[int, ...], *parts: Array
+    kernel: Kernel, takes: Sequence[Any], shape: tuple[int, ...], *parts: Array
 ) -> Array:
     return _run(kernel, takes, _put_together(shape, *parts))
 
 
 def _run_on_region(
-    kernel: Kernel, takes: Sequence[_Take], region: Slices, source: Callable[[Slices], Array]
+    kernel: Kernel, takes: Sequence[Any], region: Slices, source: Callable[[Slices], Array]
 ) -> Array:
     return _run(kernel, takes, source(region))
 
 
-def _run_on_chunk(
-    block: Array,
-    axes: Sequence[tuple[AxisGrid, int]],
-    plan: tuple[Sequence[int], str],
-    kernel: Kernel,
-    block_id: tuple[int, ...],
-) -> Array:
+def _run_on_chunk(block: Array, plan: Plan, kernel: Kernel, block_id: tuple[int, ...]) -> Array:
     """Run the kernel on one of equal blocks that are whole chunks."""
-    spatial, form = plan
-    takes: list[_Take] = []
-    for axis, (grid, limit) in enumerate(axes):
-        number = block_id[axis] if axis <= spatial[-1] or form == "reduced" else 0
-        if axis > spatial[-1] and form == "grid":
-            number = block_id[axis + len(spatial)]
-        count = min(limit, grid.count - number * limit)
-        _, _, origin = grid.region(number * limit, count)
-        takes.append(_take(axis in spatial, axis, grid, origin, count))
+    last = plan.spatial[-1]
+    takes: list[Take] = []
+    for axis, of in enumerate(plan.axes):
+        number = block_id[axis] if axis <= last or plan.form == "reduced" else 0
+        if axis > last and plan.form == "grid":
+            number = block_id[axis + len(plan.spatial)]
+        count = min(of.limit, of.grid.count - number * of.limit)
+        _, _, origin = of.grid.region(number * of.limit, count)
+        takes.append(plan.take(axis, origin, count))
     return _run(kernel, takes, block)
 
 
-def _run(kernel: Kernel, takes: Sequence[_Take], block: Array) -> Array:
-    kept = tuple(slice(None) if isinstance(take, Span) else take for take in takes)
-    return kernel(block[kept], [take for take in takes if isinstance(take, Span)])
-
-
-def _take(cut: bool, axis: int, grid: AxisGrid, origin: int, count: int) -> _Take:
-    return Span(axis, grid, origin, count) if cut else slice(origin, origin + count)
+def _run(kernel: Kernel, takes: Sequence[Any], block: Array) -> Array:
+    kept = tuple(take if isinstance(take, slice) else slice(None) for take in takes)
+    return kernel(block[kept], [take for take in takes if not isinstance(take, slice)])
 
 
 def _result(chunks: tuple[tuple[int, ...], ...], dtype: Any) -> dict[str, Any]:

@@ -22,8 +22,10 @@ from math import prod
 from typing import Literal, TypeAlias
 
 from xpatches.errors import PatchError
-from xpatches.geometry import AxisGrid
+from xpatches.geometry import AxisGrid, Span
 
+Take: TypeAlias = Span | slice
+"""What a chunk of a result takes of a region along one axis: patches, or samples as they are."""
 Engine: TypeAlias = Literal["map_overlap", "region"]
 Form: TypeAlias = Literal["grid", "flat", "reduced"]
 
@@ -139,6 +141,28 @@ class Plan:
         if self.form == "flat":
             last = [(prod(sum(lengths) for lengths in last),)]
         return (*kept[: self.patch_axis], *last)
+
+    @property
+    def regions(self) -> tuple[tuple[tuple[int, int], ...], ...]:
+        """Samples ``[start, stop)`` of the source under every block, along each of its axes."""
+        return tuple(axis.regions for axis in self.axes)
+
+    @property
+    def takes(self) -> tuple[list[list[tuple[int, Take]]], ...]:
+        """Along each axis, for every block: the chunks of the result, and what they take of it."""
+        found = []
+        for number, axis in enumerate(self.axes):
+            of: list[list[tuple[int, Take]]] = [[] for _ in axis.blocks]
+            for chunk, (block, origin, count) in enumerate(axis.spans):
+                of[block].append((chunk, self.take(number, origin, count)))
+            found.append(of)
+        return tuple(found)
+
+    def take(self, axis: int, origin: int, count: int) -> Take:
+        """Describe patches along an axis, from the origin of the first one in a region."""
+        if axis in self.spatial:
+            return Span(axis, self.axes[axis].grid, origin, count)
+        return slice(origin, origin + count)
 
     def out_index(self, numbers: Sequence[int]) -> tuple[int, ...]:
         """Index of a chunk of the result, from its number along every axis of the source."""

@@ -1,5 +1,6 @@
 """How far a job is: a bar on a terminal, lines elsewhere."""
 
+import shutil
 import sys
 import time
 from typing import Any, TextIO
@@ -7,6 +8,7 @@ from typing import Any, TextIO
 import click
 
 from xpatches.jobs import Report
+from xpatches.reprs import readable
 
 _EVERY = 10.0
 """Seconds between lines."""
@@ -21,21 +23,22 @@ class Progress(Report):
         self._blocks = self._done = self._before = self._bytes = 0
         self._start = self._said = 0.0
 
-    def begin(self, blocks: int, done: int) -> None:
-        """So many blocks there are, and so many are done already."""
+    def begin(self, blocks: int, done: int, nbytes: int) -> None:
+        """So many blocks there are, of so many bytes in all, and so many are done already."""
         self._blocks, self._done, self._before = blocks, done, done
         self._start = self._said = time.monotonic()
-        if self._stream.isatty():
+        already = f", {done} of them are done already" if done else ""
+        self._say(f"{readable(nbytes)} of patches in {blocks} blocks{already}")
+        if self._stream.isatty() and done < blocks:
             self._bar = click.progressbar(
                 length=blocks,
                 file=self._stream,
                 show_pos=True,
-                item_show_func=lambda _: self._rate(),
+                width=0 if shutil.get_terminal_size().columns < 80 else 30,
+                item_show_func=lambda _: self._rate() if self._bytes else None,
             )
             self._bar.__enter__()
             self._bar.update(done)
-        elif done:
-            self._say(f"{done} of {blocks} blocks are done already")
 
     def block(self, nbytes: int) -> None:
         """Another block is written, of so many bytes of patches."""
@@ -53,10 +56,13 @@ class Progress(Report):
         if self._bar is not None:
             self._bar.__exit__(None, None, None)
         seconds = time.monotonic() - self._start
-        self._say(
-            f"{self._done} of {self._blocks} blocks are written, "
-            f"{self._done - self._before} of them in {_time(seconds)}, {self._rate()}"
-        )
+        written = self._done - self._before
+        if written:
+            new = f", {written} of them" if self._before else ""
+            self._say(
+                f"{self._done} of {self._blocks} blocks are written{new} in {_time(seconds)}, "
+                f"{self._rate()}"
+            )
 
     def _rate(self) -> str:
         seconds = max(1e-3, time.monotonic() - self._start)

@@ -22,7 +22,7 @@ from typing import Any, TypeAlias
 
 import numpy as np
 
-from xpatches.arrays import Array
+from xpatches.arrays import Array, least
 from xpatches.geometry import Span
 from xpatches.kernel import pad_block, region_of
 
@@ -205,7 +205,7 @@ def _samples(
 
 def _extreme(given: State, spans: list[Span], how: str) -> Array:
     def extremes(samples: Array, valid: Array | None = None) -> State:
-        return (_only(samples, valid, _least(samples.dtype, how)),)
+        return (_only(samples, valid, least(samples.dtype, how)),)
 
     merge = np.minimum if how == "min" else np.maximum
     return _passes(extremes, given, spans, _by(merge), overlap=True)[0]
@@ -263,7 +263,7 @@ def _arg(given: State, spans: list[Span], reduction: Reduction) -> Array:
     better = np.less if how == "argmin" else np.greater
 
     def indexed(samples: Array, valid: Array | None = None) -> State:
-        kept = _only(samples, valid, _least(samples.dtype, how[3:]))
+        kept = _only(samples, valid, least(samples.dtype, how[3:]))
         return kept, np.zeros(kept.shape, np.int64)
 
     def merge(first: State, second: State, shift: int, _: int) -> State:
@@ -274,15 +274,6 @@ def _arg(given: State, spans: list[Span], reduction: Reduction) -> Array:
         return np.where(taken, b, a), np.where(taken, j + shift, i)
 
     return _passes(indexed, given, spans[::-1], merge, overlap=True)[1]
-
-
-def _least(dtype: np.dtype[Any], how: str) -> Any:
-    """Give the value that no other is less extreme than."""
-    if dtype.kind == "b":
-        return how == "min"
-    if dtype.kind in "iu":
-        return np.iinfo(dtype).max if how == "min" else np.iinfo(dtype).min
-    return np.inf if how == "min" else -np.inf
 
 
 def _wide(dtype: np.dtype[Any]) -> np.dtype[Any]:

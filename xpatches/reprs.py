@@ -40,9 +40,23 @@ def html(
     )
 
 
+def readable(nbytes: int) -> str:
+    """Write a number of bytes with a unit.
+
+    Examples
+    --------
+    >>> readable(9), readable(1_900_000_000)
+    ('9 bytes', '1.9 GB')
+    """
+    size, units = float(nbytes), ["bytes", "kB", "MB", "GB", "TB", "PB"]
+    while size >= 1000 and len(units) > 1:
+        size, units = size / 1000, units[1:]
+    return f"{size:.0f} bytes" if units[0] == "bytes" else f"{size:.1f} {units[0]}"
+
+
 def _headline(grid: PatchGrid, nbytes: int) -> str:
     patches = "1 patch" if grid.total == 1 else f"{grid.total} patches"
-    return f"<xpatches.Patches: {patches}, {_readable(nbytes)} in all>"
+    return f"<xpatches.Patches: {patches}, {readable(nbytes)} in all>"
 
 
 def _about(source: xr.DataArray | xr.Dataset, fills: Mapping[Any, Any]) -> list[str]:
@@ -60,10 +74,3 @@ def _row(axis: AxisGrid) -> tuple[str, ...]:
     if axis.padding == "same":
         padding = f"same {axis.pads}"
     return (str(axis.dim), *map(str, (axis.count, axis.size, axis.stride, axis.rate)), padding)
-
-
-def _readable(nbytes: int) -> str:
-    size, units = float(nbytes), ["bytes", "kB", "MB", "GB", "TB", "PB"]
-    while size >= 1000 and len(units) > 1:
-        size, units = size / 1000, units[1:]
-    return f"{size:.0f} bytes" if units[0] == "bytes" else f"{size:.1f} {units[0]}"

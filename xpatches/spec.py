@@ -3,7 +3,7 @@
 import json
 import math
 from collections.abc import Hashable, Iterable, Mapping
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from typing import Any
 
 from xpatches.arrays import Array
@@ -12,6 +12,21 @@ from xpatches.geometry import AxisGrid, PatchGrid
 
 SPEC_ATTR = "xpatches"
 """Attr of an extracted array that holds its spec."""
+
+
+@dataclass(frozen=True)
+class Spec:
+    """What is known of an extracted array."""
+
+    dims: tuple[Hashable, ...]
+    """Dims of the image."""
+    grid: PatchGrid
+    label: str
+    """Which sample gave a patch its labels: ``"center"`` or ``"origin"``."""
+    flattened: Mapping[Hashable, int]
+    """Dims that were joined into one, and their lengths."""
+    layout: str
+    """``"grid"`` or ``"samples"``."""
 
 
 def write_spec(
@@ -36,8 +51,8 @@ def write_spec(
     )
 
 
-def read_spec(attrs: Mapping[Any, Any]) -> PatchGrid:
-    """Rebuild the grid of an extracted array from its attrs.
+def read_spec(attrs: Mapping[Any, Any]) -> Spec:
+    """Read the spec of an extracted array from its attrs.
 
     Raises
     ------
@@ -48,9 +63,9 @@ def read_spec(attrs: Mapping[Any, Any]) -> PatchGrid:
     --------
     >>> import numpy as np
     >>> grid = PatchGrid((AxisGrid("x", length=10, size=3, stride=5, padding=(1, 2)),))
-    >>> spec = write_spec(["x"], grid, np.array(0), "center", {})
-    >>> read_spec({"xpatches": spec}) == grid
-    True
+    >>> spec = read_spec({"xpatches": write_spec(["x"], grid, np.array(0), "center", {})})
+    >>> spec.grid == grid, spec.layout
+    (True, 'grid')
     """
     if SPEC_ATTR not in attrs:
         raise PatchError(
@@ -63,7 +78,13 @@ def read_spec(attrs: Mapping[Any, Any]) -> PatchGrid:
             f"the attr {SPEC_ATTR!r} is of version {spec['version']}, this xpatches reads 1; "
             "upgrade xpatches"
         )
-    return PatchGrid(tuple(AxisGrid(**axis) for axis in spec["axes"]))
+    return Spec(
+        tuple(spec["dims"]),
+        PatchGrid(tuple(AxisGrid(**axis) for axis in spec["axes"])),
+        spec["label"],
+        dict(spec["flattened"]),
+        spec["layout"],
+    )
 
 
 def _as_json(value: Array) -> bool | int | float | str:

@@ -70,6 +70,16 @@ class Folder:
         text = str(self.store).removeprefix("file://")
         return f"{text}/{self.path}" if self.path else text
 
+    @property
+    def on_disk(self) -> str | None:
+        """Path on a disk of this machine; None where there is none."""
+        if isinstance(self.store, LocalStore):
+            return os.path.realpath(self.store.root / self.path)
+        protocol = getattr(getattr(self.store, "fs", None), "protocol", ())
+        if "file" in ((protocol,) if isinstance(protocol, str) else protocol):
+            return os.path.realpath(os.path.join(self.store.path, self.path))  # type: ignore[attr-defined]
+        return None
+
     def key(self, name: str) -> str:
         """Key in the store of an object in the folder."""
         return f"{self.path}/{name}" if self.path else name
@@ -112,6 +122,25 @@ class Folder:
             for path in [*sorted(top.rglob("*"), reverse=True), top]:
                 if path.is_dir() and not any(path.iterdir()):
                     path.rmdir()
+
+    def document(self, name: str) -> dict[str, Any] | None:
+        """Read a JSON object, such as ``zarr.json``; None where there is none.
+
+        Raises
+        ------
+        PatchError
+            If it is something else.
+        """
+        content = self.get(name)
+        if content is None:
+            return None
+        try:
+            found = json.loads(content)
+        except ValueError:
+            found = None
+        if not isinstance(found, dict):
+            raise PatchError(f"{name} of store {self} is damaged; remove the store")
+        return found
 
     def names(self, prefix: str = "") -> list[str]:
         """List the objects under a prefix that ends with "/", without it."""
@@ -158,19 +187,24 @@ def open_folder(store: Any, *, read_only: bool = False) -> Folder:
             f"store must be a path, a URL or a zarr store, got {type(store).__name__}; "
             "give one of those"
         )
-    text = os.fspath(store)
+    text = os.path.expanduser(os.fspath(store).removeprefix("file://"))
     if "://" in text:
         return Folder(_open_url(text, read_only))
     if text.endswith(".zip"):
         if not read_only:
             raise PatchError(f"store must not be a zip file, got {text!r}: zip is for reading only")
         return Folder(sync(ZipStore.open(text, mode="r")))
-    return Folder(LocalStore(Path(text), read_only=read_only))
+    if not read_only and os.path.isfile(text):
+        raise PatchError(f"store must be a folder, got the file {text!r}; give another path")
+    # Absolute, for workers and later readers may stand in other folders.
+    return Folder(LocalStore(Path(os.path.abspath(text)), read_only=read_only))
 
 
 def _open_url(url: str, read_only: bool) -> Store:
     try:
         return zarr.storage.FsspecStore.from_url(url, read_only=read_only)
+    except ValueError as error:
+        raise PatchError(f"store {url!r} cannot be opened: {error}; check the URL") from error
     except ImportError as missing:
         try:
             from obstore.store import from_url
@@ -179,6 +213,12 @@ def _open_url(url: str, read_only: bool) -> Store:
                 f"store {url!r} needs a library that opens it: {missing}; or install obstore"
             ) from missing
         return zarr.storage.ObjectStore(from_url(url), read_only=read_only)
+
+
+def writer_of(folder: Folder) -> str | None:
+    """Tell who writes to a folder; None if nobody does."""
+    found = _parsed(folder.get(f"{JOB}/writer"))
+    return f"process {found['pid']} on {found['host']}" if found and _alive(found) else None
 
 
 @contextmanager
@@ -207,7 +247,7 @@ def writing(folder: Folder) -> Iterator[threading.Event]:
         folder.put(name, content(), new=True)
         found = holder()  # someone else may have been faster
     if found is None or found.get("id") != me["id"]:
-        who = f"process {found['pid']} on {found['host']}" if found else "another process"
+        who = writer_of(folder) or "another process"
         raise PatchError(
             f"store {folder} is being written by {who}; wait until it ends, or, if it is dead, "
             f"for {_FORGOTTEN:.0f} seconds"
@@ -247,9 +287,11 @@ def _parsed(content: bytes | None) -> Any:
     if content is None:
         return None
     try:
-        return dict(json.loads(content))
-    except ValueError:  # torn while it was written: who wrote it is dead
-        return {}
+        found = json.loads(content)
+    except ValueError:
+        found = None
+    known = isinstance(found, dict) and {"id", "host", "pid", "time"} <= found.keys()
+    return found if known else {}  # torn while it was written: who wrote it is dead
 
 
 def _alive(writer: dict[str, Any]) -> bool:

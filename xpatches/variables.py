@@ -240,8 +240,7 @@ def run(
     budget = lazy.as_budget(max_bytes)
     given = (grids, data.chunks, data.dtype.itemsize, budget, form, patch_bytes)
     if engine != "map_overlap":
-        dask = is_dask(variable._data)
-        read = lazy.stored(data) if dask else partial(_read_region, variable)
+        dask, read = is_dask(variable._data), sliceable(variable, data)
         if engine == "region" and read is None:
             raise PatchError(
                 "engine='region' needs an image that can be sliced without computing, got a dask "
@@ -291,6 +290,15 @@ def plan_variable(
         "bytes_per_task": plan.bytes_per_task,
         "read_amplification": plan.read_amplification,
     }
+
+
+def sliceable(variable: xr.Variable, data: Any) -> Callable[[tuple[slice, ...]], Array] | None:
+    """Give what reads regions of a variable that was opened, of which `data` are the chunks."""
+    if not is_dask(variable._data):
+        return partial(_read_region, variable)
+    from xpatches import lazy  # dask is loaded for dask arrays only
+
+    return lazy.stored(data)
 
 
 def region_reader(variable: xr.Variable) -> Callable[[tuple[slice, ...]], Array]:

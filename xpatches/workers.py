@@ -9,7 +9,7 @@ import sys
 import time
 import uuid
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
+from concurrent.futures import CancelledError, Future, ThreadPoolExecutor, wait
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -136,8 +136,7 @@ class Window:
         except queue.Empty:
             return None
         del self._futures[number]
-        error = CancelledError() if future.cancelled() else future.exception()
-        return number, future.result() if error is None else error
+        return number, _outcome(future)
 
     def over(self, numbers: Iterable[int]) -> Iterator[tuple[int, Any]]:
         """Go through blocks, in the order in which they finish."""
@@ -150,9 +149,18 @@ class Window:
             if taken := self.take():
                 yield taken
 
-    def drain(self) -> None:
-        """Cancel what has not begun, and wait for what has."""
-        for future in list(self._futures.values()):
+    def drain(self) -> Iterator[tuple[int, Any]]:
+        """Cancel what has not begun, and wait for what has; as `over`."""
+        futures = dict(self._futures)
+        for future in futures.values():
             future.cancel()
-        while len(self):
-            self.take()
+        wait(futures.values())  # not for the queue: an interrupt may have come just after it gave
+        for number, future in futures.items():
+            yield number, _outcome(future)
+        self._futures.clear()
+
+
+def _outcome(future: "Future[Any]") -> Any:
+    """Give what a call returned or raised."""
+    error = CancelledError() if future.cancelled() else future.exception()
+    return future.result() if error is None else error

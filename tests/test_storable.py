@@ -1,0 +1,192 @@
+"""What is written comes back as it was, or is refused before anything is written."""
+
+import os
+from pathlib import Path
+from typing import Any
+
+import dask.array as da
+import numpy as np
+import pandas as pd
+import pytest
+import xarray as xr
+from zarr.storage import FsspecStore, MemoryStore
+
+import xpatches
+from test_jobs import files
+from xpatches.errors import PatchError
+
+QUIET: dict[str, Any] = {"progress": False}
+
+
+def image_of(**coords: Any) -> xr.DataArray:
+    samples = np.arange(1, 169).reshape(12, 14).astype("u2")
+    return xr.DataArray(samples, coords, ("y", "x"), "image")
+
+
+def patches_of(image: Any) -> Any:
+    return image.patches(y=3, x=4)
+
+
+HOURS = np.datetime64("1500-01-01", "s") + np.arange(12) * np.timedelta64(1, "h")
+NAMED: dict[str, Any] = {
+    "seconds before pandas' times": image_of(y=HOURS),
+    "undecoded packing": image_of().assign_attrs(scale_factor=2.0, add_offset=1, _FillValue=3),
+    "undecoded times": image_of().assign_attrs(units="days since 2000-01-01"),
+    "units of time": image_of().assign_attrs(units="seconds"),
+    "a packed coord": image_of(y=("y", np.arange(12), {"scale_factor": 3})),
+    "a name with a space": image_of().rename("my image"),
+    "numpy in attrs": image_of().assign_attrs(gain=np.float32(2), offsets=np.arange(3)),
+}
+
+
+@pytest.mark.parametrize("name", NAMED)
+@pytest.mark.parametrize("layout", ["grid", "samples"])
+def test_what_looks_encoded_comes_back_as_it_was(name: str, layout: str, tmp_path: Path) -> None:
+    p = patches_of(NAMED[name])
+    made = p.to_zarr(tmp_path / "out", layout=layout, **QUIET)
+    expected = p.extract()
+    assert made.dtype == expected.dtype
+    for key, value in NAMED[name].attrs.items():
+        np.testing.assert_array_equal(made.attrs[key], value)
+    if layout == "grid":
+        xr.testing.assert_equal(made.compute(), expected)
+        assert {k: v.dtype for k, v in made.coords.items()} == {
+            k: v.dtype for k, v in expected.coords.items()
+        }
+    else:
+        np.testing.assert_array_equal(made[5], p[5])
+
+
+TIMES = image_of().astype("m8[s]")
+REFUSED: dict[str, Any] = {
+    "dim 1 must have a string": image_of().rename(y=1),
+    r"variable 'a/b' cannot be stored": image_of().rename("a/b"),
+    r"variable 'xpatches_job' cannot be stored": image_of().rename("xpatches_job"),
+    r"variable 'c d' cannot be stored": image_of(**{"c d": ("x", np.arange(14))}),
+    r"dim 'a b' cannot be stored": image_of().rename(y="a b"),
+    r"the name 'lat' of the image is that of a coord": image_of(lat=1.0).rename("lat"),
+    r"attr 'when' of 'image' cannot be stored": image_of().assign_attrs(when=np.datetime64("now")),
+    r"attr 3 of 'image' cannot be stored": image_of().assign_attrs({3: 4}),
+    r"coord 'y' of dtype category cannot be stored": image_of(
+        y=xr.Variable("y", pd.Categorical(list("abcabcabcabc")))
+    ),
+    r"coord 'y' is of a MultiIndex": image_of(
+        a=("y", np.arange(12)), b=("y", np.arange(12))
+    ).set_index(y=["a", "b"]),
+}
+
+
+@pytest.mark.parametrize("message", REFUSED)
+def test_what_would_be_lost_is_refused_before_anything_is_written(
+    message: str, tmp_path: Path
+) -> None:
+    image = REFUSED[message]
+    y, x = image.dims
+    with pytest.raises(PatchError, match=message):
+        image.patches({y: 3, x: 4}).to_zarr(tmp_path / "out", **QUIET)
+    assert not (tmp_path / "out").exists()
+
+
+def test_variables_whose_names_become_the_same_are_refused(tmp_path: Path) -> None:
+    image = xr.Dataset({3: image_of(), "3": image_of()})
+    with pytest.raises(PatchError, match="is that of a coord or of another variable"):
+        patches_of(image).to_zarr(tmp_path / "out", **QUIET)
+
+
+GIVEN: list[tuple[dict[str, Any], str]] = [
+    ({"chunks": 3}, "chunks must be a mapping from dim to length, got 3"),
+    ({"chunks": "auto"}, "chunks must be a mapping from dim to length, got 'auto'"),
+    ({"shards": [1, 2]}, "shards must be a mapping from dim to length"),
+    ({"shards": True}, "shards must be a mapping from dim to length"),
+    ({"encoding": 3}, "encoding must be a mapping by variable, got 3"),
+    ({"encoding": {"image": 3}}, "encoding of 'image' must be a mapping, got 3"),
+    ({"encoding": {"image": {"dtype": "nope"}}}, "the dataset cannot be stored: .*nope"),
+]
+
+
+@pytest.mark.parametrize(("given", "message"), GIVEN)
+def test_arguments_of_other_types_are_named(given: Any, message: str, tmp_path: Path) -> None:
+    with pytest.raises(PatchError, match=message):
+        patches_of(image_of()).to_zarr(tmp_path / "out", **given, **QUIET)
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("key", ["units", "dtype", "scale_factor"])
+def test_times_are_not_encoded_in_other_units(key: str, tmp_path: Path) -> None:
+    with pytest.raises(PatchError, match=f"must not hold '{key}': times are stored as they are"):
+        patches_of(TIMES).to_zarr(tmp_path / "out", encoding={"image": {key: "days"}}, **QUIET)
+
+
+def test_images_in_zarr_of_format_2_are_cut(tmp_path: Path) -> None:
+    image = image_of(y=np.arange(12.0))
+    image.to_dataset().to_zarr(tmp_path / "v2", zarr_format=2, consolidated=False)
+    opened = xr.open_zarr(tmp_path / "v2", chunks=None, consolidated=False).image
+    made = patches_of(opened).to_zarr(tmp_path / "out", **QUIET)
+    xr.testing.assert_equal(made.compute(), patches_of(image).extract())
+
+
+def test_a_relative_path_is_where_it_was(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    made = patches_of(image_of()).to_zarr("out", **QUIET)
+    opened = xpatches.open_patches("out")
+    (tmp_path / "elsewhere").mkdir()
+    os.chdir("elsewhere")
+    for of in (made, opened):
+        np.testing.assert_array_equal(of, patches_of(image_of()).extract())
+
+
+def opened_otherwise(path: Path) -> dict[str, Any]:
+    opened = xr.open_zarr(path, consolidated=False).image
+    url = FsspecStore.from_url(f"file://{path}", read_only=True)
+    return {
+        "computed": opened.astype("f4") + 1,
+        "transposed": opened.T,
+        "from_zarr": xr.DataArray(da.from_zarr(f"{path}/image"), dims=("y", "x")),
+        "as a URL": xr.open_zarr(url, chunks=None, consolidated=False).image,
+    }
+
+
+@pytest.mark.filterwarnings("ignore:The `asynchronous`")
+@pytest.mark.parametrize("way", ["computed", "transposed", "from_zarr", "as a URL"])
+def test_the_image_is_never_overwritten_however_it_was_opened(way: str, tmp_path: Path) -> None:
+    path = tmp_path / "image.zarr"
+    image_of().to_dataset().to_zarr(path, consolidated=False)
+    before = files(path)
+    image = opened_otherwise(path)[way]
+    for store in (path, f"file://{path}"):
+        with pytest.raises(PatchError, match="is where the image lies"):
+            patches_of(image).to_zarr(store, overwrite=True, **QUIET)
+    assert files(path) == before
+
+
+def test_files_that_are_no_zarr_are_never_removed(tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    patches_of(image_of()).to_zarr(out, **QUIET)
+    (out / "notes.txt").write_text("...")
+    with pytest.raises(PatchError, match=r"holds a file that is no zarr, notes.txt; remove it"):
+        patches_of(image_of()).to_zarr(out, overwrite=True, **QUIET)
+    assert (out / "notes.txt").exists()
+    (out / "notes.txt").unlink()
+    patches_of(image_of()).to_zarr(out, overwrite=True, **QUIET)
+
+
+@pytest.mark.parametrize("content", [b"{nope", b"[]", b"null"])
+def test_a_damaged_store_is_said_to_be(content: bytes, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    patches_of(image_of()).to_zarr(out, **QUIET)
+    (out / "zarr.json").write_bytes(content)
+    with pytest.raises(PatchError, match=r"zarr.json of store .* is damaged"):
+        xpatches.open_patches(out)
+    for how in ("overwrite", "resume"):
+        with pytest.raises(PatchError, match=r"zarr.json of store .* is damaged"):
+            patches_of(image_of()).to_zarr(out, **{how: True}, **QUIET)
+
+
+def test_a_store_that_workers_do_not_share_is_not_taken_for_complete() -> None:
+    distributed = pytest.importorskip("distributed")
+    given = {"n_workers": 1, "threads_per_worker": 1, "dashboard_address": None}
+    with (
+        distributed.Client(**given),
+        pytest.raises(PatchError, match="lacks 1 of 1 blocks, although workers wrote them"),
+    ):
+        patches_of(image_of()).to_zarr(MemoryStore(), **QUIET)

@@ -1,0 +1,378 @@
+"""The NumPy kernel of the way back: the patches over a block in, the block out.
+
+All patches are laid over a block in as many steps as a patch has groups (`xpatches.covers`): the
+samples of a patch that lie in its first, second, ... tile. A step adds, for all patches at once,
+one rectangle of each to the tiles that it falls on. The steps go in a fixed order, patches with low
+numbers first, so that a sample is made of the same terms in the same order whatever the block.
+
+The work is done for a few rows of tiles at a time, which stay in cache until they are finished.
+"""
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import reduce
+from itertools import product
+from typing import Any, TypeAlias
+
+import numpy as np
+
+from xpatches.arrays import Array, least
+from xpatches.covers import Cover
+
+_ROWS = 1 << 18
+"""Samples of the rows of tiles that are made at once, about."""
+_PAIRS = 9
+"""Patches over a sample up to which their labels are compared with each other."""
+
+
+@dataclass(frozen=True, slots=True)
+class Stitching:
+    """What to make of the patches over a sample."""
+
+    how: str
+    """``"sum"``, ``"mean"``, ``"max"``, ``"min"``, ``"first"``, ``"vote"`` or ``"crop"``."""
+    dtype: np.dtype[Any]
+    """Dtype of the result."""
+    within: np.dtype[Any]
+    """Dtype in which sums are made."""
+    weights: tuple[Array, ...] | None
+    """Of a patch's samples, for every spatial dim, float64; None for ones."""
+    fill_value: Array
+    """0-d array of the result's dtype, for samples that no patch holds."""
+
+
+def stitch_block(
+    patches: Array,
+    covers: Sequence[Cover],
+    axes: Sequence[tuple[int, int]],
+    order: Sequence[int],
+    stitching: Stitching,
+    present: Array | None = None,
+) -> Array:
+    """Make one block of an image from all patches that reach into it.
+
+    Parameters
+    ----------
+    patches
+        Of any memory order.
+    covers
+        The samples of the block and the patches over them, for every spatial dim.
+    axes
+        For every spatial dim, the axis of `patches` that runs along the grid and the one that runs
+        along the samples of a patch.
+    order
+        For every axis of the result, the axis of `patches` that it is made of.
+    stitching
+        What to make of them.
+    present
+        Which patches of the image there are, bool, along the spatial dims; None for all.
+
+    Returns
+    -------
+    numpy.ndarray
+        C-contiguous; of the covers' lengths along the spatial dims.
+
+    Examples
+    --------
+    >>> from xpatches.covers import AxisCover
+    >>> from xpatches.geometry import AxisGrid
+    >>> cover = AxisCover.of(AxisGrid("x", length=5, size=3, stride=1)).block(0, 5)
+    >>> how = Stitching("sum", np.dtype(int), np.dtype(int), None, np.array(0))
+    >>> stitch_block(np.ones((3, 3), int), [cover], [(0, 1)], [0], how)
+    array([1, 2, 3, 2, 1])
+    """
+    lengths = {axis: cover.length for cover, (axis, _) in zip(covers, axes, strict=True)}
+    result = np.empty([lengths.get(axis, patches.shape[axis]) for axis in order], stitching.dtype)
+    others = [axis for axis in order if axis not in lengths]
+    target = result.transpose([order.index(axis) for axis in (*others, *lengths)])
+    laid = patches.transpose([*others, *(axis for pair in axes for axis in pair)])
+    tiles = [_Tiles.of(cover) for cover in covers]
+    shape = target.shape[: len(others)]
+    row = tiles[0].stride * math.prod(shape) * math.prod(of.length for of in tiles[1:])
+    rows = max(1, _ROWS // max(1, row))
+    if present is not None:
+        present = present[tuple(slice(of.first, of.first + of.count) for of in covers)]
+    make, whole = _MAKE[stitching.how], (slice(None),) * len(others)
+    for first in range(0, tiles[0].count, rows):
+        part = [tiles[0].some(first, rows), *tiles[1:]]
+        made = make(_Rows(laid, shape, part, stitching, present))
+        made = made.reshape(*shape, *(of.length for of in part))
+        to, of = zip(*map(_Tiles.inside, part), strict=True)
+        target[(*whole, *to)] = made[(*whole, *of)]
+    return result
+
+
+_Step: TypeAlias = tuple[slice, slice, slice, slice]
+"""Along one dim: some patches, some samples of each, the tiles, and the samples of those."""
+_Place: TypeAlias = tuple[Any, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class _Tiles:
+    """Tiles over a block along one dim; the first one may begin before it, the last end behind."""
+
+    cover: Cover
+    begin: int
+    """Index in the block of the first tile's first sample."""
+    shift: int
+    """Number of the tile in which the first patch begins; may be negative."""
+    count: int
+
+    @classmethod
+    def of(cls, cover: Cover) -> "_Tiles":
+        stride = cover.axis.stride
+        begin = -(-cover.origin % stride)
+        count = -(-(cover.length - begin) // stride)
+        return cls(cover, begin, (cover.origin - begin) // stride, count)
+
+    @property
+    def stride(self) -> int:
+        return self.cover.axis.stride
+
+    @property
+    def length(self) -> int:
+        return self.count * self.stride
+
+    def some(self, first: int, count: int) -> "_Tiles":
+        begin, shift = self.begin + first * self.stride, self.shift - first
+        return _Tiles(self.cover, begin, shift, min(count, self.count - first))
+
+    def inside(self) -> tuple[slice, slice]:
+        """Where the tiles lie in the block, and what of the tiles does."""
+        start, stop = max(0, self.begin), min(self.cover.length, self.begin + self.length)
+        return slice(start, stop), slice(start - self.begin, stop - self.begin)
+
+    def steps(self) -> list[_Step]:
+        """List the steps that lay all patches over the tiles, those with low numbers first."""
+        found = []
+        for tile, samples, places in reversed(self.cover.axis.groups):
+            to = self.shift + tile
+            first, stop = max(0, -to), min(self.cover.count, self.count - to)
+            if first < stop:
+                tiles = slice(first + to, stop + to)
+                found.append((slice(first, stop), samples, tiles, places))
+        return found
+
+
+class _Rows:
+    """A few rows of tiles, and the patches over them.
+
+    Dims are in pairs: of patches, which one and which of its samples; of tiles likewise.
+    """
+
+    def __init__(
+        self,
+        laid: Array,
+        others: tuple[int, ...],
+        tiles: Sequence[_Tiles],
+        stitching: Stitching,
+        present: Array | None,
+    ) -> None:
+        self.stitching, self._laid, self._present = stitching, laid, present
+        self.shape = (*others, *(n for of in tiles for n in (of.count, of.stride)))
+        self._steps = [of.steps() for of in tiles]
+        self._tiles, self._whole = tiles, (slice(None),) * len(others)
+
+    def full(self, value: Any, dtype: Any) -> Array:
+        """Make samples that are all the same."""
+        return np.full(self.shape, value, dtype)
+
+    def steps(self, *, backwards: bool = False) -> Iterator[tuple[Array, _Place, Any, Any]]:
+        """Give for every step: samples of patches, their place, their number, and which count."""
+        along = [steps[::-1] for steps in self._steps] if backwards else self._steps
+        for step in product(*along):
+            source = self._laid[(*self._whole, *(of for pair in step for of in pair[:2]))]
+            place = (*self._whole, *(of for pair in step for of in pair[2:]))
+            samples = tuple(pair[1] for pair in step)
+            there = None
+            if self._present is not None:
+                some = self._present[tuple(pair[0] for pair in step)]
+                there = some.reshape([n for count in some.shape for n in (count, 1)])
+            yield source, place, samples, there
+
+    def spread(self, along: Sequence[Array]) -> list[Array]:
+        """Lay one vector a dim, over the samples of a patch, along that dim of many patches."""
+        return [
+            of.reshape([-1 if dim == 2 * number + 1 else 1 for dim in range(2 * len(along))])
+            for number, of in enumerate(along)
+        ]
+
+    def totals(self) -> Array:
+        """Sum the weights, or count the patches, over every sample."""
+        weights = self.stitching.weights
+        dtype = np.int64 if weights is None else float
+        if self._present is not None:
+            before = len(self._whole)
+            total = np.zeros(self.shape[before:], dtype)
+            for _, place, samples, there in self.steps():
+                total[place[before:]] += there if weights is None else there * self.weight(samples)
+            return total
+        vectors = []
+        for number, (of, steps) in enumerate(zip(self._tiles, self._steps, strict=True)):
+            vector = np.zeros((of.count, of.stride), dtype)
+            for _, samples, tiles, places in steps:
+                vector[tiles, places] += 1 if weights is None else weights[number][samples]
+            shape = [1] * (2 * len(self._tiles))
+            shape[2 * number : 2 * number + 2] = vector.shape
+            vectors.append(vector.reshape(shape))
+        return reduce(np.multiply, vectors)
+
+    def away(self, samples: tuple[slice, ...]) -> Array:
+        """Give the squared distance of some samples of a patch from its center."""
+        squares = []
+        for of, part in zip(self._tiles, samples, strict=True):
+            axis = of.cover.axis
+            offsets = np.arange(axis.size)[part] * axis.rate
+            squares.append((offsets - (axis.effective_size - 1) // 2) ** 2)
+        return reduce(np.add, self.spread(squares))
+
+    def weight(self, samples: tuple[slice, ...]) -> Array:
+        """Give the weights of some samples of a patch."""
+        weights = self.stitching.weights or ()
+        some = [of[part] for of, part in zip(weights, samples, strict=True)]
+        return reduce(np.multiply, self.spread(some))
+
+
+def _sum(rows: _Rows) -> Array:
+    within = rows.stitching.within
+    total = rows.full(0, within)
+    real = within.type(0).real.dtype
+    for source, place, samples, there in rows.steps():
+        if there is not None:
+            source = np.where(there, source, np.zeros((), source.dtype))
+        if rows.stitching.weights is None:
+            total[place] += source
+        else:
+            total[place] += source * rows.weight(samples).astype(real)
+    return total
+
+
+def _sums(rows: _Rows) -> Array:
+    return _finished(rows, _sum(rows), rows.totals() == 0)
+
+
+def _mean(rows: _Rows) -> Array:
+    dtype, totals = rows.stitching.dtype, rows.totals()
+    if dtype.kind in "iu" and rows.stitching.weights is None:
+        mean = _mean_of_integers(rows, np.maximum(totals, 1))
+    else:
+        with np.errstate(all="ignore"):
+            mean = _sum(rows) / totals
+        if dtype.kind in "iu":
+            mean = _as_integers(mean, dtype)
+    return _finished(rows, mean, totals == 0)
+
+
+def _mean_of_integers(rows: _Rows, count: Array) -> Array:
+    """Give exact means, rounded half to even: the high and the low half are summed apart."""
+    dtype = rows.stitching.dtype
+    half = 4 * dtype.itemsize if dtype.itemsize == 8 else 0
+    high, low = rows.full(0, np.int64), rows.full(0, np.int64)
+    for source, place, _, there in rows.steps():
+        if there is not None:
+            source = np.where(there, source, np.zeros((), dtype))
+        if half:
+            high[place] += (source >> half).astype(np.int64)
+            low[place] += (source & np.array((1 << half) - 1, dtype)).astype(np.int64)
+        else:
+            low[place] += source
+    top, rest = np.divmod(high, count)
+    mean, rest = np.divmod((rest << half) + low, count)
+    mean += (2 * rest > count) | ((2 * rest == count) & (mean & 1 == 1))
+    return (top.astype(dtype) << half) + mean.astype(dtype) if half else mean
+
+
+def _as_integers(mean: Array, dtype: np.dtype[Any]) -> Array:
+    """Round half to even; a sum of weights may leave the dtype's range by a rounding error."""
+    info = np.iinfo(dtype)
+    rounded = np.rint(mean)
+    inside = (rounded > info.min) & (rounded < info.max)
+    made = np.where(inside, rounded, 0).astype(dtype)
+    made[rounded >= info.max], made[rounded <= info.min] = info.max, info.min
+    return made
+
+
+def _extreme(rows: _Rows) -> Array:
+    how, dtype = rows.stitching.how, rows.stitching.dtype
+    better = np.maximum if how == "max" else np.minimum
+    extreme = rows.full(least(dtype, how), dtype)
+    for source, place, _, there in rows.steps():
+        if there is None:
+            better(extreme[place], source, out=extreme[place])
+        else:
+            better(extreme[place], source, out=extreme[place], where=there)
+    return _finished(rows, extreme, rows.totals() == 0)
+
+
+def _first(rows: _Rows) -> Array:
+    first = rows.full(rows.stitching.fill_value, rows.stitching.dtype)
+    for source, place, _, there in rows.steps(backwards=True):
+        np.copyto(first[place], source, where=True if there is None else there)
+    return first
+
+
+def _crop(rows: _Rows) -> Array:
+    """Take every sample from the patch whose center is nearest, the first of several."""
+    nearest = rows.full(rows.stitching.fill_value, rows.stitching.dtype)
+    best = rows.full(np.iinfo(np.int64).max, np.int64)
+    for source, place, samples, there in rows.steps():
+        away = rows.away(samples)
+        closer = away < best[place]
+        if there is not None:
+            closer &= there
+        np.copyto(nearest[place], source, where=closer)
+        np.copyto(best[place], np.broadcast_to(away, closer.shape), where=closer)
+    return nearest
+
+
+def _vote(rows: _Rows) -> Array:
+    """Take the label that most patches give, the least of several."""
+    steps = list(rows.steps())
+    best = rows.full(rows.stitching.fill_value, rows.stitching.dtype)
+    most = rows.full(0, np.int32)
+
+    def count(label: Any) -> Array:
+        votes = rows.full(0, np.int32)
+        for source, place, _, there in steps:
+            votes[place] += (source == label) if there is None else (source == label) & there
+        return votes
+
+    if len(steps) > _PAIRS:
+        for label in reduce(np.union1d, (source for source, *_ in steps)):
+            votes = count(label)
+            np.copyto(best, label, where=votes > most)
+            np.maximum(most, votes, out=most)
+        return best
+    for source, place, _, there in steps:
+        label = rows.full(rows.stitching.fill_value, rows.stitching.dtype)
+        given = rows.full(False, bool)
+        label[place], given[place] = source, True if there is None else there
+        votes = rows.full(0, np.int32)
+        for other, at, _, some in steps:
+            same = other == label[at]
+            votes[at] += same if some is None else same & some
+        votes *= given
+        better = (votes > most) | ((votes == most) & given & (label < best))
+        np.copyto(best, label, where=better)
+        np.maximum(most, votes, out=most)
+    return best
+
+
+def _finished(rows: _Rows, made: Array, missing: Array) -> Array:
+    """Convert to the result's dtype, and put the fill value where no patch is."""
+    made = made.astype(rows.stitching.dtype, copy=False)
+    if missing.any():
+        np.copyto(made, rows.stitching.fill_value, where=missing)
+    return made
+
+
+_MAKE: dict[str, Callable[[_Rows], Array]] = {
+    "sum": _sums,
+    "mean": _mean,
+    "max": _extreme,
+    "min": _extreme,
+    "first": _first,
+    "crop": _crop,
+    "vote": _vote,
+}

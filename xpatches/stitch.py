@@ -1,0 +1,413 @@
+"""The way back: patches, or what was made of them, put together into a labelled image."""
+
+from collections.abc import Callable, Hashable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from math import prod
+from typing import Any, TypeVar
+
+import numpy as np
+import xarray as xr
+
+from xpatches import labels, variables
+from xpatches.accumulate import Stitching, stitch_block
+from xpatches.arrays import Array, as_fill_value, is_dask
+from xpatches.covers import plan_stitch
+from xpatches.errors import PatchError
+from xpatches.geometry import clip
+from xpatches.kernel import available_threads
+from xpatches.layout import SAMPLE_DIM
+from xpatches.located import Located, locate
+from xpatches.spec import SPEC_ATTR
+from xpatches.tapers import Taper, weights_of
+
+T = TypeVar("T", xr.DataArray, xr.Dataset)
+
+REDUCES = ("mean", "sum", "max", "min", "first", "vote")
+
+_LARGE = 1 << 26
+"""Bytes of patches in memory from which on several threads are faster than one."""
+
+
+def stitch(
+    patches: T,
+    *,
+    like: xr.DataArray | xr.Dataset | None = None,
+    taper: Taper = "flat",
+    reduce: str = "mean",
+    fill_value: Any = None,
+    dtype: Any = None,
+    max_bytes: int | str | None = None,
+) -> T:
+    """Put patches together into an image.
+
+    Every block of the image is made from all patches that reach into it, in a fixed order: its
+    values do not depend on chunks or on the scheduler, and it is written once.
+
+    Parameters
+    ----------
+    patches
+        What `Patches.extract` gave or `open_patches` opened, in either layout, or an array with the
+        same dims along the grid and the patches: other dims, the dtype, and the values may have
+        changed. Patches may be missing, and margins of patches may be cut off, where the coords
+        ``{dim}_origin`` and ``{dim}_patch`` say what is left. The geometry is in the attr
+        ``xpatches``.
+    like
+        The image that was cut: gives its coords, its attrs and its CRS. Without it, coords along
+        the dims are rebuilt where the patches' labels determine them.
+    taper
+        For "mean", the weights of a patch's samples: ``"flat"`` (ones), ``"hann"``,
+        ``"triangular"``, ``"gaussian"`` (sigma an eighth of the size), ``"crop"`` (every sample is
+        taken from the patch whose center is nearest), weights (1-D, for every dim or a mapping from
+        dim), or a function from a size to weights. The weights of a sample are the product of those
+        along the dims, and are divided by their sum over all patches that hold the sample.
+    reduce
+        What becomes of several patches over a sample: ``"mean"``, ``"sum"`` (the adjoint of the
+        extraction), ``"max"``, ``"min"``, ``"first"`` (the patch with the lowest number), or
+        ``"vote"`` (the label that most patches have, the least of several).
+    fill_value
+        Value of samples that no patch holds. Without it they are NaN (NaT) where the dtype has
+        that, 0 for "sum", and otherwise an error.
+    dtype
+        For "mean" and "sum", of the result, and of the sums on the way where it is floating. By
+        default that of the patches for "mean"; integers are averaged exactly, or in float64 with a
+        taper, and rounded half to even. Sums of integers are 64 bits wide, as in NumPy. Half
+        precision is summed in float32.
+    max_bytes
+        Budget of a task, for its input and its output together; as for `Patches.extract`.
+
+    Returns
+    -------
+    DataArray or Dataset
+        The image's dims, in their order; new dims last. Lazy if the patches are. Variables of a
+        Dataset that are no patches pass through.
+
+    Raises
+    ------
+    PatchError
+        If the geometry is lost, `like` is another image, an argument does not fit, or samples that
+        no patch holds have no value.
+
+    Examples
+    --------
+    >>> image = xr.DataArray(np.arange(36.0).reshape(6, 6), {"y": range(6)}, ("y", "x"))
+    >>> p = image.patches(y=3, x=3, stride=1, padding="same")
+    >>> stitch(p.extract(), like=image).equals(image)
+    True
+    >>> stitch(p.extract().isel(x=[0, 5]), taper="hann")[0].values
+    array([ 0.,  1., nan, nan,  4.,  5.])
+    """
+    if reduce not in REDUCES:
+        raise PatchError(f"reduce must be one of {', '.join(map(repr, REDUCES))}, got {reduce!r}")
+    if reduce != "mean" and not (isinstance(taper, str) and taper == "flat"):
+        raise PatchError(f"taper is for reduce='mean', got reduce={reduce!r}; leave it out")
+    how: dict[str, Any] = {
+        "taper": taper, "how": reduce, "fill_value": fill_value, "dtype": dtype,
+        "max_bytes": max_bytes,
+    }  # fmt: skip
+    if isinstance(patches, xr.DataArray):
+        return _stitch_array(patches, like, how)
+    if not isinstance(patches, xr.Dataset):
+        raise PatchError(
+            f"patches must be a DataArray or a Dataset, got {type(patches).__name__}; "
+            "xpatches.stitch takes what extract() gave"
+        )
+    cut: list[Hashable] = [key for key, of in patches.data_vars.items() if SPEC_ATTR in of.attrs]
+    if not cut:
+        raise PatchError("patches must hold variables from extract(), got none with its spec")
+    every: dict[Hashable, xr.DataArray] = {}
+    for name, of in patches.data_vars.items():
+        every[name] = _stitch_array(of, _part(like, name), how) if name in cut else of
+    _check_others(every, cut)
+    return xr.Dataset(every, attrs=patches.attrs if like is None else like.attrs)
+
+
+def _check_others(every: Mapping[Hashable, xr.DataArray], cut: Sequence[Hashable]) -> None:
+    """Refuse variables that lie along the grid, but are no patches."""
+    made = {dim: n for name in cut for dim, n in every[name].sizes.items()}
+    for name, array in every.items():
+        if any(made.get(dim, n) != n for dim, n in array.sizes.items()):
+            raise PatchError(
+                f"{name!r} is no patches, but lies along dims of the grid, {array.dims}; drop it, "
+                "or stitch without it"
+            )
+
+
+def _part(like: Any, name: Hashable) -> Any:
+    """Give the variable of the image that patches were cut from, if there is one."""
+    return like[name] if isinstance(like, xr.Dataset) and name in like.data_vars else like
+
+
+def _stitch_array(array: xr.DataArray, like: Any, how: Mapping[str, Any]) -> xr.DataArray:
+    located = locate(array)
+    for cover in located.covers:
+        if like is not None and like.sizes.get(cover.dim) != cover.length:
+            raise PatchError(
+                f"like must have {cover.length} samples along {cover.dim!r}, as the image that was "
+                f"cut, got {like.sizes.get(cover.dim)}; give that image"
+            )
+    stitching = _stitching(located, **{k: v for k, v in how.items() if k != "max_bytes"})
+    data = _run(located, stitching, how["max_bytes"])
+    dims = located.result_dims
+    sizes = dict(zip(dims, data.shape, strict=True))
+    given = array if like is None else like
+    attrs = {k: v for k, v in given.attrs.items() if k != SPEC_ATTR}
+    name: Any = array.name
+    if name is None and isinstance(like, xr.DataArray):
+        name = like.name
+    made = xr.DataArray(data, _coords(located, like, sizes), dims, name, attrs)
+    made.encoding = {k: v for k, v in given.encoding.items() if k == "grid_mapping"}
+    return made
+
+
+_KINDS = {
+    "mean": "iufc", "sum": "biufc", "max": "biufmM", "min": "biufmM", "vote": "biuSU",
+}  # fmt: skip
+"""Kinds of dtypes that can be reduced; "first" takes any."""
+_INSTEAD = "convert the patches with .astype(...), or use another reduce"
+
+
+def _stitching(located: Located, taper: Taper, how: str, fill_value: Any, dtype: Any) -> Stitching:
+    """Choose dtypes and weights, and what becomes of samples that no patch holds."""
+    given = located.array.dtype
+    sizes = {cover.dim: cover.size for cover in located.covers}
+    weights = weights_of(taper, sizes)
+    cropped = weights is None
+    if not cropped and given.kind not in _KINDS.get(how, given.kind):
+        raise PatchError(f"reduce={how!r} is not possible for {given}; {_INSTEAD}")
+    held: dict[Hashable, Any] = {}
+    if weights is not None:
+        held = {dim: np.flatnonzero(of).tolist() for dim, of in weights.items()}
+    flat = weights is None or all((of == of[0]).all() for of in weights.values())
+    result = given
+    if how == "sum" and given.kind in "biu":
+        result = np.dtype("u8" if given.kind == "u" else "i8")
+    if dtype is not None:
+        result = np.dtype(dtype)
+        if (
+            how not in ("mean", "sum")
+            or cropped
+            or result.kind not in "fc"
+            or (result.kind == "f" and given.kind == "c")
+        ):
+            raise PatchError(
+                f"dtype must be a floating dtype, for reduce='mean' or 'sum', got {result} for "
+                f"{how!r} of {given}; leave it out, or use .astype(...)"
+            )
+    within = np.dtype(float) if result.kind in "iu" and how == "mean" else result
+    within = np.dtype("f4") if within == np.dtype("f2") else within
+    missing = _bare(located, held)
+    if fill_value is not None:
+        fill = as_fill_value(fill_value, result)
+    elif result.kind in "fcmM" and how != "sum":
+        fill = np.array("NaT" if result.kind in "mM" else np.nan, result)
+    elif missing and how != "sum":
+        raise PatchError(
+            f"{missing}, and {result} has no missing value; give fill_value, or .astype(float)"
+        )
+    else:
+        fill = np.zeros((), result)
+    return Stitching(
+        "crop" if cropped else how,
+        result,
+        within,
+        None if flat or weights is None else tuple(weights.values()),
+        fill,
+    )
+
+
+def _bare(located: Located, held: Mapping[Hashable, Sequence[int]]) -> str:
+    """Say how many samples no patch holds, and why; nothing where there are none."""
+    if not located.in_order:
+        total = prod(located.counts.values())
+        left = total - located.array.sizes[SAMPLE_DIM]
+        if left:
+            return f"patches are missing, {left} of {total}, and samples may be in none"
+    whole = prod(cover.length for cover in located.covers)
+    covered, reasons = whole, []
+    for cover in located.covers:
+        bare = cover.bare(held.get(cover.dim))
+        covered = covered // cover.length * (cover.length - bare)
+        eff = cover.effective_size
+        if bare and cover.stride > eff:
+            reasons.append(f"stride {cover.stride} on {cover.dim!r} exceeds the size {eff}")
+        elif bare and cover.rate > 1:
+            reasons.append(f"rate {cover.rate} on {cover.dim!r} leaves gaps")
+        elif bare:
+            reasons.append(f"patches on {cover.dim!r} end before the image does")
+    if covered == whole:
+        return ""
+    return f"{whole - covered} of {whole} samples are in no patch: {', '.join(reasons)}"
+
+
+def _run(located: Located, stitching: Stitching, max_bytes: int | str | None) -> Any:
+    """Stitch at once what is in memory, lazily what is not."""
+    dims, variable = located.dims, located.array.variable
+    axes = [(dims.index(c.dim), dims.index(f"{c.dim}_patch")) for c in located.covers]
+    order = [dims.index(dim) for dim in located.result_dims]
+    kernel = partial(stitch_block, axes=axes, order=order, stitching=stitching)
+    if located.samples is not None and not located.in_order:
+        present = np.zeros(prod(located.counts.values()), bool)
+        present[located.samples] = True
+        kernel = partial(kernel, present=present.reshape([*located.counts.values()]))
+    if variable._in_memory and not is_dask(variable._data):
+        along = [axis for axis, _ in axes]
+        return _in_memory(_as_grid(located, variable.to_numpy()), located, along, kernel)
+    from xpatches import lazy  # dask is loaded for lazy patches only
+
+    counts = tuple(located.counts.values())
+    data = labels.chunk_lazy(variable).data
+    read = variables.sliceable(variable, data)
+    token, chunks = data.name, data.chunks
+    if located.samples is not None:
+        axis = variable.get_axis_num(SAMPLE_DIM)
+        if read is not None and located.in_order:
+            read = partial(_read_grid, read, axis, counts)
+            chunks = (*chunks[:axis], *lazy.grid_chunks(chunks[axis], counts), *chunks[axis + 1 :])
+        else:
+            read = None
+            data = lazy.as_grid(data, axis, counts, located.samples)
+            chunks = data.chunks
+    plan = plan_stitch(
+        "map_overlap" if read is None else "region",
+        axes,
+        located.covers,
+        order,
+        chunks,
+        data.dtype.itemsize,
+        stitching.dtype.itemsize,
+        lazy.as_budget(max_bytes),
+    )
+    if read is None:
+        return lazy.exchange(data, plan, kernel, stitching.dtype)
+    return lazy.read(read, token, plan, kernel, stitching.dtype)
+
+
+def _in_memory(
+    patches: Array, located: Located, axes: Sequence[int], kernel: Callable[..., Array]
+) -> Array:
+    """Stitch patches in memory; many with several threads, each a part of the first spatial dim."""
+    threads = available_threads() if patches.nbytes >= _LARGE else 1
+    first = located.covers[0]
+    each = -(-first.length // (4 * threads)) if threads > 1 else first.length
+    edges = [*range(0, first.length, each), first.length]
+
+    def part(start: int, stop: int) -> Array:
+        blocks = [(start, stop), *((0, cover.length) for cover in located.covers[1:])]
+        taken = [slice(None)] * patches.ndim
+        for axis, cover, block in zip(axes, located.covers, blocks, strict=True):
+            over = cover.over(*block)
+            taken[axis] = slice(over.start, over.stop)
+        covers = [c.block(*block) for c, block in zip(located.covers, blocks, strict=True)]
+        return kernel(patches[tuple(taken)], covers)
+
+    if len(edges) == 2:
+        return part(*edges)
+    with ThreadPoolExecutor(threads) as pool:
+        parts = list(pool.map(part, edges, edges[1:]))
+    return np.concatenate(parts, located.result_dims.index(first.dim))
+
+
+def _as_grid(located: Located, patches: Array) -> Array:
+    """Lay patches along the dims of the grid; those that are missing are zeros."""
+    if located.samples is None:
+        return patches
+    axis, counts = located.array.get_axis_num(SAMPLE_DIM), tuple(located.counts.values())
+    shape = (*patches.shape[:axis], *counts, *patches.shape[axis + 1 :])
+    if located.in_order:
+        return patches.reshape(shape)
+    full = np.zeros(shape, patches.dtype)
+    places = np.unravel_index(located.samples, counts)
+    full[(slice(None),) * axis + places] = patches
+    return full
+
+
+def _read_grid(
+    read: Callable[[tuple[slice, ...]], Array],
+    axis: int,
+    counts: Sequence[int],
+    region: tuple[slice, ...],
+) -> Array:
+    """Read a box of the grid from patches that lie along one axis, run by run."""
+    box = region[axis : axis + len(counts)]
+    lengths = [of.stop - of.start for of in box]
+    before, behind = region[:axis], region[axis + len(counts) :]
+    parts = []
+    whole = [n == count for n, count in zip(lengths, counts, strict=True)]
+    # Dims behind the last one that is cut are whole: one run goes over all of them.
+    cut = max((number for number, of in enumerate(whole) if not of), default=0)
+    length = lengths[cut] * prod(counts[cut + 1 :])
+    for index in np.ndindex(*lengths[:cut]):
+        first = 0
+        for number, count in enumerate(counts):
+            start = box[number].start + (index[number] if number < cut else 0)
+            first = first * count + start
+        parts.append(read((*before, slice(first, first + length), *behind)))
+    if not parts:
+        parts = [read((*before, slice(0, 0), *behind))]
+    joined = parts[0] if len(parts) == 1 else np.concatenate(parts, axis)
+    return joined.reshape(*joined.shape[:axis], *lengths, *joined.shape[axis + 1 :])
+
+
+def _coords(
+    located: Located, like: xr.DataArray | xr.Dataset | None, sizes: Mapping[Hashable, int]
+) -> xr.Coordinates:
+    """Label the image: as `like` is, or as the patches' labels determine."""
+    spatial = set(located.spec.grid.dims)
+    gone = spatial | {f"{dim}_{word}" for dim in spatial for word in ("patch", "origin")}
+    gone |= {SAMPLE_DIM} if located.samples is not None else set()
+    given = located.array.coords
+    kept = given.to_dataset().drop_vars(
+        [name for name, of in given.items() if gone & {name, *of.dims}]
+    )
+    if like is not None:
+        others = set(sizes) - spatial
+        fitting = {
+            name: of
+            for name, of in like.coords.items()
+            if all(sizes.get(dim) == n for dim, n in of.sizes.items())
+            and not (of.dims and others.issuperset(of.dims))
+        }
+        kept = kept.drop_vars([name for name in fitting if name in kept])
+        return kept.assign_coords(like.coords.to_dataset()[[*fitting]].coords).coords
+    made = {}
+    for dim, (at, values) in located.labels.items():
+        labelled = rebuilt(at, values, sizes[dim])
+        if labelled is not None:
+            made[dim] = (dim, labelled, located.array.coords[dim].attrs)
+    return kept.assign_coords(made).coords
+
+
+def rebuilt(at: range, values: Array, length: int) -> Array | None:
+    """Label every sample along a dim from the labels of some, if these determine the others.
+
+    They do where every sample has one, or where they are numbers or times at equal distances.
+
+    Examples
+    --------
+    >>> rebuilt(range(1, 7, 3), np.array([10.0, 16.0]), 6)
+    array([ 8., 10., 12., 14., 16., 18.])
+    >>> rebuilt(range(0, 3), np.array(["a", "b", "c"]), 3)
+    array(['a', 'b', 'c'], dtype='<U1')
+    >>> rebuilt(range(0, 9, 3), np.array([1.0, 2.0, 4.0]), 9) is None
+    True
+    """
+    before, inside, _ = clip(at, length)
+    known = values[before : before + len(range(length)[inside])]
+    at = range(length)[inside]
+    if at == range(length):
+        return known
+    if len(at) < 2 or known.dtype.kind not in "iufmM":
+        return None
+    exact = known.dtype.kind != "f"
+    numbers = known.astype("i8") if exact else known
+    steps = np.diff(numbers)
+    if exact:
+        if (steps != steps[0]).any() or steps[0] % at.step:
+            return None
+        made = numbers[0] + (np.arange(length) - at.start) * (steps[0] // at.step)
+        return np.asarray(made, known.dtype)
+    whole = (known[-1] - known[0]) / (at[-1] - at[0])
+    made = known[0] + (np.arange(length) - at.start) * whole
+    near = np.abs(made[inside] - known) <= 1e-3 * abs(whole)
+    return np.asarray(made, known.dtype) if near.all() else None
