@@ -19,7 +19,7 @@ from collections import Counter
 from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from itertools import accumulate
+from itertools import accumulate, islice
 from math import prod
 from typing import Any, TypeAlias
 
@@ -460,13 +460,12 @@ def _run(
     failures: list[BlockFailure] = []
     try:
         while True:
-            while not window.full:
-                number = next(numbers, None)
-                if number is None and again and again[0][0] <= time.monotonic():
-                    _, number = heapq.heappop(again)
-                if number is None:
-                    break
-                window.add(number)
+            room = window.room
+            some = list(islice(numbers, room))
+            while len(some) < room and again and again[0][0] <= time.monotonic():
+                some.append(heapq.heappop(again)[1])
+            if some:
+                window.add(some)
             if not len(window) and not again:
                 return failures
             if lost.is_set():

@@ -1,25 +1,28 @@
 """Where the blocks of a job run: threads, or the workers of a dask client.
 
 Submission is windowed. A scheduler holds a few blocks per worker, however many there are; it is
-sent the job once per worker, and numbers of blocks after that.
+sent the job once per worker, and numbers of blocks after that, several at a time: dask keeps some
+250 bytes for every submission as long as it runs.
 """
 
 import queue
 import sys
 import time
 import uuid
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import CancelledError, Future, ThreadPoolExecutor, wait
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
+from functools import partial
+from itertools import islice
 from typing import Any
 
 from xpatches.kernel import available_cores
 
 TICK = 0.2
 """Seconds after which a wait looks around."""
-_EACH = 2
-"""Blocks that are submitted per thread of a worker, so that none waits."""
+_EACH = 4
+"""Blocks that are submitted per thread of a worker, at most; half of them, so that none waits."""
 _LEAST = 4
 """Blocks that are submitted to a cluster whose workers are still to come."""
 _RECOUNTED = 5.0
@@ -33,8 +36,8 @@ _CARRIED: dict[str, Any] = {}
 class Workers:
     """What runs blocks."""
 
-    submit: Callable[[str, int], "Future[Any]"]
-    """Call a method of the job with the number of a block."""
+    submit: Callable[[str, Sequence[int]], "list[Future[Any]]"]
+    """Call a method of the job with the number of each of some blocks."""
     threads: Callable[[], int]
     """How many blocks run at once."""
 
@@ -55,7 +58,11 @@ def workers_for(job: Any) -> AbstractContextManager[Workers]:
 def _threads(job: Any) -> Iterator[Workers]:
     number = available_cores()
     with ThreadPoolExecutor(number) as pool:
-        yield Workers(lambda method, n: pool.submit(getattr(job, method), n), lambda: number)
+
+        def submit(method: str, numbers: Sequence[int]) -> "list[Future[Any]]":
+            return [pool.submit(getattr(job, method), n) for n in numbers]
+
+        yield Workers(submit, lambda: number)
 
 
 @contextmanager
@@ -73,7 +80,6 @@ def _cluster(client: Any, job: Any) -> Iterator[Workers]:
 
     name = f"xpatches-{uuid.uuid4().hex}"
     client.register_plugin(Carry(), name=name)
-    executor = client.get_executor(pure=False)
     counted, threads = 0.0, 0
 
     def count() -> int:
@@ -82,8 +88,12 @@ def _cluster(client: Any, job: Any) -> Iterator[Workers]:
             counted, threads = time.monotonic(), sum(client.nthreads().values())
         return threads
 
+    def submit(method: str, numbers: Sequence[int]) -> "list[Future[Any]]":
+        same = [[what] * len(numbers) for what in (name, method)]
+        return [*map(_local, client.map(_call, *same, numbers, pure=False, batch_size=None))]
+
     try:
-        yield Workers(lambda method, n: executor.submit(_call, name, method, n), count)
+        yield Workers(submit, count)
     except Exception as error:
         if client.status == "running":
             raise
@@ -92,8 +102,27 @@ def _cluster(client: Any, job: Any) -> Iterator[Workers]:
         ) from error
     finally:
         if client.status == "running":
-            executor.shutdown(wait=False)
             client.unregister_worker_plugin(name)
+
+
+def _local(remote: Any) -> "Future[Any]":
+    """Follow what runs on a cluster; cancelling it here cancels it there, unless it runs."""
+    local: Future[Any] = Future()
+
+    def end(remote: Any) -> None:
+        if local.set_running_or_notify_cancel():
+            try:
+                local.set_result(remote.result())
+            except BaseException as error:  # whatever the block raised, or the loss of the cluster
+                local.set_exception(error)
+
+    def cancel(local: "Future[Any]") -> None:
+        if local.cancelled():
+            remote.cancel()
+
+    local.add_done_callback(cancel)
+    remote.add_done_callback(end)
+    return local
 
 
 def _carry(name: str, job: Any) -> None:
@@ -119,15 +148,20 @@ class Window:
         return len(self._futures)
 
     @property
-    def full(self) -> bool:
-        """Whether the workers have enough to do."""
-        return len(self) >= max(_LEAST, _EACH * self._workers.threads())
+    def room(self) -> int:
+        """How many blocks to submit; none as long as the workers have enough to do."""
+        most = max(_LEAST, _EACH * self._workers.threads())
+        return most - len(self) if len(self) <= most // 2 else 0
 
-    def add(self, number: int) -> None:
-        """Submit a block."""
-        future = self._workers.submit(self._method, number)
-        self._futures[number] = future
-        future.add_done_callback(lambda future: self._ready.put((number, future)))
+    def add(self, numbers: Sequence[int]) -> None:
+        """Submit blocks."""
+        futures = self._workers.submit(self._method, numbers)
+        self._futures.update(zip(numbers, futures, strict=True))
+        for number, future in zip(numbers, futures, strict=True):
+            future.add_done_callback(partial(self._end, number))
+
+    def _end(self, number: int, future: "Future[Any]") -> None:
+        self._ready.put((number, future))
 
     def take(self, timeout: float = TICK) -> tuple[int, Any] | None:
         """Wait for a block: its number, and what its method returned or raised."""
@@ -142,8 +176,8 @@ class Window:
         """Go through blocks, in the order in which they finish."""
         left = iter(numbers)
         while True:
-            while not self.full and (number := next(left, None)) is not None:
-                self.add(number)
+            if some := list(islice(left, self.room)):
+                self.add(some)
             if not len(self):
                 return
             if taken := self.take():
