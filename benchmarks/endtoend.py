@@ -12,7 +12,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -160,11 +160,18 @@ def compare(
     ways: list[str], *args: Any, repeat: int = 3, cluster: bool = False
 ) -> dict[str, dict[str, float]]:
     """Run ways by turns in processes of their own; medians."""
+    given = (*map(str, args[:1]), *args[1:], cluster)
+    return in_processes("benchmarks.endtoend", {way: (way, *given) for way in ways}, repeat)
+
+
+def in_processes(
+    module: str, ways: Mapping[str, Sequence[Any]], repeat: int
+) -> dict[str, dict[str, float]]:
+    """Run a module with the arguments of every way, by turns, each in a process; medians."""
     results: dict[str, list[dict[str, float]]] = {way: [] for way in ways}
     for _ in range(repeat):
-        for way in ways:
-            given = json.dumps([way, *map(str, args[:1]), *args[1:], cluster])
-            command = [sys.executable, "-m", "benchmarks.endtoend", given]
+        for way, given in ways.items():
+            command = [sys.executable, "-m", module, json.dumps(given)]
             done = subprocess.run(command, capture_output=True, text=True, check=True)
             results[way].append(json.loads(done.stdout))
     return {

@@ -10,7 +10,6 @@ import json
 import os
 import shutil
 import statistics
-import subprocess
 import sys
 import time
 from collections.abc import Iterator
@@ -22,7 +21,7 @@ import numpy as np
 import zarr
 
 import xpatches
-from benchmarks.endtoend import opened
+from benchmarks.endtoend import in_processes, opened
 from xpatches.workers import Window, workers_for
 
 WAYS = ("patches in memory", "image in memory", "2 threads", "1 worker", "2 workers")
@@ -161,16 +160,7 @@ def schedule(blocks: int) -> Iterator[tuple[int, float, int, float]]:
 
 def compare(*args: Any, repeat: int = 3) -> dict[str, dict[str, float]]:
     """Run all ways by turns; medians."""
-    results: dict[str, list[dict[str, float]]] = {way: [] for way in WAYS}
-    for _ in range(repeat):
-        for way in WAYS:
-            command = [sys.executable, "-m", "benchmarks.writing", json.dumps([way, *args])]
-            done = subprocess.run(command, capture_output=True, text=True, check=True)
-            results[way].append(json.loads(done.stdout))
-    return {
-        way: {key: statistics.median(run[key] for run in runs) for key in runs[0]}
-        for way, runs in results.items()
-    }
+    return in_processes("benchmarks.writing", {way: (way, *args) for way in WAYS}, repeat)
 
 
 if __name__ == "__main__":

@@ -22,15 +22,15 @@ from xpatches.store import JOB
 JOB_CODE = """
     import sys, time
     import xarray as xr, xpatches
-    from xpatches import jobs, layout
+    from xpatches import blocks, layout
     layout.BLOCKS = 10**9
-    plain = jobs.Job.write
+    plain = blocks.Job.write
     def write(self, number):
         with open({log!r}, "a") as log:
             log.write(f"{{number}}\\n")
         time.sleep({pause})
         return plain(self, number)
-    jobs.Job.write = write
+    blocks.Job.write = write
     if __name__ == "__main__":
         image = xr.open_zarr({image!r}, chunks=None, consolidated=False).image
         p = image.patches(y=16, x=16, stride=8)
@@ -79,6 +79,12 @@ def code(image: Path, out: Path, log: Path, pause: float) -> str:
     return textwrap.dedent(JOB_CODE.format(**of))
 
 
+def marks(out: Path) -> set[str]:
+    """Numbers of the blocks that are done; what a kill left of a file that was written is none."""
+    names = {path.name for path in (out / JOB / "blocks").glob("*")}
+    return {name for name in names if name.isdecimal()}
+
+
 def start(image: Path, out: Path, log: Path, pause: float) -> "subprocess.Popen[bytes]":
     return subprocess.Popen([sys.executable, "-c", code(image, out, log, pause)])
 
@@ -104,17 +110,17 @@ def test_a_job_killed_at_any_moment_is_finished(
                 if log.exists() and len(log.read_text().split()) >= begun + more:
                     break
                 time.sleep(0.001)
-        before = {path.name for path in (out / JOB / "blocks").glob("*")}
+        before = marks(out)
         job.kill()
         kills += 1
         finished = job.wait() == 0
-        assert before <= {path.name for path in (out / JOB / "blocks").glob("*")} or finished
+        assert before <= marks(out) or finished
         if finished:
             assert files(out) == peace
             shutil.rmtree(out)
             log.unlink()
             continue
-    recorded = {path.name for path in (out / JOB / "blocks").glob("*")}
+    recorded = marks(out)
     log.unlink(missing_ok=True)
     assert start(image, out, log, pause=0).wait() == 0
     redone = log.read_text().split() if log.exists() else []
@@ -135,18 +141,18 @@ def test_a_full_disk_leaves_what_is_done(
     try:
         with pytest.raises(JobError, match="No space left on device"):
             write(image, small / "out.zarr", retries=0)
-        done = {path.name for path in (small / "out.zarr" / JOB / "blocks").glob("*")}
+        done = marks(small / "out.zarr")
         assert done
         subprocess.run(["mount", "-o", "remount,size=20M", str(small)], check=True)
         written: list[int] = []
-        plain = xpatches.jobs.Job.write
+        plain = xpatches.blocks.Job.write
 
         def counted(self: Any, number: int) -> int:
             written.append(number)
             return plain(self, number)
 
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr("xpatches.jobs.Job.write", counted)
+            patch.setattr("xpatches.blocks.Job.write", counted)
             write(image, small / "out.zarr", resume=True)
         assert not set(map(str, written)) & done
         assert files(small / "out.zarr") == peace
@@ -184,7 +190,7 @@ def test_stopping_leaves_what_is_done_and_says_how_to_go_on(
     job.send_signal(signal.SIGINT)
     _, told = job.communicate(timeout=60)
     assert job.returncode
-    blocks = {path.name for path in (out / JOB / "blocks").glob("*")}
+    blocks = marks(out)
     begun = log.read_text().split()
     assert blocks == set(begun)  # what had begun was finished
     assert f"stopped; {len(blocks)} of 54 blocks of store {out} are done and stay" in told

@@ -12,15 +12,16 @@ PACKAGE = Path(__file__).parents[1] / "xpatches"
 ORDER = [
     *("errors", "arrays", "geometry", "plan", "covers", "tiles", "kernel", "reductions"),
     *("tapers", "accumulate", "lazy", "labels", "spec", "variables", "take", "reprs", "parity"),
-    *("layout", "workers", "store", "jobs", "storable", "datasets", "located", "stitch"),
-    *("progress", "accessor", "pictures", "cli", "__init__"),
+    *("layout", "workers", "store", "blocks", "states", "jobs", "storable", "datasets"),
+    *("located", "stitch", "progress", "accessor", "pictures", "cli", "__init__"),
 ]
 ARRAY_LIBRARIES = {"numpy", "dask", "xarray", "zarr"}
 CORE = {"numpy", "dask", "xarray", "xpatches"}
 OTHERS = {
     "workers": {"distributed"},
     "store": {"zarr", "obstore"},
-    "jobs": {"zarr"},
+    "blocks": {"zarr"},
+    "states": {"zarr"},
     "datasets": {"zarr"},
     "progress": {"click"},
     "pictures": {"matplotlib"},

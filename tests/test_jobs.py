@@ -10,7 +10,7 @@ import xarray as xr
 from zarr.storage import LocalStore
 
 import xpatches
-from xpatches import jobs
+from xpatches import blocks, jobs
 from xpatches.errors import JobError, PatchError
 from xpatches.store import JOB
 
@@ -320,14 +320,14 @@ def test_single_samples_are_read_without_dask(tmp_path: Path, dtype: str, layout
 
 
 def test_the_second_writer_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    inside, go_on, plain = threading.Event(), threading.Event(), jobs.Job.write
+    inside, go_on, plain = threading.Event(), threading.Event(), blocks.Job.write
 
-    def wait(job: jobs.Job, number: int) -> int:
+    def wait(job: blocks.Job, number: int) -> int:
         inside.set()
         go_on.wait(30)
         return plain(job, number)
 
-    monkeypatch.setattr(jobs.Job, "write", wait)
+    monkeypatch.setattr(blocks.Job, "write", wait)
     p, out = patches_of(image_of()), tmp_path / "out.zarr"
     first = threading.Thread(target=lambda: p.to_zarr(out, **SMALL, **QUIET))
     first.start()

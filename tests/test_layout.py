@@ -10,9 +10,9 @@ from hypothesis import strategies as st
 
 from reference import Array, four_loops
 from strategies import arguments, problems
+from xpatches.blocks import Part
 from xpatches.errors import PatchError
 from xpatches.geometry import AxisGrid
-from xpatches.jobs import Part
 from xpatches.layout import BLOCKS, CHUNK, SHARD, Layout, lay_out, split_run
 
 

@@ -12,7 +12,7 @@ import pytest
 import xarray as xr
 
 from test_jobs import files
-from xpatches import jobs
+from xpatches import blocks
 from xpatches.errors import JobError
 from xpatches.workers import Window, Workers, workers_for
 
@@ -128,7 +128,7 @@ def pid(dask_worker: Any) -> int:
     return os.getpid()
 
 
-class Slow(jobs.Job):
+class Slow(blocks.Job):
     """Takes its time, so that there is some to kill a worker in."""
 
     def write(self, number: int) -> int:
@@ -193,6 +193,6 @@ def test_a_scheduler_that_dies_ends_the_job_which_can_be_resumed(
             write(image, tmp_path / "out.zarr", retries=0)
         closer.join()
         client.close()
-    monkeypatch.setattr("xpatches.datasets.Job", jobs.Job)
+    monkeypatch.setattr("xpatches.datasets.Job", blocks.Job)
     write(image, tmp_path / "out.zarr", resume=True)
     assert files(tmp_path / "out.zarr") == files(tmp_path / "peace.zarr")

@@ -18,9 +18,9 @@ from zarr.errors import UnstableSpecificationWarning
 from xpatches import pictures
 from xpatches.datasets import dataset_state, open_patches
 from xpatches.errors import JobError, PatchError
-from xpatches.jobs import check_state
 from xpatches.reprs import readable
 from xpatches.spec import SPEC_ATTR
+from xpatches.states import check_state
 from xpatches.store import Folder, open_folder, writer_of
 
 DONE, FAILED, USAGE, STOPPED = 0, 1, 2, 130
@@ -98,7 +98,7 @@ def _reported(debug: bool) -> Iterator[None]:
     except Exception as error:
         if debug:
             raise
-        known = isinstance(error, PatchError | JobError)
+        known = isinstance(error, PatchError | JobError | OSError)
         text = str(error) if known else f"{type(error).__name__}: {error} (--debug shows where)"
         text = text if isinstance(error, JobError) else " ".join(text.split())
         for python, typed in _TYPED.items():

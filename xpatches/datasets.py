@@ -15,11 +15,13 @@ import zarr
 
 from xpatches import labels, lazy
 from xpatches.arrays import Array, is_dask
+from xpatches.blocks import Job, Part
 from xpatches.errors import PatchError
 from xpatches.geometry import PatchGrid
-from xpatches.jobs import Job, Part, Report, done_blocks, state_of, write_job
+from xpatches.jobs import Report, write_job
 from xpatches.layout import SAMPLE_DIM, Layout, lay_out
 from xpatches.spec import SPEC_ATTR, write_spec
+from xpatches.states import done_blocks, state_of
 from xpatches.storable import (
     check_storable,
     decoding_of,

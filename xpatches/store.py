@@ -132,13 +132,8 @@ class Folder:
             If it is something else.
         """
         content = self.get(name)
-        if content is None:
-            return None
-        try:
-            found = json.loads(content)
-        except ValueError:
-            found = None
-        if not isinstance(found, dict):
+        found = None if content is None else _parsed(content)
+        if content is not None and found is None:
             raise PatchError(f"{name} of store {self} is damaged; remove the store")
         return found
 
@@ -217,7 +212,7 @@ def _open_url(url: str, read_only: bool) -> Store:
 
 def writer_of(folder: Folder) -> str | None:
     """Tell who writes to a folder; None if nobody does."""
-    found = _parsed(folder.get(f"{JOB}/writer"))
+    found = _holder(folder)
     return f"process {found['pid']} on {found['host']}" if found and _alive(found) else None
 
 
@@ -236,16 +231,13 @@ def writing(folder: Folder) -> Iterator[threading.Event]:
     def content() -> bytes:
         return json.dumps({**me, "time": time.time()}).encode()
 
-    def holder() -> Any:
-        return _parsed(folder.get(name))
-
-    found = holder()
+    found = _holder(folder)
     if found is not None and not _alive(found):
         folder.remove(name)
         found = None
     if found is None:
         folder.put(name, content(), new=True)
-        found = holder()  # someone else may have been faster
+        found = _holder(folder)  # someone else may have been faster
     if found is None or found.get("id") != me["id"]:
         who = writer_of(folder) or "another process"
         raise PatchError(
@@ -259,7 +251,7 @@ def writing(folder: Folder) -> Iterator[threading.Event]:
         renewed = time.monotonic()
         while not stop.wait(_RENEWED):
             try:
-                now = holder()
+                now = _holder(folder)
                 if now is not None and now.get("id") != me["id"]:
                     lost.set()
                     return
@@ -283,15 +275,22 @@ def writing(folder: Folder) -> Iterator[threading.Event]:
             folder.prune(JOB)
 
 
-def _parsed(content: bytes | None) -> Any:
-    if content is None:
-        return None
+def _parsed(content: bytes) -> dict[str, Any] | None:
+    """Parse a JSON object; None where it is something else, or torn."""
     try:
         found = json.loads(content)
     except ValueError:
-        found = None
-    known = isinstance(found, dict) and {"id", "host", "pid", "time"} <= found.keys()
-    return found if known else {}  # torn while it was written: who wrote it is dead
+        return None
+    return found if isinstance(found, dict) else None
+
+
+def _holder(folder: Folder) -> dict[str, Any] | None:
+    """Tell who says that it writes; nothing is known of one who died while it said so."""
+    content = folder.get(f"{JOB}/writer")
+    if content is None:
+        return None
+    found = _parsed(content) or {}
+    return found if {"id", "host", "pid", "time"} <= found.keys() else {}
 
 
 def _alive(writer: dict[str, Any]) -> bool:

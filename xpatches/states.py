@@ -1,0 +1,171 @@
+"""What lies in a folder: nothing, a patch dataset, one that is being written, or something else.
+
+Everything but the patches is made in memory first, as the objects that zarr would store. They are
+written by the setup; a job that is resumed makes them anew and compares them with what is stored.
+"""
+
+import json
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import xarray as xr
+from zarr.storage import LocalStore, MemoryStore
+
+from xpatches.errors import PatchError
+from xpatches.store import JOB, Folder
+
+
+def state_of(folder: Folder) -> str:
+    """Tell what lies in a folder."""
+    if folder.get(f"{JOB}/complete") is not None:
+        return "complete"
+    if folder.get(f"{JOB}/ready") is not None:
+        return "writing"
+    if folder.get(f"{JOB}/zarr.json") is not None:
+        return "begun"
+    root = folder.document("zarr.json")
+    if root is not None:
+        return "complete" if JOB in (root.get("attributes") or {}) else "foreign zarr"
+    others = (name for name in folder.names() if not name.startswith(f"{JOB}/"))
+    return "nothing" if next(others, None) is None else "foreign"
+
+
+def done_blocks(folder: Folder) -> list[int]:
+    """List the blocks that are recorded as written."""
+    names = folder.names(f"{JOB}/blocks/")
+    return sorted(int(name) for name in names if name.isascii() and name.isdecimal())
+
+
+def check_state(folder: Folder, resume: bool, overwrite: bool) -> str:
+    """Tell what lies in a folder, if a job may be written there.
+
+    Raises
+    ------
+    PatchError
+        If it may not.
+    """
+    if resume and overwrite:
+        raise PatchError("resume and overwrite exclude each other; give one of them")
+    state = state_of(folder)
+    if state == "nothing":
+        return state
+    if state == "foreign":
+        raise PatchError(
+            f"store {folder} holds files that are no zarr of format 3; give another path, or "
+            "remove them"
+        )
+    if resume and state == "foreign zarr":
+        raise PatchError(
+            f"store {folder} holds no patch dataset that could be resumed; give another path"
+        )
+    if not (resume or overwrite):
+        found = "a zarr store" if state == "foreign zarr" else "a patch dataset"
+        part = "" if state in ("complete", "foreign zarr") else ", incomplete"
+        raise PatchError(
+            f"store {folder} exists already, {found}{part}; resume=True finishes an incomplete "
+            "dataset, overwrite=True replaces what is there"
+        )
+    return state
+
+
+def set_up(objects: Mapping[str, bytes], folder: Folder) -> None:
+    """Remove what there is, and write everything but the patches.
+
+    Raises
+    ------
+    PatchError
+        If there are files that are not zarr's.
+    """
+    names = folder.names()
+    arrays = {name.removesuffix("zarr.json") for name in names if name.endswith("/zarr.json")}
+    for name in names:
+        parents = (name[: i + 1] for i, letter in enumerate(name) if letter == "/")
+        ours = name.startswith(f"{JOB}/") or name.endswith((".partial", "zarr.json"))
+        if not ours and not arrays.intersection(parents):
+            raise PatchError(
+                f"store {folder} holds a file that is no zarr, {name}; remove it, or give another "
+                "path"
+            )
+    group = json.dumps({"zarr_format": 3, "node_type": "group", "attributes": {}}).encode()
+    folder.put(f"{JOB}/zarr.json", group)
+    for mark in ("complete", "ready"):
+        folder.remove(f"{JOB}/{mark}")
+    kept = {f"{JOB}/zarr.json", f"{JOB}/writer"}
+    folder.remove_all(name for name in names if name not in kept)
+    folder.prune()
+    for name, content in objects.items():
+        folder.put(name, content)
+    folder.put(f"{JOB}/ready", b"")
+
+
+def check_same(objects: Mapping[str, bytes], folder: Folder) -> None:
+    """Refuse to resume what is not the same job."""
+    differences: list[str] = []
+    for name, ours in objects.items():
+        stored = folder.get(name)
+        if stored is None:
+            differences.append(f"{name} is missing")
+        elif stored != ours and name.endswith("zarr.json"):
+            what = name.removesuffix("zarr.json").strip("/")
+            for difference in _different(what, folder.document(name), json.loads(ours)):
+                if not difference.startswith(f"attributes.{JOB}.checksums,"):  # written at the end
+                    differences.append(difference)
+        elif stored != ours:
+            differences.append(f"values of {name.split('/c')[0]!r}")
+    if differences:
+        shown = "; ".join(dict.fromkeys(differences[:5]))
+        raise PatchError(
+            f"store {folder} is of another job, it differs in: {shown}; "
+            "resume with the same arguments, image and versions, or give another store"
+        )
+
+
+def prepare(template: xr.Dataset, encoding: Mapping[str, Any]) -> dict[str, bytes]:
+    """Give all objects of the dataset but the patches."""
+    memory = MemoryStore()
+    try:
+        template.to_zarr(
+            memory, mode="w", compute=False, encoding=encoding, consolidated=False, zarr_format=3
+        )
+    except Exception as error:  # whatever xarray and zarr raise for what they cannot store
+        notes = " ".join(str(note).split("\n")[0] for note in getattr(error, "__notes__", []))
+        raise PatchError(
+            f"the dataset cannot be stored: {error} {notes}; change the attrs, coords or encoding"
+        ) from error
+    made = Folder(memory)
+    return {name: made.get(name) or b"" for name in sorted(made.names())}
+
+
+def kept_checksums(folder: Folder) -> dict[str, int]:
+    """Give the checksums that a finished dataset keeps, by number of the block."""
+    root = folder.document("zarr.json") or {}
+    return dict(json.loads(root["attributes"][JOB]).get("checksums", {}))
+
+
+def finish(folder: Folder, checksums: Mapping[str, int]) -> None:
+    """Mark the dataset as complete, keep some checksums, and remove what the job needed."""
+    root = folder.document("zarr.json") or {}
+    described = json.loads(root["attributes"][JOB])
+    root["attributes"][JOB] = json.dumps({**described, "checksums": checksums})
+    folder.put("zarr.json", json.dumps(root, indent=2).encode())
+    if isinstance(folder.store, LocalStore):  # what killed processes had not yet renamed
+        folder.remove_all(name for name in folder.names() if name.endswith(".partial"))
+    folder.put(f"{JOB}/complete", b"")
+    names = [f"{JOB}/{name}" for name in folder.names(f"{JOB}/")]
+    kept = {f"{JOB}/complete", f"{JOB}/writer"}
+    folder.remove_all(name for name in names if name not in kept)
+    folder.remove(f"{JOB}/complete")
+
+
+def _different(what: str, stored: Any, ours: Any) -> Iterator[str]:
+    """Name what differs between two documents, those inside of strings included."""
+    if isinstance(stored, str) and isinstance(ours, str) and stored[:1] == ours[:1] == "{":
+        stored, ours = json.loads(stored), json.loads(ours)
+    if isinstance(stored, dict) and isinstance(ours, dict):
+        for key in dict.fromkeys([*stored, *ours]):
+            yield from _different(f"{what}.{key}".strip("."), stored.get(key), ours.get(key))
+    elif isinstance(stored, list) and isinstance(ours, list) and len(stored) == len(ours):
+        for number, pair in enumerate(zip(stored, ours, strict=True)):
+            yield from _different(f"{what}[{number}]", *pair)
+    elif stored != ours:
+        yield f"{what}, stored {stored!r}, now {ours!r}"
