@@ -13,11 +13,13 @@ import xarray as xr
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+import xpatches
 from reference import Array, same_bits, terms_over
 from strategies import arguments, chunkings, image_of, problems
 from xpatches.covers import AxisCover
+from xpatches.errors import PatchError
 from xpatches.geometry import AxisGrid
-from xpatches.stitch import stitch
+from xpatches.stitching import stitch
 from xpatches.tapers import TAPERS, weights_of
 
 GOLDENS = Path(__file__).parent / "data" / "tf_goldens.npz"
@@ -217,3 +219,251 @@ def test_the_result_is_the_same_bits_for_every_chunking(
     assert same_bits(chunked.to_numpy(), whole)
     with dask.config.set(scheduler="threads"):
         assert same_bits(chunked.to_numpy(), whole)
+
+
+def labelled(length: int = 24, dtype: str = "f4") -> xr.DataArray:
+    samples = np.random.default_rng(0).random((length, length + 4, 2))
+    return xr.DataArray(
+        (99 * samples).astype(dtype),
+        {
+            "y": np.linspace(50, 40, length),
+            "x": np.arange(0, 2 * length + 8, 2),
+            "lat": (("y", "x"), np.random.default_rng(1).random((length, length + 4))),
+            "band": ["red", "green"],
+            "spatial_ref": ((), 0, {"crs_wkt": "...", "GeoTransform": "0 1 0 0 0 1"}),
+        },
+        ("y", "x", "band"),
+        "image",
+        {"units": "K"},
+    )
+
+
+def patches_of(image: Any) -> Any:
+    return image.patches(y=6, x=6, stride=3, padding="same")
+
+
+@pytest.mark.parametrize("flatten", [None, "patch"])
+@pytest.mark.parametrize("chunked", [False, True])
+def test_like_gives_back_coords_attrs_and_crs(flatten: str | None, chunked: bool) -> None:
+    image = labelled()
+    source = image.chunk(y=7, x=9) if chunked else image
+    patches = patches_of(source).extract(flatten=flatten)
+    back = xpatches.stitch(patches, like=image, reduce="first")
+    assert (back.chunks is not None) == chunked
+    xr.testing.assert_identical(back.compute(), image)
+    xr.testing.assert_identical(patches.patches.stitch(like=image, reduce="first"), back)
+
+
+def test_dims_may_have_come_and_gone() -> None:
+    image = labelled()
+    patches = patches_of(image).extract()
+    parts = [patches.isel(band=0), -patches.isel(band=1), patches.sum("band")]
+    classes = xr.concat([part.drop_vars("band", errors="ignore") for part in parts], "class")
+    classes = classes.astype("f8").assign_coords({"class": ["a", "b", "c"]})
+    back = stitch(classes.transpose("class", ...), like=image)
+    assert back.dims == ("class", "y", "x")
+    assert back["class"].values.tolist() == ["a", "b", "c"]
+    assert "band" not in back.dims
+    np.testing.assert_allclose(back[0], image.isel(band=0), rtol=1e-6)
+    np.testing.assert_allclose(back[2], image.sum("band"), rtol=1e-6)
+    np.testing.assert_array_equal(back.lat, image.lat)
+
+
+def test_index_coords_are_rebuilt_from_the_labels_of_patches() -> None:
+    image = labelled().assign_coords(time=("y", np.datetime64("2020-01-01") + np.arange(24)))
+    image = image.swap_dims(y="time").drop_vars("y")
+    p = image.patches(time=6, x=6, stride=3, padding="same")
+    back = stitch(p.extract(), reduce="first")
+    np.testing.assert_array_equal(back.time, image.time)
+    np.testing.assert_array_equal(back.x, image.x)
+    assert back.x.dtype == image.x.dtype
+    assert back.band.values.tolist() == ["red", "green"]
+    assert back.attrs == image.attrs
+    back = stitch(patches_of(labelled()).extract(label="origin"), reduce="first")
+    np.testing.assert_allclose(back.y, labelled().y, rtol=1e-12)
+    uneven = labelled().assign_coords(y=np.arange(24.0) ** 2)
+    assert "y" not in stitch(patches_of(uneven).extract(), reduce="first").coords
+
+
+@pytest.mark.parametrize("layout", ["grid", "samples"])
+@pytest.mark.parametrize("chunks", [None, {}, "computed", "memory"])
+def test_datasets_are_stitched_however_they_are_opened(
+    tmp_path: Path, layout: str, chunks: Any
+) -> None:
+    image = labelled()
+    small = {"chunks": {"sample": 5}} if layout == "samples" else {"chunks": {"y": 2, "x": 3}}
+    p = patches_of(image)
+    with pytest.warns(match="FixedLengthUTF32"):
+        p.to_zarr(tmp_path / "out", layout=layout, shards=False, progress=False, **small)
+    patches: Any = xpatches.open_patches(tmp_path / "out", chunks=None if chunks is None else {})
+    if chunks == "computed":
+        patches = patches + np.float32(0)
+    patches = patches.compute() if chunks == "memory" else patches
+    for reduce in ("mean", "first"):
+        back = stitch(patches, like=image, reduce=reduce, max_bytes=2**13)
+        assert (back.chunks is None) == (chunks == "memory")
+        assert back.chunks is None or len(back.chunks[0]) > 1
+        whole = stitch(p.extract(), like=image, reduce=reduce)
+        assert back.dims == whole.dims == image.dims
+        assert same_bits(back.to_numpy(), whole.to_numpy())
+
+
+@pytest.mark.parametrize("chunked", [False, True])
+@pytest.mark.parametrize("how", [*HOWS, "hann"])
+def test_patches_may_be_missing(how: str, chunked: bool) -> None:
+    image = labelled(dtype="i4" if how == "vote" else "f4").isel(band=0, drop=True)
+    patches = patches_of(image).extract()
+    stacked = patches.stack(sample=("y", "x")).reset_index("sample")
+    stacked = stacked.transpose("sample", ...)
+    rng = np.random.default_rng(0)
+    kept = rng.permutation(np.flatnonzero(rng.random(stacked.sizes["sample"]) < 0.6))
+    options: dict[str, Any] = {"reduce": how}
+    if how in TAPERS:
+        options = {"taper": how}
+    some = stacked.isel(sample=kept)
+    back = stitch(some.chunk(sample=7) if chunked else some, **options, fill_value=-1)
+    back = back.compute()
+    # The others are taken for what they are not: each is reduced to nothing by itself.
+    axes = {0: (6, 3, 1, "same"), 1: (6, 3, 1, "same")}
+    numbers = set(kept.tolist())
+    grids = [AxisGrid("y", 24, 6, 3, 1, "same"), AxisGrid("x", 28, 6, 3, 1, "same")]
+    weights = weights_of(options.get("taper", "flat"), {"y": 6, "x": 6})
+    found = None if weights is None else [*weights.values()]
+    for place, of in terms_over(patches.values, axes, (24, 28)).items():
+        terms = [term for term in of if term[0][0] * patches.sizes["x"] + term[0][1] in numbers]
+        value = back.values[place]
+        if not terms:
+            assert value == -1
+            continue
+        wanted = expected_of(terms, "mean" if how in ("flat", "hann") else how, found, grids)
+        if how == "sum":
+            wanted = sum(float(value) for *_, value in terms)
+        assert float(value) == pytest.approx(float(wanted), rel=1e-6)
+
+
+def test_every_nth_patch_and_parts_of_patches_are_stitched() -> None:
+    image = labelled().isel(band=0, drop=True)
+    patches = patches_of(image).extract()
+    for some in (
+        patches.isel(y=slice(1, None, 2), x=slice(2, 7)),
+        patches.isel(y_patch=slice(1, 5), x_patch=slice(2, None)),
+        patches.isel(y_patch=slice(0, None, 2), y=slice(0, 3)),
+    ):
+        back = stitch(some, reduce="first")
+        chunked = stitch(some.chunk(y=1, x=2), reduce="first", max_bytes=2**15)
+        assert same_bits(chunked.to_numpy(), back.to_numpy())
+        held = np.zeros((24, 28), bool)
+        for y in (some.y_origin + some.y_patch).values.ravel():
+            for x in (some.x_origin + some.x_patch).values.ravel():
+                if 0 <= y < 24 and 0 <= x < 28:
+                    held[y, x] = True
+        np.testing.assert_array_equal(back.values[held], image.values[held])
+        assert np.isnan(back.values[~held]).all()
+
+
+def test_datasets_are_stitched_variable_by_variable() -> None:
+    image = labelled()
+    dataset = xr.Dataset(
+        {"image": image, "line": image[:, 0, 0].reset_coords(drop=True), "table": ("n", [1, 2])}
+    )
+    p = patches_of(dataset)
+    back = stitch(p.extract(), like=dataset, reduce="first")
+    xr.testing.assert_identical(back, dataset)
+    scored = p.extract().assign(score=p.extract().image.mean(["y_patch", "x_patch"]).drop_attrs())
+    with pytest.raises(PatchError, match="'score' is no patches, but lies along dims of the grid"):
+        stitch(scored)
+
+
+@pytest.mark.parametrize("taper", [*TAPERS, lambda size: np.arange(1, size + 1), {"x": [1] * 64}])
+def test_a_constant_stays_constant_to_the_borders(taper: Any) -> None:
+    worst = 0.0
+    for value in np.array([1, 1 / 3, 0.1, 7.7, 1e-3, 254.9], np.float32):
+        image = xr.DataArray(np.full((150, 190), value), dims=("y", "x"))
+        p = image.patches(y=64, x=64, stride=56, padding="same")
+        back = stitch(p.extract(), taper=taper)
+        assert back.dtype == np.float32
+        # Padding belongs to patches, not to the image: it does not count.
+        worst = max(worst, float(np.abs(back - value).max() / np.spacing(value)))
+    assert worst <= 2
+
+
+def test_nothing_is_computed_and_chunks_are_read_once_or_so(
+    tmp_path: Path, counting_store: Any, no_compute: None
+) -> None:
+    image = xr.DataArray(np.random.default_rng(0).random((96, 96)), dims=("y", "x"), name="image")
+    p = image.patches(y=16, x=16, stride=8, padding="same")
+    with dask.config.set(scheduler="synchronous"):
+        p.to_zarr(tmp_path / "out", chunks={"y": 2, "x": 2}, shards=False, progress=False)
+    counting_store.reads.clear()
+    opened: Any = xpatches.open_patches(counting_store(tmp_path / "out"))
+    counting_store.chunk_reads()
+    back = stitch(opened, taper="hann", max_bytes=2**18)
+    assert not counting_store.chunk_reads("image")  # but the origins of patches
+    with dask.config.set(scheduler="synchronous"):
+        np.testing.assert_allclose(back, image, rtol=1e-12)
+    reads = counting_store.chunk_reads("image")
+    assert len(reads) == 36
+    assert sum(reads.values()) <= 2.8 * len(reads)
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"reduce": "median"}, r"reduce must be one of 'mean', 'sum', .*, got 'median'"),
+        ({"reduce": "sum", "taper": "hann"}, r"taper is for reduce='mean', got reduce='sum'"),
+        ({"taper": "hanning"}, r"taper must be one of 'flat', .*, got 'hanning'"),
+        ({"taper": [1, 2]}, r"taper on 'y' must have the shape \(6,\), got \(2,\)"),
+        ({"taper": {"z": [1]}}, r"taper names 'z', which is not among the dims \('y', 'x'\)"),
+        ({"taper": lambda size: -np.ones(size)}, r"taper on 'y' must be finite, >= 0 and not all"),
+        ({"reduce": "vote"}, r"reduce='vote' is not possible for float32"),
+        ({"dtype": "i4"}, r"dtype must be a floating dtype, for reduce='mean' or 'sum', got int32"),
+        ({"like": xr.DataArray(np.zeros((3, 3)), dims=("y", "x"))}, r"like must have 24 samples"),
+    ],
+)
+def test_arguments_are_refused_by_name(given: Any, message: str) -> None:
+    patches = patches_of(labelled()).extract()
+    with pytest.raises(PatchError, match=message):
+        stitch(patches, **given)
+
+
+def test_geometry_that_is_lost_is_said_to_be() -> None:
+    patches = patches_of(labelled()).extract()
+    for broken, message in (
+        (patches.drop_attrs(), r"has no attr 'xpatches': it does not come from extract"),
+        (patches.isel(y=0), r"patches must have the dims \('y', 'x', 'y_patch', 'x_patch'\), got"),
+        (patches.isel(y=[0, 1, 4]), r"'y_origin' must be at equal distances, got \[-1"),
+        (patches.isel(y=[2, 1]), r"'y_origin' must be ascending, got a step of -3"),
+        (patches.isel(y=[0, 1]).drop_vars("y_origin"), r"patches must be 8 along 'y', got 2, and"),
+        (
+            patches[..., :3, :, :].drop_vars("y_patch"),
+            r"must have 6 samples along 'y_patch', got 3",
+        ),
+    ):
+        with pytest.raises(PatchError, match=message):
+            stitch(broken)
+    with pytest.raises(PatchError, match="must be a DataArray or a Dataset, got ndarray"):
+        stitch(patches.values)
+
+
+def test_samples_in_no_patch_need_a_value() -> None:
+    image = labelled(dtype="u1").isel(band=0, drop=True)
+    for options, why in (
+        ({"stride": 9}, r"stride 9 on 'y' exceeds the size 6, stride 9 on 'x' exceeds the size 6"),
+        (
+            {"stride": 5},
+            r"patches on 'y' end before the image does, patches on 'x' end "
+            "before the image does",
+        ),
+        ({"stride": 6, "rate": 2}, r"rate 2 on 'y' leaves gaps, rate 2 on 'x' leaves gaps"),
+    ):
+        patches = image.patches(y=6, x=6, **options).extract()
+        bare = int(np.isnan(stitch(patches.astype(float))).sum())
+        message = f"{bare} of 672 samples are in no patch: {why}, and uint8 has no missing value"
+        with pytest.raises(PatchError, match=message):
+            stitch(patches)
+        back = stitch(patches, fill_value=255)
+        assert back.dtype == np.dtype("u1")
+        assert (back.values == 255).sum() >= bare
+        assert stitch(patches, reduce="sum").dtype == np.dtype("u8")
+    with pytest.raises(PatchError, match="fill_value must be a value that uint8 can hold, got -1"):
+        stitch(patches, fill_value=-1)

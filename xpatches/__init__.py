@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from xpatches.accessor import Patches
 from xpatches.errors import BlockFailure, JobError, PatchError, PatchIndexError
 from xpatches.parity import extract_patches
+from xpatches.stitching import stitch
 
 if TYPE_CHECKING:
     from xpatches.datasets import open_patches
@@ -20,6 +21,7 @@ __all__ = [
     "Patches",
     "extract_patches",
     "open_patches",
+    "stitch",
 ]
 
 

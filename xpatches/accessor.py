@@ -14,6 +14,7 @@ from xpatches.arrays import Array, as_fill_value
 from xpatches.errors import PatchError
 from xpatches.geometry import Padding, PatchGrid, as_integer, clip
 from xpatches.reductions import SEPARABLE
+from xpatches.stitching import stitch
 
 T = TypeVar("T", xr.DataArray, xr.Dataset)
 
@@ -652,6 +653,22 @@ class PatchesAccessor(Generic[T]):
         grid = labels.grid_of(lengths, merged, stride, rate, padding)
         labels.check_names(dataset, (f"{dim}_{word}" for dim in merged for word in _ADDED))
         return Patches(source, grid, dataset, _fill_values(dataset, grid, fill_value))
+
+    def stitch(self, **how: Any) -> T:
+        """Put patches together into an image: `xpatches.stitch` of this array or Dataset.
+
+        Parameters
+        ----------
+        **how
+            As for `xpatches.stitch`.
+
+        Examples
+        --------
+        >>> image = xr.DataArray(np.arange(12).reshape(3, 4), dims=("y", "x"))
+        >>> image.patches(y=1, x=2).extract().patches.stitch(like=image).equals(image)
+        True
+        """
+        return stitch(self._obj, **how)
 
 
 @xr.register_dataarray_accessor("patches")

@@ -139,7 +139,13 @@ def _unflatten(array: xr.DataArray, joined: Mapping[Hashable, int]) -> xr.DataAr
         variable = variable.chunk({FLAT_DIM: -1})
     data = variable.data.reshape(*variable.shape[:-1], *joined.values())
     dims = (*variable.dims[:-1], *joined)
-    coords = {k: v for k, v in array.coords.items() if FLAT_DIM not in v.dims}
+    coords: dict[Hashable, Any] = {
+        name: of for name, of in array.coords.items() if FLAT_DIM not in of.dims
+    }
+    for axis, dim in enumerate(joined):
+        if dim in array.coords and array[dim].dims == (FLAT_DIM,):
+            values = array[dim].values.reshape(tuple(joined.values()))
+            coords[dim] = (dim, np.moveaxis(values, axis, 0).reshape(joined[dim], -1)[:, 0])
     return xr.DataArray(data, coords, dims, array.name, array.attrs)
 
 

@@ -366,7 +366,7 @@ def _coords(
             name: of
             for name, of in like.coords.items()
             if all(sizes.get(dim) == n for dim, n in of.sizes.items())
-            and not (of.dims and others.issuperset(of.dims))
+            and not (name in kept and of.dims and others.issuperset(of.dims))
         }
         kept = kept.drop_vars([name for name in fitting if name in kept])
         return kept.assign_coords(like.coords.to_dataset()[[*fitting]].coords).coords
