@@ -14,6 +14,7 @@ from matplotlib.patches import Rectangle
 
 from xpatches.geometry import AxisGrid, Padding
 from xpatches.plan import AxisPlan, plan_blocks
+from xpatches.tapers import weights_of
 
 # Okabe and Ito's colours, which colour-blind readers can tell apart.
 BLUE, ORANGE, GREEN, RED = "#0072b2", "#e69f00", "#009e73", "#d55e00"
@@ -27,7 +28,7 @@ def draw(folder: Path) -> None:
     with matplotlib.rc_context(
         {"font.family": "DejaVu Sans", "svg.fonttype": "path", "svg.hashsalt": "xpatches"}
     ):
-        for figure in (anatomy, paddings, ownership, ten_by_ten, layout):
+        for figure in (anatomy, paddings, ownership, ten_by_ten, layout, tapers):
             path, nameless = folder / f"{figure.__name__}.svg", {"Date": None, "Creator": None}
             figure().figure.savefig(path, format="svg", metadata=nameless)
 
@@ -320,6 +321,37 @@ def layout() -> Sheet:
     for name, place in (("x_patch", left), ("patch", right)):
         sheet.note(place - 0.3, top - 0.5, f"{name} =", "right", fontsize=8)
     sheet.title(right, top + 2.8, f"result[{i}, {j}, {position}]: the same sample")
+    return sheet
+
+
+def tapers() -> Sheet:
+    """Draw the weights of three patches along a dim, and what a patch counts after division."""
+    size, stride, length = 64, 32, 128
+    sheet = Sheet(-2, 3 * (length + 14), -8, 78, inch=0.021)
+    colors = (BLUE, ORANGE, GREEN)
+    for panel, name in enumerate(("hann", "triangular", "gaussian")):
+        left = panel * (length + 14)
+        sheet.title(left, -3, f'"{name}"')
+        weights = weights_of(name, {"x": size})
+        assert weights is not None
+        patches = [stride * i for i in range(3)]
+        total = [0.0] * length
+        for start in patches:
+            for j, weight in enumerate(weights["x"]):
+                total[start + j] += weight
+        for row, (title, divided) in enumerate(
+            (("weights", False), ("divided by their sum", True))
+        ):
+            base = 32 + 38 * row
+            sheet.note(left, base - 27, title, color=GREY)
+            sheet.ax.plot([left, left + length], [base, base], color=PALE, linewidth=0.8)
+            for start, color in zip(patches, colors, strict=True):
+                xs = [left + start + j + 0.5 for j in range(size)]
+                ys = [
+                    base - 22 * weight / (total[start + j] if divided else 1)
+                    for j, weight in enumerate(weights["x"])
+                ]
+                sheet.ax.plot(xs, ys, color=color, linewidth=1.6)
     return sheet
 
 

@@ -261,6 +261,7 @@ def open_patches(
 
     Examples
     --------
+    >>> import numpy as np
     >>> from zarr.storage import MemoryStore
     >>> image = xr.DataArray(np.arange(100).reshape(10, 10), dims=("y", "x"), name="image")
     >>> store = MemoryStore()
