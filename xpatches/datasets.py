@@ -32,6 +32,8 @@ from xpatches.storable import (
 from xpatches.store import JOB, Folder, open_folder
 from xpatches.variables import every_axis, kept_encoding, region_reader
 
+_VERSION = 2
+"""Of what describes a dataset."""
 _LOOKED_AT = 100
 """Blocks whose regions are looked at for a plan."""
 
@@ -112,7 +114,7 @@ class Cut:
                 kept_encoding(variable),
             )
         job = {
-            "version": 1,
+            "version": _VERSION,
             "xpatches": version("xpatches"),
             "layout": self.layout,
             "array": self.array and {"stored": self.stored(self.array[0]), "name": self.array[1]},
@@ -322,9 +324,14 @@ def dataset_state(folder: Folder) -> dict[str, Any]:
         )
     try:
         job = json.loads(described)
-        _ = job["blocks"], job["dtypes"]
+        known = job["version"] == _VERSION
     except (TypeError, ValueError, KeyError) as error:
         raise PatchError(f"attr {JOB!r} of store {folder} is damaged, {error!r}") from error
+    if not known:
+        raise PatchError(
+            f"store {folder} is a patch dataset of version {job['version']}, this xpatches reads "
+            f"{_VERSION}; write it anew"
+        )
     blocks = sum(of["count"] for of in job["blocks"].values())
     complete = state_of(folder) == "complete"
     missing = 0 if complete else blocks - len(done_blocks(folder))
