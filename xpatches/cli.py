@@ -16,7 +16,7 @@ import zarr
 from zarr.errors import UnstableSpecificationWarning
 
 from xpatches import pictures
-from xpatches.datasets import dataset_state, open_patches
+from xpatches.datasets import dataset_state, holds_patches, open_patches
 from xpatches.errors import JobError, PatchError
 from xpatches.reprs import readable
 from xpatches.spec import SPEC_ATTR
@@ -340,9 +340,7 @@ def _same_place(source: str, out: str) -> bool:
 
 def _about(folder: Folder, given: str) -> dict[str, Any]:
     """Describe what lies in a store."""
-    try:
-        state = dataset_state(folder)
-    except PatchError:
+    if not holds_patches(folder):
         image = open_image(given)
         return {
             "store": given,
@@ -357,6 +355,7 @@ def _about(folder: Folder, given: str) -> dict[str, Any]:
                 for name, variable in image.data_vars.items()
             },
         }
+    state = dataset_state(folder)
     job = state.pop("job")
     arrays = {}
     for name in job["blocks"]:

@@ -302,6 +302,12 @@ def open_patches(
     return array
 
 
+def holds_patches(folder: Folder) -> bool:
+    """Tell whether there is a patch dataset, complete or not."""
+    root = folder.document("zarr.json") or {}
+    return JOB in (root.get("attributes") or {})
+
+
 def dataset_state(folder: Folder) -> dict[str, Any]:
     """Tell how far a patch dataset is.
 
@@ -316,14 +322,13 @@ def dataset_state(folder: Folder) -> dict[str, Any]:
     PatchError
         If there is no patch dataset.
     """
-    root = folder.document("zarr.json") or {}
-    described = (root.get("attributes") or {}).get(JOB)
-    if described is None:
+    if not holds_patches(folder):
         raise PatchError(
             f"store {folder} holds no patch dataset; name one that Patches.to_zarr wrote"
         )
+    root = folder.document("zarr.json") or {}
     try:
-        job = json.loads(described)
+        job = json.loads(root["attributes"][JOB])
         known = job["version"] == _VERSION
     except (TypeError, ValueError, KeyError) as error:
         raise PatchError(f"attr {JOB!r} of store {folder} is damaged, {error!r}") from error
