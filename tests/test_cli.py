@@ -101,7 +101,16 @@ def test_exit_codes_and_messages_of_one_line(source: str, tmp_path: Path) -> Non
     failed(2, "choose one patch along 'y', 'x'", "show", out, "-o", picture)
     failed(2, "choose one patch along 'x'", "show", out, "--isel", "y=0", "-o", picture)
     failed(2, "'sample' names nothing", "show", out, "--isel", "sample=0", "-o", picture)
-    failed(2, "index on 'y' must be < 8, got 8", "show", out, "--isel", "y=8,x=0", "-o", picture)
+    failed(
+        2,
+        "index on 'y' must lie in [-8, 8), got 8",
+        "show",
+        out,
+        "--isel",
+        "y=8,x=0",
+        "-o",
+        picture,
+    )
     failed(2, "'y' holds float64, got 'abc'", "show", out, "--sel", "y=abc,x=1", "-o", picture)
     failed(2, "is outside the image", "show", out, "--sel", "y=90,x=1", "-o", picture)
     assert not Path(picture).exists()

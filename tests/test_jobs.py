@@ -1,6 +1,7 @@
 import json
 import os
 import threading
+import time
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -293,6 +294,52 @@ def test_resuming_says_what_differs_and_then_finishes(half: Path, tmp_path: Path
     p.to_zarr(half, **SMALL, **QUIET, resume=True)
     p.to_zarr(tmp_path / "peace.zarr", **SMALL, **QUIET)
     assert files(half) == files(tmp_path / "peace.zarr")
+
+
+def test_marks_that_are_torn_say_nothing_wrong(half: Path, tmp_path: Path) -> None:
+    marks = sorted((half / JOB / "blocks").glob("*"))
+    for mark, content in zip(marks, (b"", b"12", b"\0" * 10), strict=False):
+        mark.write_bytes(content)
+    (half / JOB / "blocks" / "9999").write_bytes(b"0" * 10)
+    p = patches_of(image_of())
+    p.to_zarr(half, **SMALL, **QUIET, resume=True)
+    np.testing.assert_array_equal(xpatches.open_patches(half), p.extract())
+
+
+def test_samples_that_cannot_be_read_now_and_then_are_read_again(
+    half: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tries, plain = [0], blocks.Job.checksum
+
+    def sometimes(job: blocks.Job, number: int) -> int:
+        tries[0] += 1
+        if tries[0] == 1:
+            raise OSError("503")
+        return plain(job, number)
+
+    monkeypatch.setattr(blocks.Job, "checksum", sometimes)
+    monkeypatch.setattr(jobs, "_PAUSE", 0.0)
+    patches_of(image_of()).to_zarr(half, **SMALL, **QUIET, resume=True)
+    assert tries[0] > 1
+
+
+def test_a_job_that_lost_its_store_does_not_finish_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out, plain = tmp_path / "out.zarr", blocks.Job.write
+    monkeypatch.setattr("xpatches.store._RENEWED", 0.01)
+
+    def lose(job: blocks.Job, number: int) -> int:
+        if number == len(job) - 1:
+            other = {"id": "1", "host": "far", "pid": 1, "time": 1e12}
+            (out / JOB / "writer").write_text(json.dumps(other))
+            time.sleep(0.5)
+        return plain(job, number)
+
+    monkeypatch.setattr(blocks.Job, "write", lose)
+    with pytest.raises(PatchError, match="is being written by someone else by now"):
+        patches_of(image_of()).to_zarr(out, **SMALL, **QUIET)
+    assert (out / JOB / "ready").exists()
 
 
 def test_a_finished_dataset_of_another_image_is_not_taken_for_this_one(tmp_path: Path) -> None:

@@ -34,6 +34,7 @@ NAMED: dict[str, Any] = {
     "undecoded times": image_of().assign_attrs(units="days since 2000-01-01"),
     "units of time": image_of().assign_attrs(units="seconds"),
     "a packed coord": image_of(y=("y", np.arange(12), {"scale_factor": 3})),
+    "attrs like JSON": image_of().assign_attrs(title="{draft} survey"),
     "a name with a space": image_of().rename("my image"),
     "numpy in attrs": image_of().assign_attrs(gain=np.float32(2), offsets=np.arange(3)),
 }
@@ -44,6 +45,7 @@ NAMED: dict[str, Any] = {
 def test_what_looks_encoded_comes_back_as_it_was(name: str, layout: str, tmp_path: Path) -> None:
     p = patches_of(NAMED[name])
     made = p.to_zarr(tmp_path / "out", layout=layout, **QUIET)
+    p.to_zarr(tmp_path / "out", layout=layout, resume=True, **QUIET)
     expected = p.extract()
     assert made.dtype == expected.dtype
     for key, value in NAMED[name].attrs.items():
@@ -162,11 +164,12 @@ def test_the_image_is_never_overwritten_however_it_was_opened(way: str, tmp_path
 def test_files_that_are_no_zarr_are_never_removed(tmp_path: Path) -> None:
     out = tmp_path / "out"
     patches_of(image_of()).to_zarr(out, **QUIET)
-    (out / "notes.txt").write_text("...")
-    with pytest.raises(PatchError, match=r"holds a file that is no zarr, notes.txt; remove it"):
-        patches_of(image_of()).to_zarr(out, overwrite=True, **QUIET)
-    assert (out / "notes.txt").exists()
-    (out / "notes.txt").unlink()
+    for name in ("notes.txt", "notes-zarr.json", "thesis.partial", "image/notes.txt", "c.txt"):
+        (out / name).write_text("...")
+        with pytest.raises(PatchError, match=rf"holds a file that is no zarr, {name}; remove it"):
+            patches_of(image_of()).to_zarr(out, overwrite=True, **QUIET)
+        assert (out / name).exists()
+        (out / name).unlink()
     patches_of(image_of()).to_zarr(out, overwrite=True, **QUIET)
 
 

@@ -12,7 +12,7 @@ import pytest
 import xarray as xr
 
 from test_jobs import files
-from xpatches import blocks
+from xpatches import blocks, jobs
 from xpatches.errors import JobError
 from xpatches.workers import Window, Workers, workers_for
 
@@ -51,7 +51,7 @@ class Counted:
 def test_a_few_blocks_per_worker_are_outstanding_whatever_their_number(blocks: int) -> None:
     job = Counted()
     with ThreadPoolExecutor(3) as pool:
-        window = Window(Workers(job.submit(pool), lambda: 3), "work")
+        window = Window(Workers(job.submit(pool), lambda: 3, lambda: None), "work")
         found = [number for number, made in window.over(range(blocks)) if made == number]
     assert sorted(found) == list(range(blocks))
     assert job.most <= 12
@@ -61,7 +61,7 @@ def test_a_few_blocks_per_worker_are_outstanding_whatever_their_number(blocks: i
 def test_draining_waits_for_what_has_begun_and_gives_what_an_interrupt_lost() -> None:
     job, go_on = Counted(), threading.Event()
     with ThreadPoolExecutor(1) as pool:
-        window = Window(Workers(job.submit(pool), lambda: 1), "work")
+        window = Window(Workers(job.submit(pool), lambda: 1, lambda: None), "work")
         window.add([0])
         while job.underway:
             time.sleep(0.001)
@@ -153,6 +153,48 @@ def test_a_worker_that_is_killed_loses_nothing(
         write(image, tmp_path / "out.zarr")
     killer.join()
     assert victims[0] not in client.run(pid).values()
+    assert files(tmp_path / "out.zarr") == files(tmp_path / "peace.zarr")
+
+
+def test_blocks_that_have_begun_are_waited_for_when_the_job_is_stopped(
+    client: Any, image: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("xpatches.datasets.Job", Slow)
+    out = tmp_path / "out.zarr"
+
+    class Stop(jobs.Report):
+        def block(self, number: int, nbytes: int) -> None:
+            if number == 3:
+                raise KeyboardInterrupt
+
+    monkeypatch.setattr("xpatches.progress.Progress", Stop)
+    p = image.patches(y=16, x=16, stride=8)
+    with client.as_current(), pytest.raises(KeyboardInterrupt, match="blocks of store"):
+        p.to_zarr(out, chunks={"y": 2, "x": 2}, shards={"y": 4, "x": 4})
+    found = files(out)
+    time.sleep(0.5)
+    assert files(out) == found  # nobody writes on
+    monkeypatch.setattr("xpatches.datasets.Job", blocks.Job)
+    write(image, out, resume=True)
+    write(image, tmp_path / "peace.zarr")
+    assert files(out) == files(tmp_path / "peace.zarr")
+
+
+def test_a_worker_that_leaves_does_not_take_the_job_from_others_of_its_process(
+    image: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("xpatches.datasets.Job", Slow)
+    with (
+        distributed.LocalCluster(
+            n_workers=2, threads_per_worker=1, processes=False, dashboard_address=":0"
+        ) as cluster,
+        distributed.Client(cluster),
+    ):
+        leaver = threading.Timer(1.0, lambda: cluster.scale(1))
+        leaver.start()
+        write(image, tmp_path / "out.zarr", retries=0)
+        leaver.join()
+    write(image, tmp_path / "peace.zarr")
     assert files(tmp_path / "out.zarr") == files(tmp_path / "peace.zarr")
 
 

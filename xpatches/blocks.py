@@ -131,7 +131,7 @@ class Job:
             variable = xr.Variable(part.layout.dims, patches, encoding=dict(part.encoding))
             encoded = xr.conventions.encode_cf_variable(variable, name=part.name)
             self._arrays[part.name][step] = encoded.to_numpy()
-        self.folder.put(mark_of(number), b"%d" % samples.checksum)
+        self.folder.put(mark_of(number), b"%010d" % samples.checksum)
         return nbytes
 
     def checksum(self, number: int) -> int:
@@ -173,3 +173,8 @@ class Job:
 def mark_of(number: int) -> str:
     """Name of the object that says that a block is written."""
     return f"{JOB}/blocks/{number}"
+
+
+def checksum_in(mark: bytes | None) -> int | None:
+    """Give the checksum that a mark holds; None where there is none, or where it is torn."""
+    return int(mark) if mark and len(mark) == 10 and mark.isdigit() else None

@@ -3,6 +3,7 @@
 import json
 import logging
 import os
+import re
 import signal
 import warnings
 from collections.abc import Callable, Iterator, Mapping
@@ -20,7 +21,7 @@ from xpatches.datasets import dataset_state, holds_patches, open_patches
 from xpatches.errors import JobError, PatchError
 from xpatches.reprs import readable
 from xpatches.spec import SPEC_ATTR
-from xpatches.states import check_state
+from xpatches.states import check_state, state_of
 from xpatches.store import Folder, open_folder, writer_of
 
 DONE, FAILED, USAGE, STOPPED = 0, 1, 2, 130
@@ -78,6 +79,13 @@ def _label(text: str) -> Any:
         return text  # xarray understands dates
 
 
+def _typed(text: str) -> str:
+    """Say in an error what is typed, but leave paths and names alone."""
+    for python, typed in _TYPED.items():
+        text = re.sub(rf"(?<![\w/.'\"-]){re.escape(python)}(?![\w/.'\"-])", typed, text)
+    return text
+
+
 @contextmanager
 def _reported(debug: bool) -> Iterator[None]:
     """Turn errors into one line and an exit code."""
@@ -90,8 +98,7 @@ def _reported(debug: bool) -> Iterator[None]:
     try:
         yield
     except KeyboardInterrupt as stopped:
-        text = str(stopped).replace("resume=True", "--resume")
-        click.echo(f"xpatches: {text or 'interrupted'}", err=True)
+        click.echo(f"xpatches: {_typed(str(stopped)) or 'interrupted'}", err=True)
         raise SystemExit(STOPPED) from None
     except (click.ClickException, SystemExit):
         raise
@@ -101,9 +108,7 @@ def _reported(debug: bool) -> Iterator[None]:
         known = isinstance(error, PatchError | JobError | OSError)
         text = str(error) if known else f"{type(error).__name__}: {error} (--debug shows where)"
         text = text if isinstance(error, JobError) else " ".join(text.split())
-        for python, typed in _TYPED.items():
-            text = text.replace(python, typed)
-        click.echo(f"xpatches: {text}", err=True)
+        click.echo(f"xpatches: {_typed(text)}", err=True)
         wrong = isinstance(error, PatchError | FileNotFoundError)
         raise SystemExit(USAGE if wrong else FAILED) from None
 
@@ -207,9 +212,9 @@ def extract(
     p = image.patches(size, stride=stride, rate=rate, padding=padding, fill_value=fill_value)
     open_folder(out)  # before workers are started
     left = None
-    if "://" in out or os.path.exists(out):
+    if "://" in out or os.path.exists(os.path.expanduser(out)):
         folder = open_folder(out, read_only=True)
-        if check_state(folder, resume, overwrite) != "nothing" and resume:
+        if check_state(folder, resume, overwrite) in ("writing", "complete") and resume:
             left = dataset_state(folder)["missing"]
     if dry_run:
         _tell({"layout": layout, "missing": left, **p.plan_zarr(layout, chunks, shards)}, as_json)
@@ -341,6 +346,8 @@ def _same_place(source: str, out: str) -> bool:
 def _about(folder: Folder, given: str) -> dict[str, Any]:
     """Describe what lies in a store."""
     if not holds_patches(folder):
+        if state_of(folder) == "begun":  # and killed before anything could be said of it
+            return {"store": given, "holds": "patches", "state": "incomplete"}
         image = open_image(given)
         return {
             "store": given,

@@ -11,18 +11,19 @@ import threading
 import time
 import zlib
 from collections import Counter
-from collections.abc import Container, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from itertools import islice
 from math import prod
 from typing import Any
 
 import xarray as xr
 
-from xpatches.blocks import Job, mark_of
+from xpatches.blocks import Job, checksum_in, mark_of
 from xpatches.errors import BlockFailure, JobError, PatchError
 from xpatches.states import (
     check_same,
     check_state,
+    clear,
     done_blocks,
     finish,
     kept_checksums,
@@ -46,7 +47,7 @@ class Report:
     def begin(self, blocks: int, done: int, nbytes: int) -> None:
         """So many blocks there are, of so many bytes in all, and so many are done already."""
 
-    def block(self, nbytes: int) -> None:
+    def block(self, number: int, nbytes: int) -> None:
         """Another block is written, of so many bytes of patches."""
 
     def end(self) -> None:
@@ -96,20 +97,21 @@ def write_job(
             set_up(first, folder)
         with workers_for(job) as workers:
             if state == "complete" and resume:
-                kept = kept_checksums(folder)
-                _check_source(job, {int(n): b"%d" % of for n, of in kept.items()}, workers)
-                finish(folder, kept)
+                kept = {int(number): of for number, of in kept_checksums(folder).items()}
+                _check_source(job, kept, workers, retries, lost)
+                clear(folder)
                 report.begin(len(job), len(job), job.nbytes)
                 report.end()
                 return
-            done = [number for number in done_blocks(folder) if number < len(job)]
-            looked_at = _checked(job, done)
-            _check_source(job, {n: folder.get(mark_of(n)) for n in looked_at}, workers)
+            done = _done(job)
+            _check_source(job, _checksums(job, done), workers, retries, lost)
             report.begin(len(job), len(done), job.nbytes)
+            written = set(done)
+            left = (number for number in range(len(job)) if number not in written)
             try:
-                failures = _run(job, set(done), workers, retries, report, lost)
+                failures = _run(job, "write", left, workers, retries, report.block, lost)
             except KeyboardInterrupt:
-                count = len(done_blocks(folder))
+                count = len(_done(job))
                 raise KeyboardInterrupt(
                     f"stopped; {count} of {len(job)} blocks of store {folder} are done and stay, "
                     "resume=True goes on"
@@ -118,14 +120,20 @@ def write_job(
                 report.end()
         if failures:
             raise JobError(str(folder), len(job), failures)
-        missing = len(job) - len(done_blocks(folder))
-        if missing > 0:
+        done = _done(job)
+        if len(done) < len(job):
             raise PatchError(
-                f"store {folder} lacks {missing} of {len(job)} blocks, although workers wrote "
-                "them; give a store that all of them share, such as a path or a URL"
+                f"store {folder} lacks {len(job) - len(done)} of {len(job)} blocks, although "
+                "workers wrote them; give a store that all of them share, such as a path or a URL"
             )
-        marks = {n: folder.get(mark_of(n)) for n in _checked(job, range(len(job)))}
-        finish(folder, {str(n): int(of) for n, of in marks.items() if of})
+        checksums = _checksums(job, done)
+        _check_held(job, lost)
+        finish(folder, {str(number): of for number, of in checksums.items()})
+
+
+def _done(job: Job) -> list[int]:
+    """List the blocks of a job that are recorded as written."""
+    return [number for number in done_blocks(job.folder) if number < len(job)]
 
 
 def _checked(job: Job, done: Sequence[int]) -> list[int]:
@@ -143,34 +151,58 @@ def _checked(job: Job, done: Sequence[int]) -> list[int]:
     return chosen
 
 
-def _check_source(job: Job, marks: Mapping[int, bytes | None], workers: Workers) -> None:
+def _checksums(job: Job, done: Sequence[int]) -> dict[int, int]:
+    """Give the checksums of the samples under some of the blocks that are done."""
+    found = {number: checksum_in(job.folder.get(mark_of(number))) for number in _checked(job, done)}
+    return {number: checksum for number, checksum in found.items() if checksum is not None}
+
+
+def _check_source(
+    job: Job, checksums: Mapping[int, int], workers: Workers, retries: int, lost: threading.Event
+) -> None:
     """Refuse an image that has changed: read again what some finished blocks were cut from."""
-    for number, found in Window(workers, "checksum").over(marks):
-        if isinstance(found, BaseException):
-            raise found
-        if marks[number] and b"%d" % found != marks[number]:  # one that is torn says nothing
+
+    def compare(number: int, found: int) -> None:
+        if found != checksums[number]:
             raise PatchError(
                 f"the image has changed: block {number} of store {job.folder}, "
                 f"{job.describe(number)}, was cut from other samples; "
                 "resume with the same image, or give another store"
             )
 
+    failures = _run(job, "checksum", checksums, workers, retries, compare, lost)
+    if failures:
+        raise JobError(str(job.folder), len(job), failures)
+
+
+def _check_held(job: Job, lost: threading.Event) -> None:
+    if lost.is_set():
+        raise PatchError(
+            f"store {job.folder} is being written by someone else by now; "
+            "finish one of the jobs and resume"
+        )
+
 
 def _run(
     job: Job,
-    done: Container[int],
+    method: str,
+    blocks: Iterable[int],
     workers: Workers,
     retries: int,
-    report: Report,
+    taken: Callable[[int, Any], None],
     lost: threading.Event,
 ) -> list[BlockFailure]:
-    """Write the blocks that are not done; those that fail are tried again after the others."""
-    window, tries = Window(workers, "write"), Counter[int]()
-    numbers = (number for number in range(len(job)) if number not in done)
+    """Call a method of the job for blocks; those that fail are tried again after the others.
+
+    `taken` is told of every block's number and what the method returned.
+    """
+    window, tries = Window(workers, method), Counter[int]()
+    numbers = iter(blocks)
     again: list[tuple[float, int]] = []
     failures: list[BlockFailure] = []
     try:
         while True:
+            _check_held(job, lost)
             room = window.room
             some = list(islice(numbers, room))
             while len(some) < room and again and again[0][0] <= time.monotonic():
@@ -179,25 +211,20 @@ def _run(
                 window.add(some)
             if not len(window) and not again:
                 return failures
-            if lost.is_set():
-                raise PatchError(
-                    f"store {job.folder} is being written by someone else by now; "
-                    "finish one of the jobs and resume"
-                )
-            taken = window.take(TICK)
-            if taken is None:
+            ended = window.take(TICK)
+            if ended is None:
                 continue
-            number, made = taken
+            number, made = ended
             if not isinstance(made, BaseException):
-                report.block(made)
+                taken(number, made)
             elif tries[number] < retries:
                 tries[number] += 1
                 pause = _PAUSE * 2 ** (tries[number] - 1)
                 heapq.heappush(again, (time.monotonic() + pause, number))
             else:
                 failures.append(BlockFailure(number, job.describe(number), made))
-    except BaseException:
-        for _, made in window.drain():
-            if not isinstance(made, BaseException):
-                report.block(made)
+    except BaseException as error:
+        for number, made in window.drain():
+            if isinstance(error, KeyboardInterrupt) and not isinstance(made, BaseException):
+                taken(number, made)
         raise

@@ -36,7 +36,10 @@ def choose(
             )
     for dim, index in indices.items():
         if not -patches.sizes[dim] <= index < patches.sizes[dim]:
-            raise PatchError(f"index on {dim!r} must be < {patches.sizes[dim]}, got {index}")
+            n = patches.sizes[dim]
+            raise PatchError(f"index on {dim!r} must lie in [{-n}, {n}), got {index}")
+        if dim in labels:
+            raise PatchError(f"{dim!r} is given by label and by index; give one of them")
     taken = patches.isel(indices)
     along: dict[str, dict[str, Any]] = {}
     for name, label in labels.items():
@@ -90,6 +93,9 @@ def draw(patch: xr.DataArray, output: str) -> dict[str, int]:
         (origin[dim] - 0.5, origin[dim] + int(patch[f"{dim}_patch"][-1]) + 0.5) for dim in dims
     )
     figure = Figure(figsize=(5.5, 5), layout="constrained")
+    known = figure.canvas.get_supported_filetypes()
+    if output.rpartition(".")[2].lower() not in known:
+        raise PatchError(f"output must end with one of {', '.join(known)}, got {output!r}")
     plot = figure.add_subplot()
     image = plot.imshow(shown.values, extent=(left, right, bottom, top), cmap="viridis")
     if shown.ndim == 2:
@@ -105,9 +111,6 @@ def draw(patch: xr.DataArray, output: str) -> dict[str, int]:
     plot.set_title("\n".join(lines[:4]), fontsize=10)
     plot.set_ylabel(f"{dims[0]} (index)")
     plot.set_xlabel(f"{dims[1]} (index)")
-    known = figure.canvas.get_supported_filetypes()
-    if output.rpartition(".")[2] not in known:
-        raise PatchError(f"output must end with one of {', '.join(known)}, got {output!r}")
     figure.savefig(output, dpi=150)
     return origin
 

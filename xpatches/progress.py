@@ -40,7 +40,7 @@ class Progress(Report):
             self._bar.__enter__()
             self._bar.update(done)
 
-    def block(self, nbytes: int) -> None:
+    def block(self, number: int, nbytes: int) -> None:
         """Another block is written, of so many bytes of patches."""
         self._done, self._bytes = self._done + 1, self._bytes + nbytes
         now = time.monotonic()

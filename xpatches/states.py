@@ -5,13 +5,15 @@ written by the setup; a job that is resumed makes them anew and compares them wi
 """
 
 import json
-from collections.abc import Iterator, Mapping
+import re
+from collections.abc import Container, Iterator, Mapping
 from typing import Any
 
 import xarray as xr
 from zarr.storage import LocalStore, MemoryStore
 
 from xpatches.errors import PatchError
+from xpatches.spec import SPEC_ATTR
 from xpatches.store import JOB, Folder
 
 
@@ -77,11 +79,9 @@ def set_up(objects: Mapping[str, bytes], folder: Folder) -> None:
         If there are files that are not zarr's.
     """
     names = folder.names()
-    arrays = {name.removesuffix("zarr.json") for name in names if name.endswith("/zarr.json")}
+    nodes = {name.removesuffix("zarr.json") for name in names if f"/{name}".endswith("/zarr.json")}
     for name in names:
-        parents = (name[: i + 1] for i, letter in enumerate(name) if letter == "/")
-        ours = name.startswith(f"{JOB}/") or name.endswith((".partial", "zarr.json"))
-        if not ours and not arrays.intersection(parents):
+        if not (name.startswith(f"{JOB}/") or _PARTIAL.search(name) or _is_zarr(name, nodes)):
             raise PatchError(
                 f"store {folder} holds a file that is no zarr, {name}; remove it, or give another "
                 "path"
@@ -96,6 +96,22 @@ def set_up(objects: Mapping[str, bytes], folder: Folder) -> None:
     for name, content in objects.items():
         folder.put(name, content)
     folder.put(f"{JOB}/ready", b"")
+
+
+_PARTIAL = re.compile(r"\.[0-9a-f]{32}\.partial$")
+"""What a process that was killed had not yet renamed."""
+_CHUNK = re.compile(r"zarr\.json|c|c/.*|[0-9]+([./][0-9]+)*")
+"""What lies directly under a group or an array."""
+
+
+def _is_zarr(name: str, nodes: Container[str]) -> bool:
+    """Whether an object belongs to one of the groups and arrays."""
+    parts = name.split("/")
+    return any(
+        "".join(f"{part}/" for part in parts[:depth]) in nodes
+        and _CHUNK.fullmatch("/".join(parts[depth:]))
+        for depth in range(len(parts))
+    )
 
 
 def check_same(objects: Mapping[str, bytes], folder: Folder) -> None:
@@ -148,18 +164,25 @@ def finish(folder: Folder, checksums: Mapping[str, int]) -> None:
     described = json.loads(root["attributes"][JOB])
     root["attributes"][JOB] = json.dumps({**described, "checksums": checksums})
     folder.put("zarr.json", json.dumps(root, indent=2).encode())
-    if isinstance(folder.store, LocalStore):  # what killed processes had not yet renamed
-        folder.remove_all(name for name in folder.names() if name.endswith(".partial"))
     folder.put(f"{JOB}/complete", b"")
-    names = [f"{JOB}/{name}" for name in folder.names(f"{JOB}/")]
+    clear(folder)
+
+
+def clear(folder: Folder) -> None:
+    """Remove what is left of the job in a dataset that is complete, but for its writer."""
+    if isinstance(folder.store, LocalStore):
+        folder.remove_all(name for name in folder.names() if _PARTIAL.search(name))
     kept = {f"{JOB}/complete", f"{JOB}/writer"}
+    names = [f"{JOB}/{name}" for name in folder.names(f"{JOB}/")]
     folder.remove_all(name for name in names if name not in kept)
     folder.remove(f"{JOB}/complete")
 
 
 def _different(what: str, stored: Any, ours: Any) -> Iterator[str]:
     """Name what differs between two documents, those inside of strings included."""
-    if isinstance(stored, str) and isinstance(ours, str) and stored[:1] == ours[:1] == "{":
+    if stored == ours:
+        return
+    if what.endswith((f".{JOB}", f".{SPEC_ATTR}")):
         stored, ours = json.loads(stored), json.loads(ours)
     if isinstance(stored, dict) and isinstance(ours, dict):
         for key in dict.fromkeys([*stored, *ours]):
@@ -167,5 +190,5 @@ def _different(what: str, stored: Any, ours: Any) -> Iterator[str]:
     elif isinstance(stored, list) and isinstance(ours, list) and len(stored) == len(ours):
         for number, pair in enumerate(zip(stored, ours, strict=True)):
             yield from _different(f"{what}[{number}]", *pair)
-    elif stored != ours:
+    else:
         yield f"{what}, stored {stored!r}, now {ours!r}"

@@ -7,8 +7,8 @@ While a dataset is being written, a group ``xpatches_job`` lies in it:
 - ``blocks/{number}``: this block is written, and the checksum of the samples it was cut from;
 - ``complete``: all are.
 
-Only their existence counts, so that one which was torn in two says nothing wrong. The group is
-removed at the end: a dataset without it is complete.
+Existence is what counts, and a checksum of full length: a mark that was torn in two says nothing
+wrong. The group is removed at the end: a dataset without it is complete.
 """
 
 import asyncio
@@ -43,6 +43,8 @@ _REMOVERS = 32
 """Objects that are removed at once."""
 _RENEWED = 10.0
 """Seconds after which a writer says again that it writes."""
+_TAKEN_OVER = 0.5
+"""Seconds that a writer waits who takes over from a dead one, for others who do the same."""
 _FORGOTTEN = 60.0
 """Seconds of silence after which it is taken for dead."""
 
@@ -109,9 +111,13 @@ class Folder:
             async def some() -> None:
                 for key in keys:
                     await self.store.delete(key)
-                    left.remove(key)
+                    left.discard(key)
 
-            await asyncio.gather(*(some() for _ in range(_REMOVERS)))
+            # All of them end before the next try, and before anything is written anew.
+            ends = await asyncio.gather(*(some() for _ in range(_REMOVERS)), return_exceptions=True)
+            for error in ends:
+                if error is not None:
+                    raise error
 
         self.again(lambda: sync(remove()))
 
@@ -232,19 +238,23 @@ def writing(folder: Folder) -> Iterator[threading.Event]:
         return json.dumps({**me, "time": time.time()}).encode()
 
     found = _holder(folder)
-    if found is not None and not _alive(found):
+    dead = found is not None and not _alive(found)
+    if dead:
         folder.remove(name)
         found = None
+    _HELD.add(me["id"])  # before others of this process can see it
     if found is None:
         folder.put(name, content(), new=True)
+        if dead:  # another may have found it dead, too, and remove what was put
+            time.sleep(_TAKEN_OVER)
         found = _holder(folder)  # someone else may have been faster
     if found is None or found.get("id") != me["id"]:
+        _HELD.discard(me["id"])
         who = writer_of(folder) or "another process"
         raise PatchError(
             f"store {folder} is being written by {who}; wait until it ends, or, if it is dead, "
             f"for {_FORGOTTEN:.0f} seconds"
         )
-    _HELD.add(me["id"])
     stop, lost = threading.Event(), threading.Event()
 
     def renew() -> None:

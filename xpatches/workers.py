@@ -28,9 +28,6 @@ _LEAST = 4
 _RECOUNTED = 5.0
 """Seconds after which the threads of a cluster are counted again."""
 
-_CARRIED: dict[str, Any] = {}
-"""The jobs that this process, a worker, was sent."""
-
 
 @dataclass(frozen=True)
 class Workers:
@@ -40,6 +37,8 @@ class Workers:
     """Call a method of the job with the number of each of some blocks."""
     threads: Callable[[], int]
     """How many blocks run at once."""
+    stop: Callable[[], None]
+    """Let blocks that have not begun end at once."""
 
 
 def workers_for(job: Any) -> AbstractContextManager[Workers]:
@@ -62,7 +61,7 @@ def _threads(job: Any) -> Iterator[Workers]:
         def submit(method: str, numbers: Sequence[int]) -> "list[Future[Any]]":
             return [pool.submit(getattr(job, method), n) for n in numbers]
 
-        yield Workers(submit, lambda: number)
+        yield Workers(submit, lambda: number, lambda: None)
 
 
 @contextmanager
@@ -73,14 +72,14 @@ def _cluster(client: Any, job: Any) -> Iterator[Workers]:
         """Gives every worker the job, also one that replaces a dead one."""
 
         def setup(self, worker: Any) -> None:
-            _carry(name, job)
+            setattr(worker, name, job)
 
         def teardown(self, worker: Any) -> None:
-            _carry(name, None)
+            delattr(worker, name)
 
-    name = f"xpatches-{uuid.uuid4().hex}"
+    name = f"xpatches_{uuid.uuid4().hex}"
     client.register_plugin(Carry(), name=name)
-    counted, threads = 0.0, 0
+    counted, threads, stopped = 0.0, 0, False
 
     def count() -> int:
         nonlocal counted, threads
@@ -92,8 +91,14 @@ def _cluster(client: Any, job: Any) -> Iterator[Workers]:
         same = [[what] * len(numbers) for what in (name, method)]
         return [*map(_local, client.map(_call, *same, numbers, pure=False, batch_size=None))]
 
+    def stop() -> None:
+        nonlocal stopped
+        if not stopped and client.status == "running":
+            stopped = True
+            client.unregister_worker_plugin(name)
+
     try:
-        yield Workers(submit, count)
+        yield Workers(submit, count, stop)
     except Exception as error:
         if client.status == "running":
             raise
@@ -101,39 +106,31 @@ def _cluster(client: Any, job: Any) -> Iterator[Workers]:
             f"the dask cluster is gone, {error!r}; what is done stays, resume=True goes on"
         ) from error
     finally:
-        if client.status == "running":
-            client.unregister_worker_plugin(name)
+        stop()
 
 
 def _local(remote: Any) -> "Future[Any]":
-    """Follow what runs on a cluster; cancelling it here cancels it there, unless it runs."""
+    """Follow what runs on a cluster. It cannot be cancelled: whether it has begun is not known."""
     local: Future[Any] = Future()
+    local.set_running_or_notify_cancel()
 
     def end(remote: Any) -> None:
-        if local.set_running_or_notify_cancel():
-            try:
-                local.set_result(remote.result())
-            except BaseException as error:  # whatever the block raised, or the loss of the cluster
-                local.set_exception(error)
+        try:
+            local.set_result(remote.result())
+        except BaseException as error:  # whatever the block raised, or the loss of the cluster
+            local.set_exception(error)
 
-    def cancel(local: "Future[Any]") -> None:
-        if local.cancelled():
-            remote.cancel()
-
-    local.add_done_callback(cancel)
     remote.add_done_callback(end)
     return local
 
 
-def _carry(name: str, job: Any) -> None:
-    if job is None:
-        _CARRIED.pop(name, None)
-    else:
-        _CARRIED[name] = job
-
-
 def _call(name: str, method: str, number: int) -> Any:
-    return getattr(_CARRIED[name], method)(number)
+    from distributed import get_worker
+
+    job = getattr(get_worker(), name, None)
+    if job is None:
+        raise CancelledError("the job was stopped before this block began")
+    return getattr(job, method)(number)
 
 
 class Window:
@@ -185,6 +182,7 @@ class Window:
 
     def drain(self) -> Iterator[tuple[int, Any]]:
         """Cancel what has not begun, and wait for what has; as `over`."""
+        self._workers.stop()
         futures = dict(self._futures)
         for future in futures.values():
             future.cancel()
