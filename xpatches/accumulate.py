@@ -23,7 +23,7 @@ from xpatches.covers import Cover
 _ROWS = 1 << 18
 """Samples of the rows of tiles that are made at once, about."""
 _PAIRS = 9
-"""Patches over a sample up to which their labels are compared with each other."""
+"""Patches over a sample up to which their labels are compared with each other, not counted."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,10 +57,11 @@ def stitch_block(
     patches
         Of any memory order.
     covers
-        The samples of the block and the patches over them, for every spatial dim.
+        The samples of the block and the patches over them, for every axis of `patches` that runs
+        along the grid, in their order.
     axes
-        For every spatial dim, the axis of `patches` that runs along the grid and the one that runs
-        along the samples of a patch.
+        For every spatial dim, in the image's order, the axis of `patches` that runs along the grid
+        and the one that runs along the samples of a patch.
     order
         For every axis of the result, the axis of `patches` that it is made of.
     stitching
@@ -82,6 +83,8 @@ def stitch_block(
     >>> stitch_block(np.ones((3, 3), int), [cover], [(0, 1)], [0], how)
     array([1, 2, 3, 2, 1])
     """
+    by_axis = dict(zip(sorted(axis for axis, _ in axes), covers, strict=True))
+    covers = [by_axis[axis] for axis, _ in axes]
     lengths = {axis: cover.length for cover, (axis, _) in zip(covers, axes, strict=True)}
     result = np.empty([lengths.get(axis, patches.shape[axis]) for axis in order], stitching.dtype)
     others = [axis for axis in order if axis not in lengths]
@@ -243,8 +246,11 @@ def _sum(rows: _Rows) -> Array:
             source = np.where(there, source, np.zeros((), source.dtype))
         if rows.stitching.weights is None:
             total[place] += source
-        else:
-            total[place] += source * rows.weight(samples).astype(real)
+            continue
+        weight = rows.weight(samples)
+        if not weight.all():  # not even NaN counts there
+            source = np.where(weight, source, np.zeros((), source.dtype))
+        total[place] += source * weight.astype(real)
     return total
 
 
@@ -338,8 +344,9 @@ def _vote(rows: _Rows) -> Array:
             votes[place] += (source == label) if there is None else (source == label) & there
         return votes
 
-    if len(steps) > _PAIRS:
-        for label in reduce(np.union1d, (source for source, *_ in steps)):
+    labels = reduce(np.union1d, (of for of, *_ in steps)) if len(steps) > _PAIRS else ()
+    if 0 < len(labels) <= len(steps):
+        for label in labels:
             votes = count(label)
             np.copyto(best, label, where=votes > most)
             np.maximum(most, votes, out=most)

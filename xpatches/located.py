@@ -12,7 +12,7 @@ from xpatches.arrays import Array
 from xpatches.covers import AxisCover
 from xpatches.errors import PatchError
 from xpatches.geometry import AxisGrid
-from xpatches.labels import FLAT_DIM
+from xpatches.labels import FLAT_DIM, chunk_lazy
 from xpatches.layout import SAMPLE_DIM
 from xpatches.spec import Spec, read_spec
 
@@ -99,7 +99,7 @@ def locate(array: xr.DataArray) -> Located:
     spec = read_spec(array.attrs)
     if spec.flattened and FLAT_DIM in array.dims:
         array = _unflatten(array, spec.flattened)
-    flat = spec.layout == "samples" or SAMPLE_DIM in array.dims
+    flat = SAMPLE_DIM in array.dims and any(dim not in array.dims for dim in spec.grid.dims)
     needed = [*([SAMPLE_DIM] if flat else spec.grid.dims), *_patch_dims(spec)]
     for dim in needed:
         if dim not in array.dims:
@@ -134,7 +134,7 @@ def _unflatten(array: xr.DataArray, joined: Mapping[Hashable, int]) -> xr.DataAr
             f"patches must have {prod(joined.values())} samples along {FLAT_DIM!r}, which joins "
             f"{dict(joined)}, got {length}; extract without flatten to change them"
         )
-    variable = array.variable.transpose(..., FLAT_DIM)
+    variable = chunk_lazy(array.variable).transpose(..., FLAT_DIM)
     if variable.chunks is not None:
         variable = variable.chunk({FLAT_DIM: -1})
     data = variable.data.reshape(*variable.shape[:-1], *joined.values())

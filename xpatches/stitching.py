@@ -25,6 +25,8 @@ T = TypeVar("T", xr.DataArray, xr.Dataset)
 
 REDUCES = ("mean", "sum", "max", "min", "first", "vote")
 
+_LEAST = 1e-30
+"""Weights below which, beside the largest, single precision would lose samples."""
 _LARGE = 1 << 26
 """Bytes of patches in memory from which on several threads are faster than one."""
 
@@ -54,7 +56,8 @@ def stitch(
         ``xpatches``.
     like
         The image that was cut: gives its coords, its attrs and its CRS. Without it, coords along
-        the dims are rebuilt where the patches' labels determine them.
+        the dims are rebuilt where the labels of at least three patches are at equal distances; what
+        lies between is rounded.
     taper
         For "mean", the weights of a patch's samples: ``"flat"`` (ones), ``"hann"``,
         ``"triangular"``, ``"gaussian"`` (sigma an eighth of the size), ``"crop"`` (every sample is
@@ -79,8 +82,9 @@ def stitch(
     Returns
     -------
     DataArray or Dataset
-        The image's dims, in their order; new dims last. Lazy if the patches are. Variables of a
-        Dataset that are no patches pass through.
+        The dims of the patches, in their order, without those of the samples of a patch; in the
+        image's order, new dims last, for patches along the dim ``sample``. Lazy if the patches are.
+        Variables of a Dataset that are no patches pass through.
 
     Raises
     ------
@@ -101,12 +105,17 @@ def stitch(
         raise PatchError(f"reduce must be one of {', '.join(map(repr, REDUCES))}, got {reduce!r}")
     if reduce != "mean" and not (isinstance(taper, str) and taper == "flat"):
         raise PatchError(f"taper is for reduce='mean', got reduce={reduce!r}; leave it out")
+    if not (like is None or isinstance(like, xr.DataArray | xr.Dataset)):
+        raise PatchError(
+            f"like must be the image that was cut, a DataArray or a Dataset, got "
+            f"{type(like).__name__}"
+        )
     how: dict[str, Any] = {
         "taper": taper, "how": reduce, "fill_value": fill_value, "dtype": dtype,
         "max_bytes": max_bytes,
     }  # fmt: skip
     if isinstance(patches, xr.DataArray):
-        return _stitch_array(patches, like, how)
+        return _stitch_array(patches, _part(like, patches.name), how)
     if not isinstance(patches, xr.Dataset):
         raise PatchError(
             f"patches must be a DataArray or a Dataset, got {type(patches).__name__}; "
@@ -119,7 +128,18 @@ def stitch(
     for name, of in patches.data_vars.items():
         every[name] = _stitch_array(of, _part(like, name), how) if name in cut else of
     _check_others(every, cut)
-    return xr.Dataset(every, attrs=patches.attrs if like is None else like.attrs)
+    # What variables share is taken from the first, without a look at its values.
+    coords: dict[Hashable, Any] = {}
+    grid = {f"{dim}{end}" for name in cut for dim in every[name].dims for end in ("", "_patch")}
+    for array in (*every.values(), patches):
+        for key, coord in array.coords.items():
+            if array is not patches or grid.isdisjoint(map(str, coord.dims)):
+                coords.setdefault(key, coord)
+    for dim in {f"{dim}_origin" for dim in grid}:
+        coords.pop(dim, None)
+    variables = {name: array.variable for name, array in every.items()}
+    attrs = like.attrs if isinstance(like, xr.Dataset) else patches.attrs
+    return xr.Dataset(variables, coords, attrs)
 
 
 def _check_others(every: Mapping[Hashable, xr.DataArray], cut: Sequence[Hashable]) -> None:
@@ -139,6 +159,7 @@ def _part(like: Any, name: Hashable) -> Any:
 
 
 def _stitch_array(array: xr.DataArray, like: Any, how: Mapping[str, Any]) -> xr.DataArray:
+    variables.check_variable("patches", array.variable)
     located = locate(array)
     for cover in located.covers:
         if like is not None and like.sizes.get(cover.dim) != cover.length:
@@ -150,7 +171,7 @@ def _stitch_array(array: xr.DataArray, like: Any, how: Mapping[str, Any]) -> xr.
     data = _run(located, stitching, how["max_bytes"])
     dims = located.result_dims
     sizes = dict(zip(dims, data.shape, strict=True))
-    given = array if like is None else like
+    given = like if isinstance(like, xr.DataArray) else array
     attrs = {k: v for k, v in given.attrs.items() if k != SPEC_ATTR}
     name: Any = array.name
     if name is None and isinstance(like, xr.DataArray):
@@ -174,7 +195,8 @@ def _stitching(located: Located, taper: Taper, how: str, fill_value: Any, dtype:
     weights = weights_of(taper, sizes)
     cropped = weights is None
     if not cropped and given.kind not in _KINDS.get(how, given.kind):
-        raise PatchError(f"reduce={how!r} is not possible for {given}; {_INSTEAD}")
+        what = "" if located.array.name is None else f" of {located.array.name!r}"
+        raise PatchError(f"reduce={how!r} is not possible for {given}{what}; {_INSTEAD}")
     held: dict[Hashable, Any] = {}
     if weights is not None:
         held = {dim: np.flatnonzero(of).tolist() for dim, of in weights.items()}
@@ -183,7 +205,10 @@ def _stitching(located: Located, taper: Taper, how: str, fill_value: Any, dtype:
     if how == "sum" and given.kind in "biu":
         result = np.dtype("u8" if given.kind == "u" else "i8")
     if dtype is not None:
-        result = np.dtype(dtype)
+        try:
+            result = np.dtype(dtype)
+        except TypeError as error:
+            raise PatchError(f"dtype must be a NumPy dtype, got {dtype!r}") from error
         if (
             how not in ("mean", "sum")
             or cropped
@@ -191,11 +216,16 @@ def _stitching(located: Located, taper: Taper, how: str, fill_value: Any, dtype:
             or (result.kind == "f" and given.kind == "c")
         ):
             raise PatchError(
-                f"dtype must be a floating dtype, for reduce='mean' or 'sum', got {result} for "
-                f"{how!r} of {given}; leave it out, or use .astype(...)"
+                "dtype must be a floating dtype, for reduce='mean' or 'sum' and no taper='crop', "
+                f"got {result} for {how!r} of {given}; leave it out, or use .astype(...)"
             )
     within = np.dtype(float) if result.kind in "iu" and how == "mean" else result
-    within = np.dtype("f4") if within == np.dtype("f2") else within
+    within = np.dtype("f4") if within.kind == "f" and within.itemsize == 2 else within
+    if weights is not None:
+        weights = {dim: of / of.max() for dim, of in weights.items()}
+        least = prod(float(of[of > 0].min()) for of in weights.values())
+        if least < _LEAST:
+            within = np.result_type(within, "f8")
     missing = _bare(located, held)
     if fill_value is not None:
         fill = as_fill_value(fill_value, result)
@@ -231,6 +261,10 @@ def _bare(located: Located, held: Mapping[Hashable, Sequence[int]]) -> str:
         eff = cover.effective_size
         if bare and cover.stride > eff:
             reasons.append(f"stride {cover.stride} on {cover.dim!r} exceeds the size {eff}")
+        elif bare and cover.origin > 0:
+            reasons.append(f"patches on {cover.dim!r} begin after the image does")
+        elif bare and len(held.get(cover.dim, ())) < cover.size:
+            reasons.append(f"samples of patches on {cover.dim!r} have the weight 0")
         elif bare and cover.rate > 1:
             reasons.append(f"rate {cover.rate} on {cover.dim!r} leaves gaps")
         elif bare:
@@ -263,6 +297,7 @@ def _run(located: Located, stitching: Stitching, max_bytes: int | str | None) ->
         axis = variable.get_axis_num(SAMPLE_DIM)
         if read is not None and located.in_order:
             read = partial(_read_grid, read, axis, counts)
+            token = f"{token}-{axis}-{'-'.join(map(str, counts))}"
             chunks = (*chunks[:axis], *lazy.grid_chunks(chunks[axis], counts), *chunks[axis + 1 :])
         else:
             read = None
@@ -292,6 +327,8 @@ def _in_memory(
     each = -(-first.length // (4 * threads)) if threads > 1 else first.length
     edges = [*range(0, first.length, each), first.length]
 
+    ranks = np.argsort(axes)
+
     def part(start: int, stop: int) -> Array:
         blocks = [(start, stop), *((0, cover.length) for cover in located.covers[1:])]
         taken = [slice(None)] * patches.ndim
@@ -299,7 +336,7 @@ def _in_memory(
             over = cover.over(*block)
             taken[axis] = slice(over.start, over.stop)
         covers = [c.block(*block) for c, block in zip(located.covers, blocks, strict=True)]
-        return kernel(patches[tuple(taken)], covers)
+        return kernel(patches[tuple(taken)], [covers[rank] for rank in ranks])
 
     if len(edges) == 2:
         return part(*edges)
@@ -385,7 +422,7 @@ def rebuilt(at: range, values: Array, length: int) -> Array | None:
 
     Examples
     --------
-    >>> rebuilt(range(1, 7, 3), np.array([10.0, 16.0]), 6)
+    >>> rebuilt(range(1, 7, 2), np.array([10.0, 14.0, 18.0]), 6)
     array([ 8., 10., 12., 14., 16., 18.])
     >>> rebuilt(range(0, 3), np.array(["a", "b", "c"]), 3)
     array(['a', 'b', 'c'], dtype='<U1')
@@ -397,7 +434,7 @@ def rebuilt(at: range, values: Array, length: int) -> Array | None:
     at = range(length)[inside]
     if at == range(length):
         return known
-    if len(at) < 2 or known.dtype.kind not in "iufmM":
+    if len(at) < 3 or known.dtype.kind not in "iufmM":
         return None
     exact = known.dtype.kind != "f"
     numbers = known.astype("i8") if exact else known
@@ -410,4 +447,5 @@ def rebuilt(at: range, values: Array, length: int) -> Array | None:
     whole = (known[-1] - known[0]) / (at[-1] - at[0])
     made = known[0] + (np.arange(length) - at.start) * whole
     near = np.abs(made[inside] - known) <= 1e-3 * abs(whole)
+    made[inside] = known
     return np.asarray(made, known.dtype) if near.all() else None
