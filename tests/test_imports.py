@@ -13,7 +13,7 @@ ORDER = [
     *("errors", "arrays", "geometry", "plan", "covers", "tiles", "kernel", "reductions"),
     *("tapers", "accumulate", "lazy", "labels", "spec", "variables", "take", "reprs", "parity"),
     *("layout", "workers", "store", "blocks", "states", "jobs", "storable", "datasets"),
-    *("located", "stitching", "progress", "accessor", "pictures", "cli", "__init__"),
+    *("located", "gather", "stitching", "progress", "accessor", "pictures", "cli", "__init__"),
 ]
 ARRAY_LIBRARIES = {"numpy", "dask", "xarray", "zarr"}
 CORE = {"numpy", "dask", "xarray", "xpatches"}
