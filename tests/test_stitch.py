@@ -548,3 +548,19 @@ def test_what_is_opened_stays_lazy(tmp_path: Path) -> None:
 def test_two_labels_determine_nothing() -> None:
     image = xr.DataArray(np.arange(8.0), {"x": np.arange(8.0) ** 2}, "x")
     assert "x" not in stitch(image.patches(x=4).extract()).coords
+
+
+@pytest.mark.parametrize(
+    ("size", "stride", "rate", "pad"), [(3, 1, 1, 1), (4, 3, 2, 2), (5, 5, 1, 0)]
+)
+def test_the_sum_is_torchs_fold(size: int, stride: int, rate: int, pad: int) -> None:
+    torch: Any = pytest.importorskip("torch")
+    image = xr.DataArray(np.zeros((2, 30, 41, 3), "f4"), dims=("batch", "y", "x", "depth"))
+    given: dict[str, Any] = {"stride": stride, "rate": rate, "padding": (pad, pad)}
+    patches = image.patches(y=size, x=size, **given).extract()
+    values = np.random.default_rng(0).integers(-9, 9, patches.shape).astype("f4")
+    back = stitch(patches.copy(data=values), reduce="sum")
+    columns = values.transpose(0, 5, 3, 4, 1, 2).reshape(2, 3 * size * size, -1)
+    fold = torch.nn.Fold((30, 41), size, dilation=rate, padding=pad, stride=stride)
+    expected = fold(torch.from_numpy(columns)).numpy().transpose(0, 2, 3, 1)
+    np.testing.assert_array_equal(back, expected)
