@@ -369,6 +369,15 @@ def test_datasets_are_stitched_variable_by_variable() -> None:
     p = patches_of(dataset)
     back = stitch(p.extract(), like=dataset, reduce="first")
     xr.testing.assert_identical(back, dataset)
+    samples = xr.Dataset({"image": image, "more": image + 1})
+    cut = patches_of(samples).extract().stack(sample=("y", "x")).reset_index("sample")
+    for name in cut.data_vars:
+        cut[name].attrs = p.extract().image.attrs
+    back = stitch(cut, reduce="first")
+    assert set(back.dims) == {"y", "x", "band"}
+    np.testing.assert_array_equal(back.more.transpose(*image.dims), image + 1)
+    np.testing.assert_array_equal(back.x, image.x)
+    assert "lat" not in back.coords
     scored = p.extract().assign(score=p.extract().image.mean(["y_patch", "x_patch"]).drop_attrs())
     with pytest.raises(PatchError, match="'score' is no patches, but lies along dims of the grid"):
         stitch(scored)

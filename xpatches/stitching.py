@@ -125,13 +125,12 @@ def stitch(
     _check_others(every, cut)
     # What variables share is taken from the first, without a look at its values.
     coords: dict[Hashable, Any] = {}
-    grid = {f"{dim}{end}" for name in cut for dim in every[name].dims for end in ("", "_patch")}
+    gone = {dim for name in cut for dim in patches[name].dims if dim not in every[name].dims}
+    changed = gone | {dim for name in cut for dim in every[name].dims}
     for array in (*every.values(), patches):
         for key, coord in array.coords.items():
-            if array is not patches or grid.isdisjoint(map(str, coord.dims)):
+            if array is not patches or changed.isdisjoint(coord.dims):
                 coords.setdefault(key, coord)
-    for dim in {f"{dim}_origin" for dim in grid}:
-        coords.pop(dim, None)
     variables = {name: array.variable for name, array in every.items()}
     attrs = like.attrs if isinstance(like, xr.Dataset) else patches.attrs
     return xr.Dataset(variables, coords, attrs)
