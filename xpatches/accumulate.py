@@ -177,6 +177,11 @@ class _Rows:
         self._steps = [of.steps() for of in tiles]
         self._tiles, self._whole = tiles, (slice(None),) * len(others)
 
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        """Dtype of the patches."""
+        return self._laid.dtype
+
     def full(self, value: Any, dtype: Any) -> Array:
         """Make samples that are all the same."""
         return np.full(self.shape, value, dtype)
@@ -237,11 +242,14 @@ class _Rows:
         return reduce(np.multiply, self.spread(some))
 
 
-def _sum(rows: _Rows) -> Array:
+def _sum(rows: _Rows, base: Array | None = None) -> Array:
+    """Sum what patches hold over every sample, or how far it is from a base."""
     within = rows.stitching.within
     total = rows.full(0, within)
     real = within.type(0).real.dtype
     for source, place, samples, there in rows.steps():
+        if base is not None:
+            source = np.subtract(source, base[place], dtype=within)
         if there is not None:
             source = np.where(there, source, np.zeros((), source.dtype))
         if rows.stitching.weights is None:
@@ -262,12 +270,27 @@ def _mean(rows: _Rows) -> Array:
     dtype, totals = rows.stitching.dtype, rows.totals()
     if dtype.kind in "iu" and rows.stitching.weights is None:
         mean = _mean_of_integers(rows, np.maximum(totals, 1))
+    elif rows.dtype.kind in "fc":
+        mean = _mean_of_floats(rows, totals)
     else:
         with np.errstate(all="ignore"):
             mean = _sum(rows) / totals
         if dtype.kind in "iu":
             mean = _as_integers(mean, dtype)
     return _finished(rows, mean, totals == 0)
+
+
+def _mean_of_floats(rows: _Rows, totals: Array) -> Array:
+    """Give the first patch's value, and the mean of how far all are from it.
+
+    Where patches agree, it is exactly what they hold, whatever the weights.
+    """
+    base = _first_of(rows, 0, rows.stitching.within)
+    with np.errstate(all="ignore"):
+        mean = base + _sum(rows, base) / totals
+        if not np.isfinite(mean).all():  # Inf, or what has no weight, is no base
+            mean = np.where(np.isfinite(mean), mean, _sum(rows) / totals)
+    return np.asarray(mean)
 
 
 def _mean_of_integers(rows: _Rows, count: Array) -> Array:
@@ -312,7 +335,11 @@ def _extreme(rows: _Rows) -> Array:
 
 
 def _first(rows: _Rows) -> Array:
-    first = rows.full(rows.stitching.fill_value, rows.stitching.dtype)
+    return _first_of(rows, rows.stitching.fill_value, rows.stitching.dtype)
+
+
+def _first_of(rows: _Rows, fill_value: Any, dtype: np.dtype[Any]) -> Array:
+    first = rows.full(fill_value, dtype)
     for source, place, _, there in rows.steps(backwards=True):
         np.copyto(first[place], source, where=True if there is None else there)
     return first

@@ -92,8 +92,12 @@ class _Samples:
 
     def _fetch(self, region: tuple[slice, ...]) -> Array:
         samples = self._read(region)
-        contiguous = np.ascontiguousarray(samples).reshape(-1).view(np.uint8)
-        self.checksum = zlib.crc32(contiguous.data, self.checksum)
+        # Rows of an image in memory are contiguous where the region is not.
+        apart = samples.ndim > 1 and samples.size and not samples.flags.c_contiguous
+        apart = apart and samples[0].flags.c_contiguous
+        for part in samples if apart else [samples]:
+            contiguous = np.ascontiguousarray(part).reshape(-1).view(np.uint8)
+            self.checksum = zlib.crc32(contiguous.data, self.checksum)
         return samples
 
 

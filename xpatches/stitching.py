@@ -215,6 +215,7 @@ def _stitching(located: Located, taper: Taper, how: str, fill_value: Any, dtype:
             )
     within = np.dtype(float) if result.kind in "iu" and how == "mean" else result
     within = np.dtype("f4") if within.kind == "f" and within.itemsize == 2 else within
+    within = within.newbyteorder("=")
     if weights is not None:
         weights = {dim: of / of.max() for dim, of in weights.items()}
         least = prod(float(of[of > 0].min()) for of in weights.values())
