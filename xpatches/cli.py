@@ -17,11 +17,11 @@ import zarr
 from zarr.errors import UnstableSpecificationWarning
 
 from xpatches import pictures
-from xpatches.datasets import dataset_state, holds_patches, open_patches
+from xpatches.datasets import dataset_state, open_patches
 from xpatches.errors import JobError, PatchError
 from xpatches.reprs import readable
 from xpatches.spec import SPEC_ATTR
-from xpatches.states import check_state, state_of
+from xpatches.states import check_state, holds_patches, state_of
 from xpatches.store import Folder, open_folder, writer_of
 
 DONE, FAILED, USAGE, STOPPED = 0, 1, 2, 130

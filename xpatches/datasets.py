@@ -21,7 +21,7 @@ from xpatches.geometry import PatchGrid
 from xpatches.jobs import Report, write_job
 from xpatches.layout import SAMPLE_DIM, Layout, lay_out
 from xpatches.spec import SPEC_ATTR, write_spec
-from xpatches.states import done_blocks, state_of
+from xpatches.states import done_blocks, holds_patches, state_of
 from xpatches.storable import (
     check_storable,
     decoding_of,
@@ -300,12 +300,6 @@ def open_patches(
     array: xr.DataArray = dataset[described["array"]["stored"]]
     array.name = described["array"]["name"]
     return array
-
-
-def holds_patches(folder: Folder) -> bool:
-    """Tell whether there is a patch dataset, complete or not."""
-    root = folder.document("zarr.json") or {}
-    return JOB in (root.get("attributes") or {})
 
 
 def dataset_state(folder: Folder) -> dict[str, Any]:

@@ -76,8 +76,7 @@ def _in_memory(
     first = located.covers[0]
     each = -(-first.length // (4 * threads)) if threads > 1 else first.length
     edges = [*range(0, first.length, each), first.length]
-
-    ranks = np.argsort(axes)
+    ranks = np.argsort(axes)  # the kernel takes covers in the order of the axes
 
     def part(start: int, stop: int) -> Array:
         blocks = [(start, stop), *((0, cover.length) for cover in located.covers[1:])]

@@ -2,6 +2,7 @@
 
 from collections.abc import Hashable, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from math import prod
 from typing import Any
 
@@ -57,7 +58,7 @@ class Located:
             found[axis.dim] = at, values
         return found
 
-    @property
+    @cached_property
     def in_order(self) -> bool:
         """Whether the patches along ``sample`` are all of the grid, in its order."""
         total = prod(self.counts.values())

@@ -25,11 +25,16 @@ def state_of(folder: Folder) -> str:
         return "writing"
     if folder.get(f"{JOB}/zarr.json") is not None:
         return "begun"
-    root = folder.document("zarr.json")
-    if root is not None:
-        return "complete" if JOB in (root.get("attributes") or {}) else "foreign zarr"
+    if folder.document("zarr.json") is not None:
+        return "complete" if holds_patches(folder) else "foreign zarr"
     others = (name for name in folder.names() if not name.startswith(f"{JOB}/"))
     return "nothing" if next(others, None) is None else "foreign"
+
+
+def holds_patches(folder: Folder) -> bool:
+    """Tell whether there is a patch dataset, complete or not."""
+    root = folder.document("zarr.json") or {}
+    return JOB in (root.get("attributes") or {})
 
 
 def done_blocks(folder: Folder) -> list[int]:
