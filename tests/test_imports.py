@@ -20,7 +20,7 @@ CORE = {"numpy", "dask", "xarray", "xpatches"}
 OTHERS = {
     "workers": {"distributed"},
     "store": {"zarr", "obstore"},
-    "blocks": {"zarr"},
+    "blocks": {"zarr", "google_crc32c"},
     "states": {"zarr"},
     "datasets": {"zarr"},
     "progress": {"click"},

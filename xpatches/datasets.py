@@ -32,7 +32,7 @@ from xpatches.storable import (
 from xpatches.store import JOB, Folder, open_folder
 from xpatches.variables import every_axis, kept_encoding, region_reader
 
-_VERSION = 2
+_VERSION = 3
 """Of what describes a dataset."""
 _LOOKED_AT = 100
 """Blocks whose regions are looked at for a plan."""
