@@ -12,8 +12,9 @@ PACKAGE = Path(__file__).parents[1] / "xpatches"
 ORDER = [
     *("errors", "arrays", "geometry", "plan", "covers", "tiles", "kernel", "reductions"),
     *("tapers", "accumulate", "lazy", "labels", "spec", "variables", "take", "reprs", "parity"),
-    *("layout", "workers", "store", "blocks", "states", "jobs", "storable", "datasets"),
-    *("located", "gather", "stitching", "progress", "accessor", "pictures", "cli", "__init__"),
+    *("layout", "workers", "store", "blocks", "states", "jobs", "storable", "datasets", "cuts"),
+    *("located", "gather", "stitching", "runs", "models", "mapping"),
+    *("progress", "accessor", "pictures", "cli", "__init__"),
 ]
 ARRAY_LIBRARIES = {"numpy", "dask", "xarray", "zarr"}
 CORE = {"numpy", "dask", "xarray", "xpatches"}
@@ -66,8 +67,8 @@ def test_extras_are_imported_where_they_are_used(module: str) -> None:
     assert not EXTRAS & {name.split(".")[0] for name in imported(module, top_level=True)}
 
 
-@pytest.mark.parametrize("module", ["errors", "geometry", "plan"])
-def test_geometry_and_plan_are_integers_only(module: str) -> None:
+@pytest.mark.parametrize("module", ["errors", "geometry", "plan", "covers", "runs"])
+def test_geometry_and_plans_are_integers_only(module: str) -> None:
     assert not {name.split(".")[0] for name in imported(module)} & ARRAY_LIBRARIES
 
 
@@ -75,7 +76,7 @@ def test_lazy_is_the_only_module_that_knows_dask() -> None:
     knows = {m for m in ORDER if any(name.split(".")[0] == "dask" for name in imported(m))}
     assert knows == {"lazy"}
     top = {m for m in ORDER if "xpatches.lazy" in imported(m, top_level=True)}
-    assert top == {"datasets"}  # which is itself imported for jobs only
+    assert top == {"datasets", "cuts"}  # which are themselves imported for jobs only
 
 
 def run(code: str) -> None:
@@ -104,6 +105,7 @@ def test_images_in_memory_need_no_dask() -> None:
         p = image.patches(y=2, x=2, stride=1, padding="same")
         p.extract(), p.extract(flatten="patch", label="origin"), p[0], p.plan(), repr(p)
         assert len(list(p)) == 12
+        assert p.map(lambda batch: batch + 0 * batch.x, labelled=True).equals(image)
         assert "xpatches.lazy" not in sys.modules
         """
     )

@@ -10,10 +10,10 @@ from hypothesis import strategies as st
 
 from reference import Array, four_loops
 from strategies import arguments, problems
-from xpatches.blocks import Part
+from xpatches.blocks import PatchPart, Samples
 from xpatches.errors import PatchError
-from xpatches.geometry import AxisGrid
-from xpatches.layout import BLOCKS, CHUNK, SHARD, Layout, lay_out, split_run
+from xpatches.geometry import AxisGrid, split_run
+from xpatches.layout import BLOCKS, CHUNK, SHARD, Layout, lay_out
 
 
 def layout_of(
@@ -70,22 +70,28 @@ def test_blocks_hold_every_patch_once_in_whole_objects(
         regions.append(region)
         return image[region]
 
-    part = Part("image", read, layout, fill, {})
+    part = PatchPart("image", read, layout, fill, {})
     made = np.full(layout.shape, 1, image.dtype)
     times = np.zeros(layout.shape, int)
     for number in range(len(layout)):
-        block = layout.block(number)
-        samples = part.samples(block)
-        for step in layout.steps(block):
-            made[step] = part.cut(step, samples)
+        samples = Samples(part.read)
+
+        def put(step: tuple[slice, ...], patches: Array) -> None:
+            made[step] = patches
             times[step] += 1
             for along, length, n in zip(step, layout.chunks, layout.shape, strict=True):
                 assert along.start % length == 0
                 assert along.stop % length == 0 or along.stop == n
-        assert regions == layout.reads(block)
-        assert samples.checksum == part.checksum(block)
+
+        part.write(number, samples, put)
+        assert regions == part.reads(number)
+        assert (times[layout.block(number)] == 1).all()
+        again = Samples(part.read)
+        for region in part.reads(number):
+            again.of(region)
+        assert samples.checksum == again.checksum
         if most == 2**20:
-            assert len(layout.reads(block)) == 1
+            assert len(part.reads(number)) == 1
         regions.clear()
     assert (times == 1).all()
     assert made.tobytes() == np.ascontiguousarray(expected(image, grids, flat)).tobytes()

@@ -6,7 +6,7 @@ Importing xpatches registers the accessor ``.patches`` on xarray's DataArray and
 from typing import TYPE_CHECKING, Any
 
 from xpatches.accessor import Patches
-from xpatches.errors import BlockFailure, JobError, PatchError, PatchIndexError
+from xpatches.errors import BlockFailure, JobError, MapError, PatchError, PatchIndexError
 from xpatches.parity import extract_patches
 from xpatches.stitching import stitch
 
@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 __all__ = [
     "BlockFailure",
     "JobError",
+    "MapError",
     "PatchError",
     "PatchIndexError",
     "Patches",

@@ -9,12 +9,14 @@ from typing import Any, Generic, TypeVar, cast
 import numpy as np
 import xarray as xr
 
-from xpatches import labels, reprs, take, variables
+from xpatches import labels, mapping, reprs, take, variables
 from xpatches.arrays import Array, as_fill_value
 from xpatches.errors import PatchError
 from xpatches.geometry import Padding, PatchGrid, as_integer, clip
 from xpatches.reductions import SEPARABLE
 from xpatches.stitching import stitch
+from xpatches.tapers import Taper
+from xpatches.variables import kept_encoding
 
 T = TypeVar("T", xr.DataArray, xr.Dataset)
 
@@ -297,6 +299,98 @@ class Patches(Generic[T]):
             coords.coords,
         )
 
+    def map(
+        self,
+        func: Callable[..., Any],
+        *,
+        batch_size: int = 32,
+        taper: Taper = "hann",
+        reduce: str = "mean",
+        output: Mapping[str, Any] | None = None,
+        labelled: bool = False,
+        factory: bool = False,
+        fill_value: Any = None,
+        max_bytes: int | str | None = None,
+    ) -> T:
+        """Run a model on all patches, and stitch what it returns into an image.
+
+        No patches are stored. Every block of the result extracts the patches that reach into it,
+        runs the model on them and stitches what it returns; patches that reach into several blocks
+        are run several times, as often as `plan` says.
+
+        Parameters
+        ----------
+        func
+            Is called with a batch of patches: a NumPy array, the patches along the first axis, then
+            the image's own dims with the sizes of a patch, as if ``p[i]`` were stacked. It returns
+            an array with the batch first. It may be called by several threads at once.
+        batch_size
+            Patches of a batch, at most.
+        taper, reduce
+            How several patches become one sample, as for `xpatches.stitch`. The taper is for
+            "mean".
+        output
+            What `func` returns for a patch, where that differs from the patch; a mapping with some
+            of
+
+            - ``"dims"``: behind the batch, in order: all dims along which patches are cut, and
+              others, new ones or the image's;
+            - ``"sizes"``: lengths by dim: of new dims, and of patches that come back smaller, as
+              many samples cut off on both sides;
+            - ``"scale"``: samples returned per sample of the patch, an integer or 1 divided by
+              one, for all dims or a mapping;
+            - ``"dtype"``: that of the image if it is left out.
+        labelled
+            Call `func` with a DataArray instead: the patches along ``sample``, with their labels
+            and origins as coords along it, and ``{dim}_patch`` for the dims that are cut.
+        factory
+            `func` takes no arguments and gives the function. It is called once in every process
+            that runs blocks.
+        fill_value
+            Value of samples that no patch holds, as for `xpatches.stitch`.
+        max_bytes
+            Budget of a task: for the samples that it reads, the rows of patches that it holds, and
+            its block of the result. A batch and what the model takes for itself are not counted.
+
+        Returns
+        -------
+        DataArray or Dataset
+            Of the dims that `output` names, with the image's coords as far as they fit. `func` is
+            run on each variable of a Dataset by itself. Lazy if the image is; an image in memory
+            is one block, every patch of which is run once.
+
+        Raises
+        ------
+        PatchError
+            If an argument does not fit, or samples that no patch holds have no value.
+        MapError
+            When the result is computed: if `func` fails, with the origin and the labels of the
+            patch; or if it returns something else than `output` says.
+
+        Examples
+        --------
+        >>> image = xr.DataArray(np.arange(24.0).reshape(1, 4, 6), dims=("band", "y", "x"))
+        >>> def brighter(batch):
+        ...     return np.concatenate([batch, batch + 1], axis=1)
+        >>> p = image.patches(y=2, x=2, stride=1)
+        >>> made = p.map(brighter, output={"dims": ("of", "y", "x"), "sizes": {"of": 2}})
+        >>> made.sizes
+        Frozen({'of': 2, 'y': 4, 'x': 6})
+        >>> bool((made[1] == image[0] + 1).all())
+        True
+        """
+        every = self._mapped(
+            func,
+            batch_size=batch_size,
+            taper=taper,
+            reduce=reduce,
+            output=output,
+            labelled=labelled,
+            factory=factory,
+            missing=fill_value,
+        )
+        return self._made(every, {name: of.compute(max_bytes) for name, of in every.items()})
+
     def to_zarr(
         self,
         store: Any,
@@ -370,7 +464,7 @@ class Patches(Generic[T]):
         from xpatches.progress import Progress
 
         as_integer("retries", retries, 0)
-        made: Any = datasets.write_patches(
+        made: Any = datasets.write_dataset(
             self._cut(layout, chunks, shards),
             store,
             encoding,
@@ -420,9 +514,9 @@ class Patches(Generic[T]):
         >>> plan["dims"], plan["chunks"], plan["tasks"]
         ({'sample': 961, 'y_patch': 64, 'x_patch': 64}, (256, 64, 64), 1)
         """
-        from xpatches import datasets  # zarr and dask are loaded for jobs only
+        from xpatches import cuts  # zarr and dask are loaded for jobs only
 
-        plans = datasets.plan_patches(self._cut(layout, chunks, shards))
+        plans = cuts.plan_patches(self._cut(layout, chunks, shards))
         return plans[_ARRAY] if isinstance(self.source, xr.DataArray) else plans
 
     def plan(
@@ -531,12 +625,17 @@ class Patches(Generic[T]):
         return int(found)
 
     def _cut(self, layout: str, chunks: Any, shards: Any) -> Any:
-        from xpatches import datasets  # zarr and dask are loaded for jobs only
+        from xpatches import cuts  # zarr and dask are loaded for jobs only
 
         _check_choice("layout", layout, ("grid", "samples"))
+        return cuts.Cut(self._written(), layout, chunks, shards)
+
+    def _written(self) -> Any:
+        """Give what jobs take of the image."""
+        from xpatches import datasets  # zarr and dask are loaded for jobs only
+
         array = (_ARRAY, self.source.name) if isinstance(self.source, xr.DataArray) else None
-        every = (self._dataset, self.grid, self._fill_values, array)
-        return datasets.Cut(*every, layout, chunks, shards)
+        return datasets.Source(self._dataset, self.grid, self._fill_values, array)
 
     def _one_each(
         self, method: str, indexers: Mapping[Any, Any] | None, kwargs: Mapping[str, Any]
@@ -552,6 +651,25 @@ class Patches(Generic[T]):
         """Give all patches their coords."""
         _check_choice("label", label, ("center", "origin"))
         return labels.patch_coords(self._dataset.coords, self.grid, label)
+
+    def _mapped(self, func: Callable[..., Any], **how: Any) -> dict[Hashable, mapping.Mapped]:
+        every = {}
+        for name, variable, fill_value in self._extracted():
+            grid = self.grid.restrict(variable.dims)
+            shown = self.source.name if isinstance(self.source, xr.DataArray) else name
+            coords = self._dataset.coords
+            given = (shown, variable, grid, coords, fill_value, func)
+            every[name] = mapping.as_mapped(*given, **how)
+        return every
+
+    def _made(self, every: Mapping[Hashable, mapping.Mapped], data: Mapping[Hashable, Any]) -> T:
+        """Label what was made of every variable."""
+        keep = bool(xr.Variable((), 0, {"kept": True}).max().attrs)  # as xarray is configured
+        made = {}
+        for name, of in every.items():
+            attrs = dict(of.variable.attrs) if keep else {}
+            made[name] = xr.Variable(of.dims, data[name], attrs, kept_encoding(of.variable))
+        return self._wrap(made, mapping.mapped_coords(self._dataset.coords, [*every.values()]))
 
     def _joined_dims(self) -> dict[Hashable, int]:
         """Dims that flattening joins, with their lengths; the same for every variable."""

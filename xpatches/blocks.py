@@ -1,16 +1,15 @@
-"""The blocks of a patch dataset: each is read, cut, written and recorded by itself, anywhere.
+"""The blocks of a dataset: each is read, made, written and recorded by itself, anywhere.
 
-A block reads its own region of the image, extracts and writes whole stored objects; a mark beside
-the dataset says that it did, with a checksum of the samples it read. Blocks can therefore be
-written in any order, by any process, again, and not again.
+A block reads its own region of the image, extracts patches from it, say, and writes whole stored
+objects; a mark beside the dataset says that it did, with a checksum of the samples it read. Blocks
+can therefore be written in any order, by any process, again, and not again.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Hashable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
-from itertools import accumulate
 from math import prod
-from typing import Any, TypeAlias
+from typing import Any, Protocol, TypeAlias
 
 import google_crc32c
 import numpy as np
@@ -24,25 +23,128 @@ from xpatches.store import JOB, Folder
 
 Reader: TypeAlias = Callable[[tuple[slice, ...]], Array]
 """Gives the samples of a region as NumPy, in any thread or process."""
+Put: TypeAlias = Callable[[tuple[slice, ...], Array], None]
+"""Writes a part of a stored array."""
+
+
+class Part(Protocol):
+    """A stored array that is made block by block from regions of a source."""
+
+    @property
+    def name(self) -> str:
+        """Of the stored array."""
+
+    @property
+    def dims(self) -> tuple[Hashable, ...]:
+        """Its dims."""
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Its lengths."""
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        """Dtype of what is made."""
+
+    @property
+    def chunks(self) -> tuple[int, ...]:
+        """Lengths of its chunks."""
+
+    @property
+    def shards(self) -> tuple[int, ...] | None:
+        """Lengths of its shards, where it has some."""
+
+    @property
+    def encoding(self) -> Mapping[str, Any]:
+        """How xarray encodes it."""
+
+    @property
+    def lengths(self) -> tuple[int, ...]:
+        """Of a block, along every dim."""
+
+    def __len__(self) -> int:
+        """Count the blocks."""
+
+    def reads(self, number: int) -> list[tuple[slice, ...]]:
+        """List the regions of the source that are read for a block, in order."""
+
+    def write(self, number: int, samples: "Samples", put: Put) -> None:
+        """Make a block from samples, and put it where it belongs, whole objects at a time."""
+
+    @property
+    def read(self) -> Reader:
+        """What reads the source."""
+
+    @property
+    def itemsize(self) -> int:
+        """Bytes of a sample of the source."""
+
+    def describe(self, number: int) -> str:
+        """Say what a block holds, and which samples it is made from."""
 
 
 @dataclass(frozen=True)
-class Part:
+class PatchPart:
     """The patches of one variable."""
 
     name: str
-    """Of the stored array."""
     read: Reader
     layout: Layout
     fill_value: Array
     encoding: Mapping[str, Any]
-    """How xarray encodes the patches."""
 
-    def samples(self, block: tuple[slice, ...]) -> "_Samples":
-        """Read the samples under a block, or prepare to read them piece by piece."""
-        return _Samples(self.read, self.layout.region(block))
+    @property
+    def dims(self) -> tuple[Hashable, ...]:
+        """Dims of the patches."""
+        return self.layout.dims
 
-    def cut(self, step: tuple[slice, ...], samples: "_Samples") -> Array:
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Their lengths."""
+        return self.layout.shape
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        """Dtype of the image."""
+        return self.fill_value.dtype
+
+    @property
+    def chunks(self) -> tuple[int, ...]:
+        """Lengths of the chunks."""
+        return self.layout.chunks
+
+    @property
+    def shards(self) -> tuple[int, ...] | None:
+        """Lengths of the shards."""
+        return self.layout.shards
+
+    @property
+    def lengths(self) -> tuple[int, ...]:
+        """Of a block."""
+        return self.layout.blocks
+
+    @property
+    def itemsize(self) -> int:
+        """Bytes of a sample of the image."""
+        return self.layout.itemsize
+
+    def __len__(self) -> int:
+        return len(self.layout)
+
+    def reads(self, number: int) -> list[tuple[slice, ...]]:
+        """List the regions that are read for a block."""
+        return self.layout.reads(self.layout.block(number))
+
+    def write(self, number: int, samples: "Samples", put: Put) -> None:
+        """Extract the patches of a block."""
+        block = self.layout.block(number)
+        region = self.layout.region(block)
+        if region is not None:
+            samples.hold(region)
+        for step in self.layout.steps(block):
+            put(step, self.cut(step, samples))
+
+    def cut(self, step: tuple[slice, ...], samples: "Samples") -> Array:
         """Extract the patches of a step of a block."""
         layout = self.layout
         lengths = tuple(along.stop - along.start for along in step)
@@ -64,22 +166,36 @@ class Part:
         assert patches is not None
         return patches
 
-    def checksum(self, block: tuple[slice, ...]) -> int:
-        """Give the checksum of the samples under a block."""
-        samples = _Samples(self.read)
-        for region in self.layout.reads(block):
-            samples.of(region)
-        return samples.checksum
+    def describe(self, number: int) -> str:
+        """Say which patches a block holds, and which samples they are cut from."""
+        layout = self.layout
+        patches = ", ".join(
+            f"{dim}={along.start}:{along.stop}"
+            for dim, axis, along in zip(layout.dims, layout.axes, layout.block(number), strict=True)
+            if axis is not None or (layout.flat and dim == layout.dims[0])
+        )
+        regions = self.reads(number)
+        samples = ", ".join(
+            f"{layout.grids[axis].dim}={min(r[axis].start for r in regions)}:"
+            f"{max(r[axis].stop for r in regions)}"
+            for axis in layout.spatial
+        )
+        return f"{self.name!r}, patches {patches} from samples {samples}"
 
 
-class _Samples:
-    """Samples of an image: of a region that is read once, or of any; and their checksum."""
+class Samples:
+    """Samples of a source: of a region that is held, or of any; and the checksum of all read."""
 
-    def __init__(self, read: Reader, whole: tuple[slice, ...] | None = None) -> None:
+    def __init__(self, read: Reader) -> None:
         self._read = read
         self.checksum = 0
-        self._starts = [along.start for along in whole or ()]
-        self._held = self._fetch(whole) if whole else None
+        self._starts: list[int] = []
+        self._held: Array | None = None
+
+    def hold(self, region: tuple[slice, ...]) -> None:
+        """Read a region, of which others are parts."""
+        self._starts = [along.start for along in region]
+        self._held = self._fetch(region)
 
     def of(self, region: tuple[slice, ...]) -> Array:
         """Give the samples of a region."""
@@ -120,56 +236,55 @@ class Job:
     parts: tuple[Part, ...]
 
     def __len__(self) -> int:
-        return sum(len(part.layout) for part in self.parts)
+        return sum(map(len, self.parts))
 
     @property
     def nbytes(self) -> int:
-        """Bytes of all patches."""
-        return sum(part.layout.itemsize * prod(part.layout.shape) for part in self.parts)
+        """Bytes of all that is written."""
+        return sum(part.dtype.itemsize * prod(part.shape) for part in self.parts)
 
-    def locate(self, number: int) -> tuple[Part, tuple[slice, ...]]:
-        """Find a block by its number."""
-        for part, stop in zip(
-            self.parts, accumulate(len(part.layout) for part in self.parts), strict=True
-        ):
-            if number < stop:
-                return part, part.layout.block(number - stop + len(part.layout))
+    def locate(self, number: int) -> tuple[Part, int]:
+        """Find a block by its number: its part, and its number there."""
+        for part in self.parts:
+            if number < len(part):
+                return part, number
+            number -= len(part)
         raise IndexError(number)
 
     def write(self, number: int) -> int:
-        """Extract, write and record a block; the bytes of its patches."""
-        part, block = self.locate(number)
-        samples, nbytes = part.samples(block), 0
-        for step in part.layout.steps(block):
-            patches = part.cut(step, samples)
-            nbytes += patches.nbytes
-            variable = xr.Variable(part.layout.dims, patches, encoding=dict(part.encoding))
+        """Make, write and record a block; the bytes of it."""
+        part, of = self.locate(number)
+        samples, nbytes = Samples(part.read), 0
+
+        def put(place: tuple[slice, ...], values: Array) -> None:
+            nonlocal nbytes
+            nbytes += values.nbytes
+            variable = xr.Variable(part.dims, values, encoding=dict(part.encoding))
             encoded = xr.conventions.encode_cf_variable(variable, name=part.name)
-            self._arrays[part.name][step] = encoded.to_numpy()
+            self._arrays[part.name][place] = encoded.to_numpy()
+
+        part.write(of, samples, put)
         self.folder.put(mark_of(number), b"%010d" % samples.checksum)
         return nbytes
 
     def checksum(self, number: int) -> int:
         """Give the checksum of the samples under a block."""
-        part, block = self.locate(number)
-        return part.checksum(block)
+        part, of = self.locate(number)
+        samples = Samples(part.read)
+        for region in part.reads(of):
+            samples.of(region)
+        return samples.checksum
+
+    def source_bytes(self, number: int) -> int:
+        """Count the bytes that are read for a block."""
+        part, of = self.locate(number)
+        samples: int = sum(prod(o.stop - o.start for o in region) for region in part.reads(of))
+        return part.itemsize * samples
 
     def describe(self, number: int) -> str:
-        """Say which patches a block holds, and which samples they are cut from."""
-        part, block = self.locate(number)
-        layout = part.layout
-        patches = ", ".join(
-            f"{dim}={along.start}:{along.stop}"
-            for dim, axis, along in zip(layout.dims, layout.axes, block, strict=True)
-            if axis is not None or (layout.flat and dim == layout.dims[0])
-        )
-        regions = layout.reads(block)
-        samples = ", ".join(
-            f"{layout.grids[axis].dim}={min(r[axis].start for r in regions)}:"
-            f"{max(r[axis].stop for r in regions)}"
-            for axis in layout.spatial
-        )
-        return f"{part.name!r}, patches {patches} from samples {samples}"
+        """Say what a block holds, and which samples it is made from."""
+        part, of = self.locate(number)
+        return part.describe(of)
 
     @cached_property
     def _arrays(self) -> dict[str, Any]:

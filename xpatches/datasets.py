@@ -1,46 +1,35 @@
-"""Patch datasets: what is written of an image's patches, and how it is opened again."""
+"""Datasets that jobs write: what is written of an image, and how it is opened again."""
 
 import json
 import os
 import posixpath
-from collections.abc import Hashable, Iterable, Mapping
+from collections.abc import Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
-from math import prod
 from types import MappingProxyType
-from typing import Any
+from typing import Any, Protocol
 
 import xarray as xr
 import zarr
 
-from xpatches import labels, lazy
+from xpatches import lazy
 from xpatches.arrays import Array, is_dask
 from xpatches.blocks import Job, Part
 from xpatches.errors import PatchError
 from xpatches.geometry import PatchGrid
 from xpatches.jobs import Report, write_job
-from xpatches.layout import SAMPLE_DIM, Layout, lay_out
-from xpatches.spec import SPEC_ATTR, write_spec
 from xpatches.states import done_blocks, holds_patches, state_of
-from xpatches.storable import (
-    check_storable,
-    decoding_of,
-    encoding_of,
-    open_kwargs,
-    without_codecs,
-)
+from xpatches.storable import check_storable, decoding_of, open_kwargs, without_codecs
 from xpatches.store import JOB, Folder, open_folder
-from xpatches.variables import every_axis, kept_encoding, region_reader
+from xpatches.variables import kept_encoding
 
 _VERSION = 3
 """Of what describes a dataset."""
-_LOOKED_AT = 100
-"""Blocks whose regions are looked at for a plan."""
 
 
 @dataclass(frozen=True)
-class Cut:
-    """An image, and the patches that are written of it."""
+class Source:
+    """An image, of which something is written."""
 
     dataset: xr.Dataset
     grid: PatchGrid
@@ -48,10 +37,6 @@ class Cut:
     """For every variable that is cut, by name."""
     array: tuple[Hashable, Hashable] | None
     """Name of the variable in the dataset, and of the DataArray it stands for; None for none."""
-    layout: str
-    chunks: Mapping[Any, int] | None
-    shards: Mapping[Any, int] | bool | None
-    """As in `Patches.to_zarr`."""
 
     def stored(self, name: Hashable) -> str:
         """Name that a variable has in the store."""
@@ -59,120 +44,43 @@ class Cut:
             return str(name)
         return "patches" if self.array[1] is None else str(self.array[1])
 
-    def parts(self, encoding: Mapping[Any, Mapping[str, Any]]) -> list[Part]:
-        """Lay out the patches of every variable."""
-        parts = []
-        for name, fill_value in self.fill_values.items():
-            variable, stored = self.dataset.variables[name], self.stored(name)
-            given = encoding_of(repr(stored), variable.dtype, encoding.get(stored, {}))
-            layout = self._lay_out(stored, variable)
-            parts.append(Part(stored, region_reader(variable), layout, fill_value, given))
-        known = {dim: None for part in parts for dim in part.layout.dims}
-        for argument, lengths in (("chunks", self.chunks), ("shards", self.shards)):
-            for dim in lengths if isinstance(lengths, Mapping) else ():
-                if dim not in known:
-                    raise PatchError(
-                        f"{argument} names {dim!r}, which is not among the dims {tuple(known)}; "
-                        "name one of those"
-                    )
-        return parts
+
+class Written(Protocol):
+    """What is written of an image."""
+
+    @property
+    def source(self) -> Source:
+        """The image."""
+
+    @property
+    def layout(self) -> str:
+        """How what is written lies in the store."""
+
+    def parts(self, encoding: Mapping[Any, Mapping[str, Any]]) -> Sequence[Part]:
+        """Lay out what is made of every variable that is cut, in their order."""
 
     def coords(self) -> xr.Coordinates:
-        """Label the patches, along the dims of the grid or along one."""
-        coords = labels.patch_coords(self.dataset.coords, self.grid, "center")
-        if self.layout == "grid":
-            return coords
-        labels.check_names(self.dataset, [SAMPLE_DIM])
-        for name in self.fill_values:
-            missing = [dim for dim in self.grid.dims if dim not in self.dataset[name].dims]
-            if missing:
-                raise PatchError(
-                    f"layout='samples' needs variables with all of the dims {self.grid.dims}, "
-                    f"{name!r} lacks {missing[0]!r}; drop it, or use layout='grid'"
-                )
-        return labels.flatten_coords(coords, self.grid.counts, SAMPLE_DIM)
+        """Label it."""
 
-    def template(self, parts: Iterable[Part]) -> xr.Dataset:
-        """Give the dataset, with a placeholder for every variable that is cut; all else is read."""
-        coords = self.coords()
-        made: dict[str, xr.Variable] = {}
-        for name, variable in self.dataset.data_vars.variables.items():
-            if self.stored(name) in {*made, *coords}:
-                raise PatchError(
-                    f"the name {self.stored(name)!r} of the image is that of a coord or of another "
-                    "variable; rename it"
-                )
-            made[self.stored(name)] = variable
-        for part, (name, fill_value) in zip(parts, self.fill_values.items(), strict=True):
-            variable = self.dataset.variables[name]
-            grid = self.grid.restrict(variable.dims)
-            spec = write_spec(variable.dims, grid, fill_value, "center", {}, self.layout)
-            made[part.name] = xr.Variable(
-                part.layout.dims,
-                lazy.placeholder(part.layout.shape, variable.dtype),
-                {**variable.attrs, SPEC_ATTR: spec},
-                kept_encoding(variable),
-            )
-        job = {
-            "version": _VERSION,
-            "xpatches": version("xpatches"),
-            "layout": self.layout,
-            "array": self.array and {"stored": self.stored(self.array[0]), "name": self.array[1]},
-            "blocks": {
-                part.name: {"count": len(part.layout), "shape": part.layout.blocks}
-                for part in parts
-            },
-            "source": {
-                self.stored(name): {
-                    "dims": list(map(str, self.dataset[name].dims)),
-                    "shape": list(self.dataset[name].shape),
-                    "dtype": str(self.dataset[name].dtype),
-                }
-                for name in self.fill_values
-            },
-        }
-        template = xr.Dataset(made, coords, self.dataset.attrs)
-        check_storable(template)
-        template.attrs[JOB] = json.dumps({**job, **decoding_of(template)})
-        placeholders = {part.name for part in parts}
-        for name, variable in template.variables.items():
-            if name not in placeholders:
-                variable.load()
-                variable.encoding = without_codecs(variable)
-        return template
+    def attrs(self, name: Hashable) -> dict[Any, Any]:
+        """Give the attrs of what is made of a variable."""
 
-    def _lay_out(self, stored: str, variable: xr.Variable) -> Layout:
-        """Lay out the patches of a variable along those dims of the grid that it has."""
-        grid, flat = self.grid.restrict(variable.dims), self.layout == "samples"
-        dims = labels.patch_dims(variable.dims, grid, flat=False)
-        if flat:
-            others = [dim for dim in variable.dims if dim not in grid.dims]
-            dims = (SAMPLE_DIM, *(f"{dim}_patch" for dim in grid.dims), *others)
-        return lay_out(
-            repr(stored),
-            flat,
-            dims,
-            every_axis(variable, grid),
-            tuple(variable.dims.index(dim) for dim in grid.dims),
-            variable.dtype.itemsize,
-            lazy.as_budget(None),
-            self.chunks,
-            self.shards,
-        )
+    def described(self) -> dict[str, Any]:
+        """Describe, as plain data, how it is made; a job with another description is another."""
 
 
-def write_patches(
-    cut: Cut,
+def write_dataset(
+    written: Written,
     store: Any,
     encoding: Mapping[Any, Mapping[str, Any]] | None,
     report: Report,
     **how: Any,
 ) -> xr.DataArray | xr.Dataset:
-    """Write all patches and open them, as `Patches.to_zarr` documents.
+    """Write what is made of an image, and open it, as `Patches.to_zarr` documents.
 
     Parameters
     ----------
-    cut
+    written
         What is written.
     store, encoding
         As in `Patches.to_zarr`.
@@ -183,58 +91,78 @@ def write_patches(
     """
     if encoding is not None and not isinstance(encoding, Mapping):
         raise PatchError(f"encoding must be a mapping by variable, got {encoding!r}")
-    parts = cut.parts(encoding or {})
+    parts = written.parts(encoding or {})
     given = {name: dict(of) for name, of in (encoding or {}).items()}
-    template = cut.template(parts)
+    template = _template(written, parts)
     for name in given:
         if name not in template.variables:
             raise PatchError(f"encoding names {name!r}, which is none of {(*template.variables,)}")
     for part in parts:
-        stored = {"chunks": part.layout.chunks, "shards": part.layout.shards}
-        given[part.name] = {**part.encoding, **stored}
+        given[part.name] = {**part.encoding, "chunks": part.chunks, "shards": part.shards}
     folder = open_folder(store)
-    for name in cut.fill_values:
-        if same_place(cut.dataset.variables[name], folder):
+    source = written.source
+    for name in source.fill_values:
+        if same_place(source.dataset.variables[name], folder):
             raise PatchError(f"store {folder} is where the image lies; give another store")
     write_job(Job(folder, tuple(parts)), template, given, report=report, **how)
     return open_patches(folder)
 
 
-def plan_patches(cut: Cut) -> dict[Hashable, dict[str, Any]]:
-    """Say how patches will be written, as `Patches.plan_zarr` documents, by variable."""
-    return {
-        name: _plan(part.layout, cut.dataset.variables[name])
-        for name, part in zip(cut.fill_values, cut.parts({}), strict=True)
+def check_lengths(parts: Iterable[Part], **given: Any) -> None:
+    """Refuse lengths by dim, of chunks and shards, that name other dims than those of the parts."""
+    known = {dim: None for part in parts for dim in part.dims}
+    for argument, lengths in given.items():
+        for dim in lengths if isinstance(lengths, Mapping) else ():
+            if dim not in known:
+                raise PatchError(
+                    f"{argument} names {dim!r}, which is not among the dims {tuple(known)}; "
+                    "name one of those"
+                )
+
+
+def _template(written: Written, parts: Sequence[Part]) -> xr.Dataset:
+    """Give the dataset, with a placeholder for every variable that is cut; all else is read."""
+    source, coords = written.source, written.coords()
+    made: dict[str, xr.Variable] = {}
+    for name, variable in source.dataset.data_vars.variables.items():
+        if source.stored(name) in {*made, *coords}:
+            raise PatchError(
+                f"the name {source.stored(name)!r} of the image is that of a coord or of another "
+                "variable; rename it"
+            )
+        made[source.stored(name)] = variable
+    for part, name in zip(parts, source.fill_values, strict=True):
+        made[part.name] = xr.Variable(
+            part.dims,
+            lazy.placeholder(part.shape, part.dtype),
+            written.attrs(name),
+            kept_encoding(source.dataset.variables[name]),
+        )
+    job = {
+        "version": _VERSION,
+        "xpatches": version("xpatches"),
+        "layout": written.layout,
+        **written.described(),
+        "array": source.array and {"stored": parts[0].name, "name": source.array[1]},
+        "blocks": {part.name: {"count": len(part), "shape": part.lengths} for part in parts},
+        "source": {
+            source.stored(name): {
+                "dims": list(map(str, source.dataset[name].dims)),
+                "shape": list(source.dataset[name].shape),
+                "dtype": str(source.dataset[name].dtype),
+            }
+            for name in source.fill_values
+        },
     }
-
-
-def _plan(layout: Layout, image: xr.Variable) -> dict[str, Any]:
-    stored = labels.chunk_lazy(image).chunks or [(1,)] * image.ndim  # any sample alone in memory
-
-    def read(region: Iterable[slice]) -> int:
-        """Count the samples of the stored chunks that a region touches."""
-        count = 1
-        for along, lengths, n in zip(region, stored, image.shape, strict=True):
-            chunk = max(lengths)
-            count *= min(-(-along.stop // chunk) * chunk, n) - along.start // chunk * chunk
-        return count
-
-    looked_at = range(0, len(layout), -(-len(layout) // _LOOKED_AT))
-    blocks = [layout.reads(layout.block(number)) for number in looked_at]
-    regions = [region for of in blocks for region in of]
-    whole = read(slice(*grid.region(0, grid.count)[:2]) for grid in layout.grids)
-    step = prod(map(min, layout.writes, layout.shape))
-    largest = max(prod(along.stop - along.start for along in region) for region in regions)
-    return {
-        "patches": prod(layout.grids[axis].count for axis in layout.spatial),
-        "bytes": layout.itemsize * prod(layout.shape),
-        "dims": dict(zip(layout.dims, layout.shape, strict=True)),
-        "chunks": layout.chunks,
-        "shards": layout.shards,
-        "tasks": len(layout),
-        "bytes_per_task": layout.itemsize * (3 * step + 2 * largest),
-        "read_amplification": sum(map(read, regions)) * len(layout) / len(blocks) / max(1, whole),
-    }
+    template = xr.Dataset(made, coords, source.dataset.attrs)
+    check_storable(template)
+    template.attrs[JOB] = json.dumps({**job, **decoding_of(template)})
+    placeholders = {part.name for part in parts}
+    for name, variable in template.variables.items():
+        if name not in placeholders:
+            variable.load()
+            variable.encoding = without_codecs(variable)
+    return template
 
 
 def open_patches(

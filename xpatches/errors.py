@@ -23,6 +23,13 @@ class PatchIndexError(PatchError, IndexError):
     """The index of a patch lies outside the grid."""
 
 
+class MapError(RuntimeError):
+    """The function that was mapped over patches failed, or returned something unexpected.
+
+    The message names the patch, by the source index of its first sample and its labels.
+    """
+
+
 @dataclass(frozen=True)
 class BlockFailure:
     """A block of a patch dataset that could not be written."""

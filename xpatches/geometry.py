@@ -15,7 +15,7 @@ The formulas of "valid" and "same" are those of TensorFlow's ``GetWindowedOutput
 
 import operator
 import sys
-from collections.abc import Hashable, Iterator, Mapping
+from collections.abc import Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from math import prod
 from typing import Literal, TypeAlias
@@ -294,6 +294,31 @@ def clip(positions: range, length: int) -> tuple[int, slice, int]:
     after = len(positions) - before - len(inside)
     start, stop = (inside[0], inside[-1] + 1) if inside else (0, 0)
     return before, slice(start, stop, inside.step), after
+
+
+def split_run(counts: Sequence[int], start: int, stop: int) -> Iterator[tuple[range, ...]]:
+    """Split a run of patches, the last dim running fastest, into boxes that are runs themselves.
+
+    Examples
+    --------
+    >>> [*split_run((3, 4), 2, 9)]
+    [(range(0, 1), range(2, 4)), (range(1, 2), range(0, 4)), (range(2, 3), range(0, 1))]
+    """
+    if len(counts) == 1:
+        yield (range(start, stop),)
+        return
+    inner = prod(counts[1:])
+    while start < stop:
+        row, rest = divmod(start, inner)
+        whole = (stop - start) // inner
+        if rest or not whole:
+            end = min(stop, (row + 1) * inner)
+            for box in split_run(counts[1:], rest, end - row * inner):
+                yield (range(row, row + 1), *box)
+        else:
+            end = start + whole * inner
+            yield (range(row, row + whole), *map(range, counts[1:]))
+        start = end
 
 
 def as_integer(what: str, value: object, least: int) -> int:

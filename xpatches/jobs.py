@@ -13,7 +13,6 @@ import zlib
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from itertools import islice
-from math import prod
 from typing import Any
 
 import xarray as xr
@@ -142,9 +141,7 @@ def _checked(job: Job, done: Sequence[int]) -> list[int]:
     size = 0
     # Any part of the order spreads over all of them.
     for number in heapq.nsmallest(_LOOKED_AT, done, key=lambda number: zlib.crc32(b"%d" % number)):
-        part, block = job.locate(number)
-        for region in part.layout.reads(block):
-            size += part.layout.itemsize * prod(along.stop - along.start for along in region)
+        size += job.source_bytes(number)
         if chosen and size > _CHECKED:
             break
         chosen.append(number)

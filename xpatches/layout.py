@@ -14,7 +14,7 @@ from math import prod
 from typing import Any, TypeVar
 
 from xpatches.errors import PatchError
-from xpatches.geometry import AxisGrid, Span, as_integer
+from xpatches.geometry import AxisGrid, Span, as_integer, split_run
 
 T = TypeVar("T")
 
@@ -315,31 +315,6 @@ def lay_out(
         writes=writes,
         blocks=grown(writes, groups, several(readable)),
     )
-
-
-def split_run(counts: Sequence[int], start: int, stop: int) -> Iterator[tuple[range, ...]]:
-    """Split a run of patches, the last dim running fastest, into boxes that are runs themselves.
-
-    Examples
-    --------
-    >>> [*split_run((3, 4), 2, 9)]
-    [(range(0, 1), range(2, 4)), (range(1, 2), range(0, 4)), (range(2, 3), range(0, 1))]
-    """
-    if len(counts) == 1:
-        yield (range(start, stop),)
-        return
-    inner = prod(counts[1:])
-    while start < stop:
-        row, rest = divmod(start, inner)
-        whole = (stop - start) // inner
-        if rest or not whole:
-            end = min(stop, (row + 1) * inner)
-            for box in split_run(counts[1:], rest, end - row * inner):
-                yield (range(row, row + 1), *box)
-        else:
-            end = start + whole * inner
-            yield (range(row, row + whole), *map(range, counts[1:]))
-        start = end
 
 
 def _around(counts: Sequence[int], start: int, stop: int) -> list[range]:

@@ -65,6 +65,12 @@ class Located:
         return self.samples is None or np.array_equal(self.samples, np.arange(total))
 
     @property
+    def lacking(self) -> int:
+        """How many patches of the grid there are not."""
+        there = prod(self.counts.values()) if self.samples is None else len(self.samples)
+        return prod(self.counts.values()) - there
+
+    @property
     def dims(self) -> tuple[Hashable, ...]:
         """Dims of the patches, those of the grid instead of ``sample``."""
         grid = self.spec.grid.dims if self.samples is not None else ()

@@ -28,7 +28,7 @@ class Progress(Report):
         self._blocks, self._done, self._before = blocks, done, done
         self._start = self._said = time.monotonic()
         already = f", {done} of them are done already" if done else ""
-        self._say(f"{readable(nbytes)} of patches in {blocks} blocks{already}")
+        self._say(f"{readable(nbytes)} in {blocks} blocks{already}")
         if self._stream.isatty() and done < blocks:
             self._bar = click.progressbar(
                 length=blocks,

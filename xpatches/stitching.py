@@ -10,6 +10,7 @@ import xarray as xr
 from xpatches import variables
 from xpatches.accumulate import Stitching
 from xpatches.arrays import Array, as_fill_value
+from xpatches.covers import AxisCover
 from xpatches.errors import PatchError
 from xpatches.gather import gather
 from xpatches.geometry import clip
@@ -161,7 +162,10 @@ def _stitch_array(array: xr.DataArray, like: Any, how: Mapping[str, Any]) -> xr.
                 f"like must have {cover.length} samples along {cover.dim!r}, as the image that was "
                 f"cut, got {like.sizes.get(cover.dim)}; give that image"
             )
-    stitching = _stitching(located, **{k: v for k, v in how.items() if k != "max_bytes"})
+    reduction = {key: value for key, value in how.items() if key != "max_bytes"}
+    stitching = stitching_of(
+        located.covers, array.dtype, array.name, **reduction, lacking=located.lacking
+    )
     data = gather(located, stitching, how["max_bytes"])
     dims = located.result_dims
     sizes = dict(zip(dims, data.shape, strict=True))
@@ -182,14 +186,39 @@ _KINDS = {
 _INSTEAD = "convert the patches with .astype(...), or use another reduce"
 
 
-def _stitching(located: Located, taper: Taper, how: str, fill_value: Any, dtype: Any) -> Stitching:
-    """Choose dtypes and weights, and what becomes of samples that no patch holds."""
-    given = located.array.dtype
-    sizes = {cover.dim: cover.size for cover in located.covers}
+def stitching_of(
+    covers: Sequence[AxisCover],
+    given: np.dtype[Any],
+    name: Hashable,
+    taper: Taper,
+    how: str,
+    fill_value: Any,
+    dtype: Any = None,
+    lacking: int = 0,
+) -> Stitching:
+    """Choose dtypes and weights, and what becomes of samples that no patch holds.
+
+    Parameters
+    ----------
+    covers
+        The patches along every spatial dim.
+    given, name
+        Their dtype, and the name of the variable.
+    taper, how, fill_value, dtype
+        As in `stitch`, where `how` is `reduce`.
+    lacking
+        Patches of the grid that there are not.
+
+    Raises
+    ------
+    PatchError
+        If they do not fit.
+    """
+    sizes = {cover.dim: cover.size for cover in covers}
     weights = weights_of(taper, sizes)
     cropped = weights is None
     if not cropped and given.kind not in _KINDS.get(how, given.kind):
-        what = "" if located.array.name is None else f" of {located.array.name!r}"
+        what = "" if name is None else f" of {name!r}"
         raise PatchError(f"reduce={how!r} is not possible for {given}{what}; {_INSTEAD}")
     held: dict[Hashable, Any] = {}
     if weights is not None:
@@ -221,7 +250,7 @@ def _stitching(located: Located, taper: Taper, how: str, fill_value: Any, dtype:
         least = prod(float(of[of > 0].min()) for of in weights.values())
         if least < _LEAST:
             within = np.result_type(within, "f8")
-    missing = _bare(located, held)
+    missing = _bare(covers, held, lacking)
     if fill_value is not None:
         fill = as_fill_value(fill_value, result)
     elif result.kind in "fcmM" and how != "sum":
@@ -241,16 +270,14 @@ def _stitching(located: Located, taper: Taper, how: str, fill_value: Any, dtype:
     )
 
 
-def _bare(located: Located, held: Mapping[Hashable, Sequence[int]]) -> str:
+def _bare(covers: Sequence[AxisCover], held: Mapping[Hashable, Sequence[int]], lacking: int) -> str:
     """Say how many samples no patch holds, and why; nothing where there are none."""
-    if not located.in_order:
-        total = prod(located.counts.values())
-        left = total - located.array.sizes[SAMPLE_DIM]
-        if left:
-            return f"patches are missing, {left} of {total}, and samples may be in none"
-    whole = prod(cover.length for cover in located.covers)
+    if lacking:
+        total = prod(cover.count for cover in covers)
+        return f"patches are missing, {lacking} of {total}, and samples may be in none"
+    whole = prod(cover.length for cover in covers)
     covered, reasons = whole, []
-    for cover in located.covers:
+    for cover in covers:
         bare = cover.bare(held.get(cover.dim))
         covered = covered // cover.length * (cover.length - bare)
         eff = cover.effective_size

@@ -1,0 +1,288 @@
+"""Maps: a model run on the patches of an image, and what it returns stitched into an image."""
+
+from collections.abc import Callable, Hashable, Mapping, Sequence
+from dataclasses import dataclass
+from fractions import Fraction
+from functools import cached_property, partial
+from math import prod
+from typing import Any
+
+import numpy as np
+import xarray as xr
+
+from xpatches import labels
+from xpatches.accumulate import Stitching
+from xpatches.arrays import Array, check_dtype, is_dask
+from xpatches.covers import AxisCover
+from xpatches.errors import PatchError
+from xpatches.geometry import PatchGrid, as_integer
+from xpatches.models import Made, Model, map_block
+from xpatches.runs import MapCosts, MapPlan, block_lengths, cover_of
+from xpatches.stitching import REDUCES, stitching_of
+from xpatches.tapers import Taper
+from xpatches.variables import sliceable
+
+_KEYS = ("dims", "sizes", "dtype", "scale")
+"""What `output` may declare."""
+
+
+@dataclass(frozen=True)
+class Mapped:
+    """A variable, the patches that a model is given of it, and what becomes of them."""
+
+    variable: xr.Variable
+    grid: PatchGrid
+    covers: tuple[AxisCover, ...]
+    """What the model makes, along every spatial dim."""
+    model: Model
+    stitching: Stitching
+
+    @property
+    def dims(self) -> tuple[Hashable, ...]:
+        """Dims of the result."""
+        return self.model.made.dims
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Its lengths."""
+        lengths = {cover.dim: cover.length for cover in self.covers}
+        made = zip(self.dims, self.model.made.shape, strict=True)
+        return tuple(lengths.get(dim, n) for dim, n in made)
+
+    @property
+    def in_memory(self) -> bool:
+        """Whether the samples are."""
+        return self.variable._in_memory and not is_dask(self.variable._data)
+
+    @property
+    def kernel(self) -> Callable[[Array, Sequence[Any]], Array]:
+        """What makes a block."""
+        return partial(map_block, model=self.model, stitching=self.stitching)
+
+    @cached_property
+    def chunked(self) -> Any:
+        """The samples as a dask array, in the chunks of the storage."""
+        return labels.chunk_lazy(self.variable).data
+
+    @property
+    def read(self) -> Callable[[tuple[slice, ...]], Array] | None:
+        """What reads regions, where the variable was opened and nothing was done to it since."""
+        return sliceable(self.variable, self.chunked)
+
+    def plan(self, max_bytes: int, units: Mapping[Hashable, int] | None = None) -> MapPlan:
+        """Choose blocks, as multiples of a stride or of these units."""
+        copies = 1 if self.in_memory or self.read is not None else 2  # parts, and put together
+        costs = self._costs(copies)
+        given = units or {}
+        lengths = block_lengths(
+            costs, [given.get(cover.dim, cover.stride) for cover in self.covers], max_bytes
+        )
+        return self._planned(lengths)
+
+    def whole(self) -> MapPlan:
+        """Plan one block."""
+        return self._planned(tuple(cover.length for cover in self.covers))
+
+    def bytes_per_task(self, plan: MapPlan) -> int:
+        """Project the peak of a task, without what the model takes for itself."""
+        batch: int = self.model.batch_size * (
+            self.variable.dtype.itemsize * self._others * prod(self.grid.sizes.values())
+            + self.model.made.dtype.itemsize * prod(self.model.made.shape)
+        )
+        return self._costs(1).nbytes(plan.lengths) + batch
+
+    @property
+    def _others(self) -> int:
+        """Samples of the image per sample along the spatial dims."""
+        return prod(n for dim, n in self.variable.sizes.items() if dim not in self.grid.dims)
+
+    def _costs(self, copies: int) -> MapCosts:
+        read = copies * self.variable.dtype.itemsize * self._others
+        made = self.model.made.dtype.itemsize * prod(self._new.values())
+        return MapCosts(self.grid.axes, self.covers, read, made, self.model.batch_size)
+
+    @property
+    def _new(self) -> dict[Hashable, int]:
+        """Lengths of the dims of the result that are not spatial."""
+        made = zip(self.dims, self.model.made.shape, strict=True)
+        return {dim: n for dim, n in made if dim not in self.grid.dims}
+
+    def _planned(self, lengths: tuple[int, ...]) -> MapPlan:
+        variable = self.variable
+        chunks = tuple((n,) for n in variable.shape) if self.in_memory else self.chunked.chunks
+        axes = tuple(variable.get_axis_num(dim) for dim in self.grid.dims)
+        return MapPlan(chunks, axes, self.grid.axes, self.covers, self.dims, self._new, lengths)
+
+    def compute(self, max_bytes: int | str | None) -> Any:
+        """Make the image: at once where the samples are in memory, else lazily."""
+        if self.in_memory:
+            plan = self.whole()
+            region = tuple(slice(*of[0]) for of in plan.regions)
+            runs = [of[0][0][1] for axis, of in enumerate(plan.takes) if axis in plan.axes]
+            return self.kernel(self.variable.to_numpy()[region], runs)
+        from xpatches import lazy  # dask is loaded for lazy images only
+
+        plan = self.plan(lazy.as_budget(max_bytes))
+        read, dtype = self.read, self.stitching.dtype
+        if read is None:
+            return lazy.exchange(self.chunked, plan, self.kernel, dtype)
+        return lazy.read(read, self.chunked.name, plan, self.kernel, dtype)
+
+
+def as_mapped(
+    name: Hashable,
+    variable: xr.Variable,
+    grid: PatchGrid,
+    coords: xr.Coordinates,
+    fill_value: Array,
+    func: Callable[..., Any],
+    *,
+    batch_size: int,
+    taper: Taper,
+    reduce: str,
+    output: Mapping[str, Any] | None,
+    labelled: bool,
+    factory: bool,
+    missing: Any,
+) -> Mapped:
+    """Normalise the arguments of `Patches.map` for one variable.
+
+    Parameters
+    ----------
+    name
+        Of the variable; None for none.
+    variable, grid, fill_value
+        The samples, the patches along those dims of the grid that it has, and the value of padding.
+    coords
+        Of the image.
+    func, batch_size, taper, reduce, output, labelled, factory, missing
+        As in `Patches.map`, where `missing` is `fill_value`.
+
+    Raises
+    ------
+    PatchError
+        If one of them does not fit.
+    """
+    if not callable(func):
+        raise PatchError(f"func must be a function of a batch of patches, got {func!r}")
+    batch_size = as_integer("batch_size", batch_size, 1)
+    if reduce not in REDUCES:
+        raise PatchError(f"reduce must be one of {', '.join(map(repr, REDUCES))}, got {reduce!r}")
+    if reduce != "mean":
+        if not (isinstance(taper, str) and taper in ("flat", "hann")):
+            raise PatchError(f"taper is for reduce='mean', got reduce={reduce!r}; leave it out")
+        taper = "flat"  # what "hann", the default, stands for then
+    covers, made = _as_output(variable, grid, {} if output is None else output)
+    stitching = stitching_of(covers, made.dtype, name, taper, reduce, missing)
+    patches = labels.patch_coords(coords, grid, "center").to_dataset()
+    fitting = {*variable.dims, *(f"{dim}_patch" for dim in grid.dims)}
+    kept = [key for key, of in patches.variables.items() if fitting.issuperset(of.dims)]
+    model = Model(
+        func, factory, batch_size, labelled, variable.dims, grid, patches[kept].coords, name,
+        variable.attrs, fill_value, made,
+    )  # fmt: skip
+    return Mapped(variable, grid, covers, model, stitching)
+
+
+def _as_output(
+    variable: xr.Variable, grid: PatchGrid, output: Mapping[str, Any]
+) -> tuple[tuple[AxisCover, ...], Made]:
+    """Normalise what a model returns for a patch."""
+    if not isinstance(output, Mapping) or not set(output) <= set(_KEYS):
+        raise PatchError(f"output must be a mapping with keys of {_KEYS}, got {output!r}")
+    dims = tuple(output.get("dims", variable.dims))
+    if len(set(dims)) < len(dims) or not set(grid.dims) <= set(dims):
+        raise PatchError(
+            f"output dims must name each of {grid.dims} once, and others, in the order in which "
+            f"func returns them behind the batch, got {dims}"
+        )
+    sizes = output.get("sizes", {})
+    for dim in sizes:
+        if dim not in dims:
+            raise PatchError(f"output sizes names {dim!r}, which is not among the dims {dims}")
+    scales = output.get("scale", 1)
+    covers = []
+    for axis in grid:
+        scale = scales.get(axis.dim, 1) if isinstance(scales, Mapping) else scales
+        size = sizes.get(axis.dim)
+        if size is not None:
+            size = as_integer(f"output size on {axis.dim!r}", size, 1)
+        covers.append(cover_of(axis, _as_scale(axis.dim, scale), size))
+    shape = []
+    for dim in dims:
+        cover = next((cover for cover in covers if cover.dim == dim), None)
+        if cover is not None:
+            shape.append(cover.size)
+        elif dim in sizes:
+            shape.append(as_integer(f"output size on {dim!r}", sizes[dim], 1))
+        elif dim in variable.dims:
+            shape.append(variable.sizes[dim])
+        else:
+            raise PatchError(f"output sizes must hold the new dim {dim!r}, got {dict(sizes)}")
+    try:
+        dtype = np.dtype(output.get("dtype", variable.dtype))
+    except TypeError as error:
+        raise PatchError(f"output dtype must be a NumPy dtype, got {output['dtype']!r}") from error
+    check_dtype("the output", dtype)
+    return tuple(covers), Made(dims, tuple(shape), dtype)
+
+
+def _as_scale(dim: Hashable, scale: Any) -> Fraction:
+    """Normalise a scale: an integer, or 1 divided by one."""
+    try:
+        made = Fraction(scale).limit_denominator(1 << 16)
+    except (TypeError, ValueError, OverflowError):
+        made = Fraction(0)
+    if made <= 0 or 1 not in (made.numerator, made.denominator):
+        raise PatchError(
+            f"output scale on {dim!r} must be an integer or 1 divided by one, samples returned per "
+            f"sample of the patch, got {scale!r}"
+        )
+    return made
+
+
+def mapped_coords(coords: xr.Coordinates, every: Sequence[Mapped]) -> xr.Coordinates:
+    """Label what was made of an image, as far as the image's coords still fit.
+
+    Where the scale is not 1, coords along a single dim are interpolated at the middle of every
+    sample if they are numbers or times; others are left out.
+    """
+    sizes: dict[Hashable, int] = {}
+    moved: dict[Hashable, Array] = {}
+    for mapped in every:
+        for dim, n in zip(mapped.dims, mapped.shape, strict=True):
+            if sizes.setdefault(dim, n) != n:
+                raise PatchError(
+                    f"output must have the same length along {dim!r} for every variable, got "
+                    f"{sizes[dim]} and {n}; map the variables one by one"
+                )
+        for axis, cover in zip(mapped.grid, mapped.covers, strict=True):
+            scale = Fraction(cover.stride, axis.stride)
+            if scale != 1:
+                middle = (np.arange(cover.length) + 0.5) / float(scale) - 0.5
+                moved[axis.dim] = middle
+    kept = {
+        name
+        for name, of in coords.items()
+        if moved.keys().isdisjoint(of.dims) and all(sizes.get(d) == n for d, n in of.sizes.items())
+    }
+    labelled = coords.to_dataset()[[name for name in coords if name in kept]]
+    for name, of in coords.items():
+        if of.ndim == 1 and of.dims[0] in moved and of.dtype.kind in "iufmM" and of.size > 1:
+            values = _interpolated(of.to_numpy(), moved[of.dims[0]])
+            labelled = labelled.assign_coords({name: (of.dims, values, of.attrs)})
+    if moved:  # a GeoTransform holds the image's spacing
+        for of in labelled.coords.values():
+            of.attrs = {key: value for key, value in of.attrs.items() if key != "GeoTransform"}
+    return labelled.coords
+
+
+def _interpolated(values: Array, at: Array) -> Array:
+    """Interpolate labels linearly at positions, and go on likewise beyond both ends."""
+    before = np.clip(np.floor(at).astype(np.intp), 0, len(values) - 2)
+    share = at - before
+    step = values[before + 1] - values[before]
+    if values.dtype.kind in "mM":
+        unit = np.diff(values).dtype
+        return np.asarray(values[before] + np.rint(step.astype("i8") * share).astype(unit))
+    return np.asarray(values[before] + step * share)
