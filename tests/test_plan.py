@@ -77,6 +77,11 @@ def test_no_task_holds_more_than_the_budget_unless_one_patch_does(
             plan_blocks(engine, grids, chunks, 1, budget)
 
 
+def test_a_block_that_leaves_no_room_for_a_patch_is_cut() -> None:
+    grids = {axis: AxisGrid(axis, length=1, size=2, stride=1, padding="same") for axis in (0, 1)}
+    assert held(plan_blocks("map_overlap", grids, ((1,), (1,), (3,)), 1, max_bytes=6)) <= 6
+
+
 @ENGINES
 @pytest.mark.parametrize(
     ("size", "stride", "rate"), [(65, 1, 1), (256, 1, 1), (33, 1, 9), (500, 3, 1)]

@@ -311,6 +311,15 @@ class Patches(Generic[T]):
         factory: bool = False,
         fill_value: Any = None,
         max_bytes: int | str | None = None,
+        store: Any = None,
+        materialize: Any = None,
+        chunks: Mapping[Any, int] | None = None,
+        shards: Mapping[Any, int] | bool | None = None,
+        encoding: Mapping[Any, Mapping[str, Any]] | None = None,
+        resume: bool = False,
+        overwrite: bool = False,
+        retries: int = 2,
+        progress: bool = True,
     ) -> T:
         """Run a model on all patches, and stitch what it returns into an image.
 
@@ -351,6 +360,17 @@ class Patches(Generic[T]):
         max_bytes
             Budget of a task: for the samples that it reads, the rows of patches that it holds, and
             its block of the result. A batch and what the model takes for itself are not counted.
+        store
+            Write the result to this zarr store, as a job, like `to_zarr`; it is opened lazily.
+        materialize
+            Run the model on every patch once, and write what it returns to this zarr store, as a
+            job; the result is stitched from there. This costs disk, for a model that takes long.
+        chunks, shards, encoding
+            Of the result in `store`, as for `to_zarr`. Chunks have 1 MiB by default, shards up to
+            32 MiB; blocks are whole shards.
+        resume, overwrite, retries, progress
+            Of the jobs, as for `to_zarr`. `func` is known by its name: a job that is resumed may
+            have another function of that name, and another `batch_size`.
 
         Returns
         -------
@@ -362,10 +382,13 @@ class Patches(Generic[T]):
         Raises
         ------
         PatchError
-            If an argument does not fit, or samples that no patch holds have no value.
+            If an argument does not fit, or samples that no patch holds have no value; for jobs, as
+            `to_zarr`.
         MapError
             When the result is computed: if `func` fails, with the origin and the labels of the
             patch; or if it returns something else than `output` says.
+        JobError
+            If blocks of a job failed; all others are written then.
 
         Examples
         --------
@@ -389,7 +412,28 @@ class Patches(Generic[T]):
             factory=factory,
             missing=fill_value,
         )
-        return self._made(every, {name: of.compute(max_bytes) for name, of in every.items()})
+        if store is None and materialize is None:
+            if resume or overwrite:
+                raise PatchError("resume and overwrite are for store or materialize; give one")
+            return self._made(every, {name: of.compute(max_bytes) for name, of in every.items()})
+        from xpatches import painted  # zarr and dask are loaded for jobs only
+
+        as_integer("retries", retries, 0)
+        made: Any = painted.paint(
+            self._written(),
+            every,
+            store=store,
+            materialize=materialize,
+            chunks=chunks,
+            shards=shards,
+            encoding=encoding,
+            max_bytes=max_bytes,
+            report=_report(progress),
+            resume=resume,
+            overwrite=overwrite,
+            retries=retries,
+        )
+        return self._made(every, made) if store is None else cast(T, made)
 
     def to_zarr(
         self,
@@ -460,15 +504,14 @@ class Patches(Generic[T]):
         Coordinates:
         ...
         """
-        from xpatches import datasets, jobs  # zarr and dask are loaded for jobs only
-        from xpatches.progress import Progress
+        from xpatches import datasets  # zarr and dask are loaded for jobs only
 
         as_integer("retries", retries, 0)
         made: Any = datasets.write_dataset(
             self._cut(layout, chunks, shards),
             store,
             encoding,
-            Progress() if progress else jobs.Report(),
+            _report(progress)(),
             resume=resume,
             overwrite=overwrite,
             retries=retries,
@@ -524,13 +567,17 @@ class Patches(Generic[T]):
         flatten: str | None = None,
         engine: str = "auto",
         max_bytes: int | str | None = None,
+        output: Mapping[str, Any] | None = None,
+        batch_size: int = 32,
     ) -> dict[Any, Any]:
-        """Say how `extract` will work, as plain data; nothing is read or computed.
+        """Say how `extract` and `map` will work, as plain data; nothing is read or computed.
 
         Parameters
         ----------
         flatten, engine, max_bytes
             As for `extract`.
+        output, batch_size
+            As for `map`.
 
         Returns
         -------
@@ -548,7 +595,11 @@ class Patches(Generic[T]):
             - ``max_bytes``: the budget (None for an image in memory);
             - ``bytes_per_task``: projected peak of the largest task: what it is given, makes on
               the way and returns;
-            - ``read_amplification``: how often a stored sample is read, on average.
+            - ``read_amplification``: how often a stored sample is read, on average;
+            - ``map``: the same of `map`: ``blocks`` and ``chunks`` of its result, its
+              ``bytes_per_task`` with one batch, but without what the model takes for itself,
+              ``runs``, the number of patches that the model is run on, and ``runs_per_patch``, how
+              often on each, since those that reach into several blocks are run for each of them.
 
         Raises
         ------
@@ -564,10 +615,12 @@ class Patches(Generic[T]):
         _check_choice("flatten", flatten, (None, labels.FLAT_DIM))
         how = _how(engine, max_bytes)
         joined = self._joined_dims() if flatten else {}
-        plans = {
-            name: variables.plan_variable(variable, self.grid, joined, how)
-            for name, variable, _ in self._extracted()
-        }
+        plans = {}
+        for name, variable, _ in self._extracted():
+            grid = self.grid.restrict(variable.dims)
+            outline = mapping.as_outline(variable, grid, output, batch_size)
+            plan = variables.plan_variable(variable, grid, joined, how)
+            plans[name] = {**plan, "map": mapping.plan_map(outline, max_bytes)}
         return plans[_ARRAY] if isinstance(self.source, xr.DataArray) else plans
 
     def __repr__(self) -> str:
@@ -664,11 +717,10 @@ class Patches(Generic[T]):
 
     def _made(self, every: Mapping[Hashable, mapping.Mapped], data: Mapping[Hashable, Any]) -> T:
         """Label what was made of every variable."""
-        keep = bool(xr.Variable((), 0, {"kept": True}).max().attrs)  # as xarray is configured
-        made = {}
-        for name, of in every.items():
-            attrs = dict(of.variable.attrs) if keep else {}
-            made[name] = xr.Variable(of.dims, data[name], attrs, kept_encoding(of.variable))
+        made = {
+            name: xr.Variable(of.dims, data[name], of.attrs, kept_encoding(of.variable))
+            for name, of in every.items()
+        }
         return self._wrap(made, mapping.mapped_coords(self._dataset.coords, [*every.values()]))
 
     def _joined_dims(self) -> dict[Hashable, int]:
@@ -809,6 +861,14 @@ def _check_choice(argument: str, value: object, choices: tuple[object, ...]) -> 
     if value not in choices:
         *most, last = map(repr, choices)
         raise PatchError(f"{argument} must be {', '.join(most)} or {last}, got {value!r}")
+
+
+def _report(progress: bool) -> Callable[[], Any]:
+    """Give what makes what is told of the progress of a job."""
+    from xpatches.jobs import Report  # zarr and dask are loaded for jobs only
+    from xpatches.progress import Progress
+
+    return Progress if progress else Report
 
 
 def _how(engine: str, max_bytes: int | str | None) -> dict[str, Any]:

@@ -12,6 +12,7 @@ from collections import defaultdict
 from collections.abc import Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
+from types import MappingProxyType
 from typing import TypeAlias
 
 from xpatches.errors import PatchError
@@ -196,6 +197,7 @@ def plan_stitch(
     itemsize: int,
     out_itemsize: int,
     max_bytes: int,
+    units: Mapping[int, int] = MappingProxyType({}),
 ) -> StitchPlan:
     """Plan a stitching.
 
@@ -211,6 +213,8 @@ def plan_stitch(
         Bytes of a sample of the patches and of the result.
     max_bytes
         Budget of a task: the bytes of its input and its output.
+    units
+        What the lengths of a block are to be multiples of, by axis along the grid.
 
     Raises
     ------
@@ -263,8 +267,8 @@ def plan_stitch(
             if larger != most and fits(larger):
                 most, growing = larger, True
                 break
-    lengths = [
-        by_axis[axis].stride * count if axis in by_axis else count
-        for axis, count in enumerate(most)
-    ]
+    lengths = list(most)
+    for axis, cover in by_axis.items():
+        length, unit = cover.stride * most[axis], units.get(axis, cover.stride)
+        lengths[axis] = max(1, length // unit) * unit
     return StitchPlan(chunks, tuple(axes), tuple(covers), tuple(lengths), tuple(order))

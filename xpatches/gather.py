@@ -4,10 +4,12 @@ Where patches were opened, a block reads those over it; where they are computed,
 them. Patches along one dim, ``sample``, are laid along the dims of the grid first.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from functools import partial
 from math import prod
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -15,8 +17,8 @@ import numpy as np
 from xpatches import labels, variables
 from xpatches.accumulate import Stitching, stitch_block
 from xpatches.arrays import Array, is_dask
-from xpatches.covers import plan_stitch
-from xpatches.kernel import available_threads
+from xpatches.covers import StitchPlan, plan_stitch
+from xpatches.kernel import Kernel, available_threads
 from xpatches.layout import SAMPLE_DIM
 from xpatches.located import Located
 
@@ -24,21 +26,63 @@ _LARGE = 1 << 26
 """Bytes of patches in memory from which on several threads are faster than one."""
 
 
+@dataclass(frozen=True)
+class Gathering:
+    """How an image is stitched from patches that are not in memory."""
+
+    data: Any
+    """The patches, a dask array."""
+    read: Callable[[tuple[slice, ...]], Array] | None
+    """What reads regions of them, along the dims of the grid, where they were opened."""
+    token: str
+    plan: StitchPlan
+    kernel: Kernel
+
+
 def gather(located: Located, stitching: Stitching, max_bytes: int | str | None) -> Any:
     """Stitch at once what is in memory, lazily what is not."""
-    dims, variable = located.dims, located.array.variable
-    axes = [(dims.index(c.dim), dims.index(f"{c.dim}_patch")) for c in located.covers]
-    order = [dims.index(dim) for dim in located.result_dims]
-    kernel = partial(stitch_block, axes=axes, order=order, stitching=stitching)
-    if located.samples is not None and not located.in_order:
-        present = np.zeros(prod(located.counts.values()), bool)
-        present[located.samples] = True
-        kernel = partial(kernel, present=present.reshape([*located.counts.values()]))
+    variable = located.array.variable
     if variable._in_memory and not is_dask(variable._data):
+        axes, _, kernel = _kernel(located, stitching, located.result_dims)
         along = [axis for axis, _ in axes]
         return _in_memory(_as_grid(located, variable.to_numpy()), located, along, kernel)
+    return stitched(plan_gathering(located, stitching, max_bytes), stitching.dtype)
+
+
+def stitched(gathering: Gathering, dtype: np.dtype[Any]) -> Any:
+    """Stitch lazily."""
     from xpatches import lazy  # dask is loaded for lazy patches only
 
+    data, read, token, plan, kernel = vars(gathering).values()
+    if read is None:
+        return lazy.exchange(data, plan, kernel, dtype)
+    return lazy.read(read, token, plan, kernel, dtype)
+
+
+def plan_gathering(
+    located: Located,
+    stitching: Stitching,
+    max_bytes: int | str | None,
+    dims: Sequence[Hashable] | None = None,
+    units: Mapping[Hashable, int] = MappingProxyType({}),
+) -> Gathering:
+    """Plan to stitch patches that are not in memory.
+
+    Parameters
+    ----------
+    located, stitching
+        The patches, and what to make of them.
+    max_bytes
+        Budget of a task.
+    dims
+        Of the result, in order; `Located.result_dims` if None.
+    units
+        What the lengths of a block are to be multiples of, by dim.
+    """
+    from xpatches import lazy  # dask is loaded for lazy patches only
+
+    variable = located.array.variable
+    axes, order, kernel = _kernel(located, stitching, dims or located.result_dims)
     counts = tuple(located.counts.values())
     data = labels.chunk_lazy(variable).data
     read = variables.sliceable(variable, data)
@@ -53,6 +97,11 @@ def gather(located: Located, stitching: Stitching, max_bytes: int | str | None) 
             read = None
             data = lazy.as_grid(data, axis, counts, located.samples)
             chunks = data.chunks
+    by_axis = {
+        axis: units[cover.dim]
+        for (axis, _), cover in zip(axes, located.covers, strict=True)
+        if cover.dim in units
+    }
     plan = plan_stitch(
         "map_overlap" if read is None else "region",
         axes,
@@ -62,10 +111,24 @@ def gather(located: Located, stitching: Stitching, max_bytes: int | str | None) 
         data.dtype.itemsize,
         stitching.dtype.itemsize,
         lazy.as_budget(max_bytes),
+        by_axis,
     )
-    if read is None:
-        return lazy.exchange(data, plan, kernel, stitching.dtype)
-    return lazy.read(read, token, plan, kernel, stitching.dtype)
+    return Gathering(data, read, token, plan, kernel)
+
+
+def _kernel(
+    located: Located, stitching: Stitching, result: Sequence[Hashable]
+) -> tuple[list[tuple[int, int]], list[int], Kernel]:
+    """Give axes and order as in `StitchPlan`, and what makes a block."""
+    dims = located.dims
+    axes = [(dims.index(c.dim), dims.index(f"{c.dim}_patch")) for c in located.covers]
+    order = [dims.index(dim) for dim in result]
+    kernel = partial(stitch_block, axes=axes, order=order, stitching=stitching)
+    if located.samples is not None and not located.in_order:
+        present = np.zeros(prod(located.counts.values()), bool)
+        present[located.samples] = True
+        kernel = partial(kernel, present=present.reshape([*located.counts.values()]))
+    return axes, order, kernel
 
 
 def _in_memory(

@@ -265,7 +265,7 @@ def lay_out(
                         break
         return tuple(lengths)
 
-    fixed = _lengths("chunks", what, chunks, dims, shape)
+    fixed = given_lengths("chunks", what, chunks, dims, shape)
     least = [fixed.get(dim, shape[dim] if dim in patch else 1) for dim in range(len(dims))]
     free = [[dim for dim in group if dim not in fixed] for group in (depth, counted, leading)]
     # A task writes whole patches, of which chunks may hold parts.
@@ -274,7 +274,7 @@ def lay_out(
     stored = grown(ones, free[:1], within(shard), least)
     stored = objects = grown(ones, free[1:2], within(min(CHUNK, shard)), stored)
     if shards is not False:
-        fixed = _lengths("shards", what, shards, dims, shape)
+        fixed = given_lengths("shards", what, shards, dims, shape)
         for dim, length in fixed.items():
             if length % stored[dim] and length < shape[dim]:
                 raise PatchError(
@@ -340,14 +340,14 @@ def _count(shape: Sequence[int], lengths: Sequence[int]) -> int:
     return prod(-(-n // length) for n, length in zip(shape, lengths, strict=True))
 
 
-def _lengths(
+def given_lengths(
     argument: str,
     what: str,
     given: Mapping[Any, int] | bool | None,
     dims: tuple[Hashable, ...],
     shape: tuple[int, ...],
 ) -> dict[int, int]:
-    """Normalise the lengths that the user gives, by number of the dim."""
+    """Normalise lengths by dim that the user gives, -1 for a whole dim; by number of the dim."""
     if given is not None and not isinstance(given, Mapping):
         raise PatchError(f"{argument} must be a mapping from dim to length, got {given!r}")
     lengths = {}

@@ -356,13 +356,13 @@ def _put_together(shape: tuple[int, ...], *parts: Array) -> Array:
 def _run_on_parts(
     kernel: Kernel, takes: Sequence[Any], shape: tuple[int, ...], *parts: Array
 ) -> Array:
-    return _run(kernel, takes, _put_together(shape, *parts))
+    return run_kernel(kernel, takes, _put_together(shape, *parts))
 
 
 def _run_on_region(
     kernel: Kernel, takes: Sequence[Any], region: Slices, source: Callable[[Slices], Array]
 ) -> Array:
-    return _run(kernel, takes, source(region))
+    return run_kernel(kernel, takes, source(region))
 
 
 def _run_on_chunk(block: Array, plan: Plan, kernel: Kernel, block_id: tuple[int, ...]) -> Array:
@@ -376,10 +376,11 @@ def _run_on_chunk(block: Array, plan: Plan, kernel: Kernel, block_id: tuple[int,
         count = min(of.limit, of.grid.count - number * of.limit)
         _, _, origin = of.grid.region(number * of.limit, count)
         takes.append(plan.take(axis, origin, count))
-    return _run(kernel, takes, block)
+    return run_kernel(kernel, takes, block)
 
 
-def _run(kernel: Kernel, takes: Sequence[Any], block: Array) -> Array:
+def run_kernel(kernel: Kernel, takes: Sequence[Any], block: Array) -> Array:
+    """Run a kernel on a region, of which slices among the takes are taken first."""
     kept = tuple(take if isinstance(take, slice) else slice(None) for take in takes)
     return kernel(block[kept], [take for take in takes if not isinstance(take, slice)])
 

@@ -27,37 +27,32 @@ _KEYS = ("dims", "sizes", "dtype", "scale")
 
 
 @dataclass(frozen=True)
-class Mapped:
-    """A variable, the patches that a model is given of it, and what becomes of them."""
+class Outline:
+    """A variable, the patches that are cut of it, and the lengths of what a model makes of them."""
 
     variable: xr.Variable
     grid: PatchGrid
     covers: tuple[AxisCover, ...]
     """What the model makes, along every spatial dim."""
-    model: Model
-    stitching: Stitching
+    made: Made
+    batch_size: int
 
     @property
     def dims(self) -> tuple[Hashable, ...]:
         """Dims of the result."""
-        return self.model.made.dims
+        return self.made.dims
 
     @property
     def shape(self) -> tuple[int, ...]:
         """Its lengths."""
         lengths = {cover.dim: cover.length for cover in self.covers}
-        made = zip(self.dims, self.model.made.shape, strict=True)
+        made = zip(self.dims, self.made.shape, strict=True)
         return tuple(lengths.get(dim, n) for dim, n in made)
 
     @property
     def in_memory(self) -> bool:
         """Whether the samples are."""
         return self.variable._in_memory and not is_dask(self.variable._data)
-
-    @property
-    def kernel(self) -> Callable[[Array, Sequence[Any]], Array]:
-        """What makes a block."""
-        return partial(map_block, model=self.model, stitching=self.stitching)
 
     @cached_property
     def chunked(self) -> Any:
@@ -71,40 +66,58 @@ class Mapped:
 
     def plan(self, max_bytes: int, units: Mapping[Hashable, int] | None = None) -> MapPlan:
         """Choose blocks, as multiples of a stride or of these units."""
-        copies = 1 if self.in_memory or self.read is not None else 2  # parts, and put together
-        costs = self._costs(copies)
-        given = units or {}
-        lengths = block_lengths(
-            costs, [given.get(cover.dim, cover.stride) for cover in self.covers], max_bytes
-        )
-        return self._planned(lengths)
+        least = [(units or {}).get(cover.dim, cover.stride) for cover in self.covers]
+        return self._planned(block_lengths(self._costs, least, max_bytes))
+
+    def check(self, plan: MapPlan, max_bytes: int) -> None:
+        """Refuse a plan whose tasks do not fit the budget.
+
+        Raises
+        ------
+        PatchError
+            It says how much is needed.
+        """
+        needed = self.nbytes(plan.lengths)
+        if needed > max_bytes:
+            block = dict(zip(self.grid.dims, plan.lengths, strict=True))
+            raise PatchError(
+                f"max_bytes must be >= {needed}, for a block of {block} and the patches over it, "
+                f"got {max_bytes}; raise it, or use smaller chunks of the result"
+            )
 
     def whole(self) -> MapPlan:
         """Plan one block."""
         return self._planned(tuple(cover.length for cover in self.covers))
 
+    def nbytes(self, lengths: Sequence[int]) -> int:
+        """Count the bytes of a task with a block of these lengths along the spatial dims."""
+        return self._costs.nbytes(lengths)
+
     def bytes_per_task(self, plan: MapPlan) -> int:
         """Project the peak of a task, without what the model takes for itself."""
-        batch: int = self.model.batch_size * (
+        batch: int = self.batch_size * (
             self.variable.dtype.itemsize * self._others * prod(self.grid.sizes.values())
-            + self.model.made.dtype.itemsize * prod(self.model.made.shape)
+            + self.made.dtype.itemsize * prod(self.made.shape)
         )
-        return self._costs(1).nbytes(plan.lengths) + batch
+        return self.nbytes(plan.lengths) + batch
 
     @property
     def _others(self) -> int:
         """Samples of the image per sample along the spatial dims."""
         return prod(n for dim, n in self.variable.sizes.items() if dim not in self.grid.dims)
 
-    def _costs(self, copies: int) -> MapCosts:
+    @cached_property
+    def _costs(self) -> MapCosts:
+        # What is exchanged is held twice: in parts, and put together.
+        copies = 1 if self.in_memory or self.read is not None else 2
         read = copies * self.variable.dtype.itemsize * self._others
-        made = self.model.made.dtype.itemsize * prod(self._new.values())
-        return MapCosts(self.grid.axes, self.covers, read, made, self.model.batch_size)
+        made = self.made.dtype.itemsize * prod(self._new.values())
+        return MapCosts(self.grid.axes, self.covers, read, made, self.batch_size)
 
     @property
     def _new(self) -> dict[Hashable, int]:
         """Lengths of the dims of the result that are not spatial."""
-        made = zip(self.dims, self.model.made.shape, strict=True)
+        made = zip(self.dims, self.made.shape, strict=True)
         return {dim: n for dim, n in made if dim not in self.grid.dims}
 
     def _planned(self, lengths: tuple[int, ...]) -> MapPlan:
@@ -112,6 +125,25 @@ class Mapped:
         chunks = tuple((n,) for n in variable.shape) if self.in_memory else self.chunked.chunks
         axes = tuple(variable.get_axis_num(dim) for dim in self.grid.dims)
         return MapPlan(chunks, axes, self.grid.axes, self.covers, self.dims, self._new, lengths)
+
+
+@dataclass(frozen=True)
+class Mapped(Outline):
+    """A variable, and the model that is mapped over its patches."""
+
+    model: Model
+    stitching: Stitching
+
+    @property
+    def attrs(self) -> Mapping[Any, Any]:
+        """Attrs of the result: those of the image, if xarray is configured to keep them."""
+        keep = bool(xr.Variable((), 0, {"kept": True}).max().attrs)
+        return self.variable.attrs if keep else {}
+
+    @property
+    def kernel(self) -> Callable[[Array, Sequence[Any]], Array]:
+        """What makes a block."""
+        return partial(map_block, model=self.model, stitching=self.stitching)
 
     def compute(self, max_bytes: int | str | None) -> Any:
         """Make the image: at once where the samples are in memory, else lazily."""
@@ -122,7 +154,9 @@ class Mapped:
             return self.kernel(self.variable.to_numpy()[region], runs)
         from xpatches import lazy  # dask is loaded for lazy images only
 
-        plan = self.plan(lazy.as_budget(max_bytes))
+        budget = lazy.as_budget(max_bytes)
+        plan = self.plan(budget)
+        self.check(plan, budget)
         read, dtype = self.read, self.stitching.dtype
         if read is None:
             return lazy.exchange(self.chunked, plan, self.kernel, dtype)
@@ -165,29 +199,44 @@ def as_mapped(
     """
     if not callable(func):
         raise PatchError(f"func must be a function of a batch of patches, got {func!r}")
-    batch_size = as_integer("batch_size", batch_size, 1)
     if reduce not in REDUCES:
         raise PatchError(f"reduce must be one of {', '.join(map(repr, REDUCES))}, got {reduce!r}")
     if reduce != "mean":
         if not (isinstance(taper, str) and taper in ("flat", "hann")):
             raise PatchError(f"taper is for reduce='mean', got reduce={reduce!r}; leave it out")
         taper = "flat"  # what "hann", the default, stands for then
-    covers, made = _as_output(variable, grid, {} if output is None else output)
+    outline = as_outline(variable, grid, output, batch_size)
+    covers, made = outline.covers, outline.made
     stitching = stitching_of(covers, made.dtype, name, taper, reduce, missing)
     patches = labels.patch_coords(coords, grid, "center").to_dataset()
     fitting = {*variable.dims, *(f"{dim}_patch" for dim in grid.dims)}
     kept = [key for key, of in patches.variables.items() if fitting.issuperset(of.dims)]
     model = Model(
-        func, factory, batch_size, labelled, variable.dims, grid, patches[kept].coords, name,
-        variable.attrs, fill_value, made,
+        func, factory, outline.batch_size, labelled, variable.dims, grid, patches[kept].coords,
+        name, variable.attrs, fill_value, made,
     )  # fmt: skip
-    return Mapped(variable, grid, covers, model, stitching)
+    return Mapped(variable, grid, covers, made, outline.batch_size, model, stitching)
 
 
-def _as_output(
-    variable: xr.Variable, grid: PatchGrid, output: Mapping[str, Any]
-) -> tuple[tuple[AxisCover, ...], Made]:
-    """Normalise what a model returns for a patch."""
+def as_outline(
+    variable: xr.Variable, grid: PatchGrid, output: Mapping[str, Any] | None, batch_size: int
+) -> Outline:
+    """Normalise what a model is given and returns.
+
+    Parameters
+    ----------
+    variable, grid
+        As for `as_mapped`.
+    output, batch_size
+        As in `Patches.map`.
+
+    Raises
+    ------
+    PatchError
+        If they do not fit.
+    """
+    batch_size = as_integer("batch_size", batch_size, 1)
+    output = {} if output is None else output
     if not isinstance(output, Mapping) or not set(output) <= set(_KEYS):
         raise PatchError(f"output must be a mapping with keys of {_KEYS}, got {output!r}")
     dims = tuple(output.get("dims", variable.dims))
@@ -224,7 +273,24 @@ def _as_output(
     except TypeError as error:
         raise PatchError(f"output dtype must be a NumPy dtype, got {output['dtype']!r}") from error
     check_dtype("the output", dtype)
-    return tuple(covers), Made(dims, tuple(shape), dtype)
+    return Outline(variable, grid, tuple(covers), Made(dims, tuple(shape), dtype), batch_size)
+
+
+def plan_map(outline: Outline, max_bytes: int | str | None) -> dict[str, Any]:
+    """Say how a map will work, as `Patches.plan` documents."""
+    if outline.in_memory:
+        plan = outline.whole()
+    else:
+        from xpatches import lazy  # dask is loaded for lazy images only
+
+        plan = outline.plan(lazy.as_budget(max_bytes))
+    return {
+        "blocks": prod(map(len, plan.blocks)),
+        "chunks": dict(zip(outline.dims, map(list, plan.out_chunks), strict=True)),
+        "bytes_per_task": outline.bytes_per_task(plan),
+        "runs": plan.runs,
+        "runs_per_patch": plan.runs_per_patch,
+    }
 
 
 def _as_scale(dim: Hashable, scale: Any) -> Fraction:

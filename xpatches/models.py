@@ -6,10 +6,10 @@ patches of a block nor all that is made of them stand in memory.
 
 import threading
 from collections.abc import Callable, Hashable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from itertools import product
 from math import prod
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import xarray as xr
@@ -17,7 +17,7 @@ import xarray as xr
 from xpatches.accumulate import Stitching, stitch_block
 from xpatches.arrays import Array
 from xpatches.errors import MapError
-from xpatches.geometry import PatchGrid, split_run
+from xpatches.geometry import AxisGrid, PatchGrid, Span, split_run
 from xpatches.kernel import extract_block
 from xpatches.layout import SAMPLE_DIM
 from xpatches.runs import Run, band_of
@@ -99,10 +99,11 @@ class Model:
 
     def _labelled(self, patches: Array, indices: Sequence[tuple[int, ...]]) -> xr.DataArray:
         """Label a batch: the patches' coords lie along ``sample``."""
-        dims = (SAMPLE_DIM, *(self._renamed(dim) for dim in self.dims))
+        dims = (SAMPLE_DIM, *(self.renamed(dim) for dim in self.dims))
         return xr.DataArray(patches, self._coords_of(indices), dims, self.name, dict(self.attrs))
 
-    def _renamed(self, dim: Hashable) -> Hashable:
+    def renamed(self, dim: Hashable) -> Hashable:
+        """Name a dim of a patch."""
         return f"{dim}_patch" if dim in self.grid.dims else dim
 
     def _coords_of(self, indices: Sequence[tuple[int, ...]]) -> xr.Coordinates:
@@ -144,7 +145,7 @@ class Model:
     def _checked(self, given: Any, count: int) -> Array:
         """Give what the function returned as it was declared."""
         if isinstance(given, xr.DataArray):
-            dims = (SAMPLE_DIM, *map(self._renamed, self.made.dims))
+            dims = (SAMPLE_DIM, *map(self.renamed, self.made.dims))
             if set(given.dims) != set(dims):
                 raise MapError(
                     f"func must return the dims {dims}, got {given.dims}; declare those it "
@@ -165,6 +166,70 @@ class Model:
                 f"output={{'dtype': {str(made.dtype)!r}}}, or convert in func"
             )
         return made.astype(self.made.dtype, copy=False)
+
+
+class Placed(NamedTuple):
+    """Where patches lie in a region of the image, along one dim."""
+
+    axis: int
+    grid: AxisGrid
+    zero: int
+    """Index in the region of the first sample of patch 0, which may be far outside."""
+
+
+def run_patches(
+    samples: Array, placed: Sequence[Placed], model: Model, numbers: Sequence[range]
+) -> Array:
+    """Run a model on a box of patches, batch by batch.
+
+    Parameters
+    ----------
+    samples
+        A region of the image.
+    placed
+        Where the patches lie in it, for every spatial dim.
+    model
+        Makes something of the patches.
+    numbers
+        Of the patches, for every spatial dim.
+
+    Returns
+    -------
+    numpy.ndarray
+        Of the lengths of `numbers`, then those of what is made of a patch.
+    """
+    counts = tuple(map(len, numbers))
+    made = np.empty((prod(counts), *model.made.shape), model.made.dtype)
+    for start in range(0, len(made), model.batch_size):
+        stop = min(start + model.batch_size, len(made))
+        parts: list[Array] = []
+        indices: list[tuple[int, ...]] = []
+        for box in split_run(counts, start, stop):
+            chosen = [of[along.start : along.stop] for of, along in zip(numbers, box, strict=True)]
+            parts.append(_extract(samples, placed, model.fill_value, chosen))
+            indices += product(*chosen)
+        batch = parts[0] if len(parts) == 1 else np.concatenate(parts)
+        made[start:stop] = model.run(batch, indices)
+    return made.reshape(*counts, *model.made.shape)
+
+
+def _extract(
+    samples: Array, placed: Sequence[Placed], fill_value: Array, numbers: Sequence[range]
+) -> Array:
+    """Copy a box of patches, one after the other, each with the dims of the image."""
+    spans = [
+        Span(axis, grid, zero + of.start * grid.stride, len(of))
+        for (axis, grid, zero), of in zip(placed, numbers, strict=True)
+    ]
+    patches = extract_block(samples, spans, fill_value)
+    spatial = [span.axis for span in spans]
+    behind, lead = spatial[-1] + 1, len(spatial)
+    order = [
+        behind + spatial.index(axis) if axis in spatial else axis + (lead if axis >= behind else 0)
+        for axis in range(samples.ndim)
+    ]
+    laid = patches.transpose(*spatial, *order)
+    return np.ascontiguousarray(laid).reshape(-1, *laid.shape[lead:])
 
 
 def map_block(samples: Array, runs: Sequence[Run], model: Model, stitching: Stitching) -> Array:
@@ -195,58 +260,20 @@ def map_block(samples: Array, runs: Sequence[Run], model: Model, stitching: Stit
     for place, cover in zip(places, (first, *covers), strict=True):
         shape[place] = cover.length
     result = np.empty(shape, stitching.dtype)
-    counts = [run.span.count for run in runs[1:]]
-    band = band_of(first.axis, counts, model.batch_size)
+    placed = [
+        Placed(span.axis, span.grid, span.first - cover.first * span.grid.stride)
+        for span, cover in runs
+    ]
+    columns = [range(cover.first, cover.first + cover.count) for cover in covers]
+    band = band_of(first.axis, list(map(len, columns)), model.batch_size)
     begin = first.axis.origin + first.first * first.axis.stride - first.origin
-    held, row = np.empty((0, *counts, *made.shape), made.dtype), first.first
+    held, row = np.empty((0, *map(len, columns), *made.shape), made.dtype), first.first
     for start in range(0, max(1, first.length), band):
         stop = min(start + band, first.length)
         block = first.axis.block(begin + start, begin + stop)
-        fresh = max(block.first, row + len(held))
-        rows = _run_rows(samples, runs, model, range(fresh, block.first + block.count))
+        fresh = range(max(block.first, row + len(held)), block.first + block.count)
+        rows = run_patches(samples, placed, model, [fresh, *columns])
         held, row = np.concatenate([held[max(0, block.first - row) :], rows]), block.first
         to = (slice(None),) * places[0] + (slice(start, stop),)
         result[to] = stitch_block(held, [block, *covers], axes, order, stitching)
     return result
-
-
-def _run_rows(samples: Array, runs: Sequence[Run], model: Model, rows: range) -> Array:
-    """Run a model on rows of patches, given by their numbers along the first dim."""
-    numbers = [
-        rows,
-        *(range(of.cover.first, of.cover.first + of.span.count) for of in runs[1:]),
-    ]
-    counts = tuple(map(len, numbers))
-    made = np.empty((prod(counts), *model.made.shape), model.made.dtype)
-    for start in range(0, len(made), model.batch_size):
-        stop = min(start + model.batch_size, len(made))
-        parts: list[Array] = []
-        indices: list[tuple[int, ...]] = []
-        for box in split_run(counts, start, stop):
-            chosen = [of[along.start : along.stop] for of, along in zip(numbers, box, strict=True)]
-            parts.append(_extract(samples, runs, model, chosen))
-            indices += product(*chosen)
-        batch = parts[0] if len(parts) == 1 else np.concatenate(parts)
-        made[start:stop] = model.run(batch, indices)
-    return made.reshape(*counts, *model.made.shape)
-
-
-def _extract(samples: Array, runs: Sequence[Run], model: Model, numbers: Sequence[range]) -> Array:
-    """Copy a box of patches, one after the other, each with the dims of the image."""
-    spans = [
-        replace(
-            run.span,
-            first=run.span.first + (of.start - run.cover.first) * run.span.grid.stride,
-            count=len(of),
-        )
-        for run, of in zip(runs, numbers, strict=True)
-    ]
-    patches = extract_block(samples, spans, model.fill_value)
-    spatial = [span.axis for span in spans]
-    behind, lead = spatial[-1] + 1, len(spatial)
-    order = [
-        behind + spatial.index(axis) if axis in spatial else axis + (lead if axis >= behind else 0)
-        for axis in range(samples.ndim)
-    ]
-    laid = patches.transpose(*spatial, *order)
-    return np.ascontiguousarray(laid).reshape(-1, *laid.shape[lead:])

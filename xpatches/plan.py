@@ -305,9 +305,10 @@ def _from_chunks(
         _blocks(grid, lengths) if axis in movable else (grid.count,)
         for axis, (grid, lengths) in enumerate(zip(costs.grids, chunks, strict=True))
     ]
-    # Half of the budget, for putting a region together takes its parts and the whole.
-    half = costs.max_bytes // 2
-    most = shrink(list(map(max, blocks)), movable, lambda most: costs.region(most) <= half)
+    # Half of the budget, for putting a region together takes its parts and the whole; and room
+    # for one patch.
+    room = min(costs.max_bytes // 2, costs.max_bytes - costs.patches([1]))
+    most = shrink(list(map(max, blocks)), movable, lambda most: costs.region(most) <= room)
     blocks = list(map(_recut, blocks, most))
     most = list(map(max, blocks))
     limits = costs.fit(most, movable, costs.region(most))

@@ -222,19 +222,10 @@ def _patches_over(cover: AxisCover, length: int) -> int:
 def block_lengths(costs: MapCosts, units: Sequence[int], max_bytes: int) -> tuple[int, ...]:
     """Choose the samples of a block: multiples of `units` along every spatial dim.
 
-    Raises
-    ------
-    PatchError
-        If not even the smallest block fits the budget.
+    They are the units themselves if no more fit the budget, or not even those.
     """
     covers = costs.covers
     lengths = list(units)
-    if costs.nbytes(lengths) > max_bytes:
-        smallest = {cover.dim: length for cover, length in zip(covers, lengths, strict=True)}
-        raise PatchError(
-            f"max_bytes must be >= {costs.nbytes(lengths)}, for a block of {smallest} and the "
-            f"patches over it, got {max_bytes}; raise it"
-        )
 
     def again(axis: int) -> float:
         """Estimate how often a patch is run because blocks are no longer."""
