@@ -220,3 +220,72 @@ def test_zip_files_are_read_but_not_written(source: str, tmp_path: Path) -> None
     result = run("extract", source, tmp_path / "new.zip", *SIZE)
     assert result.exit_code == 2
     assert "zip is for reading only" in result.stderr
+
+
+MODELS = """
+def brighter(batch):
+    return batch.astype("f4") * 2
+
+def make():
+    return brighter
+
+def failing(batch):
+    raise RuntimeError("no weights")
+"""
+MAP = (*SIZE, "--output-dtype", "float32", "--quiet")
+
+
+@pytest.fixture
+def models(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "mymodels.py").write_text(MODELS)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    monkeypatch.delitem(sys.modules, "mymodels", raising=False)
+
+
+@pytest.mark.parametrize("func", [("mymodels:brighter",), ("mymodels:make", "--factory")])
+def test_map_writes_what_the_model_makes(source: str, models: None, func: Any) -> None:
+    result = run("map", source, "out.zarr", "--func", *func, *MAP, "--json")
+    assert result.exit_code == 0, result.output
+    told = json.loads(result.stdout)
+    assert (told["state"], told["layout"]) == ("complete", "image")
+    image = xr.open_zarr(source, consolidated=False).image
+    made = xpatches.open_patches("out.zarr")
+    assert made.dtype == "float32"
+    xr.testing.assert_allclose(made, image * 2.0)
+    again = run("map", source, "out.zarr", "--func", *func, *MAP)
+    assert (again.exit_code, "exists already" in again.stderr) == (2, True)
+    resumed = run("map", source, "out.zarr", "--func", *func, *MAP, "--resume")
+    assert resumed.exit_code == 0, resumed.output
+
+
+def test_map_takes_what_the_library_takes(source: str, models: None) -> None:
+    options = ("--taper", "flat", "--output-sizes", "y=8,x=12", "--batch-size", "3")
+    how = (*options, "--scale", "1", "--fill-value", "9", "--chunks", "y=10,x=20")
+    dry = run("map", source, "out.zarr", "--func", "mymodels:brighter", *MAP, *how, "--dry-run")
+    assert "runs_per_patch: 1.00" in dry.stdout, dry.output
+    assert not Path("out.zarr").exists()
+    runs = ("--materialize", "runs.zarr")
+    result = run("map", source, "out.zarr", "--func", "mymodels:brighter", *MAP, *how, *runs)
+    # The model does not cut its patches, as it was told to say.
+    assert result.exit_code == 1
+    assert "func must return the shape (3, 8, 12) for 3 patches" in result.stderr
+    fitting = ("--reduce", "max", "--output-dims", "y,x")
+    result = run("map", source, "out.zarr", "--func", "mymodels:brighter", *MAP, *fitting)
+    assert result.exit_code == 0, result.output
+
+
+@pytest.mark.parametrize(
+    ("func", "code", "message"),
+    [
+        ("brighter", 2, "--func must be MODULE:NAME, got 'brighter'"),
+        ("nowhere:brighter", 2, "--func: No module named 'nowhere'"),
+        ("mymodels:darker", 2, "--func: 'mymodels' has no 'darker'"),
+        ("mymodels:failing", 1, "func failed on the patch with origin y=-4, x=-4 (center y="),
+    ],
+)
+def test_errors_of_map(source: str, models: None, func: str, code: int, message: str) -> None:
+    result = run("map", source, "out.zarr", "--func", func, *MAP, "--retries", "0")
+    assert result.exit_code == code
+    assert message in result.stderr
+    assert "Traceback" not in result.stderr

@@ -1,3 +1,6 @@
+import functools
+import os
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -66,3 +69,54 @@ def test_patches_travel_to_workers(client: Any) -> None:
     p = xr.DataArray(np.arange(100.0).reshape(10, 10), dims=("y", "x")).patches(y=5, x=5)
     means = client.gather(client.map(lambda i, p=p: float(p[i].mean()), range(len(p))))
     assert means == [float(patch.mean()) for patch in p]
+
+
+class Model:
+    """The identity, which leaves a line where it is made, sent, and given a batch."""
+
+    def __init__(self, log: Path) -> None:
+        self.log = log
+        self._say("made")
+
+    def _say(self, what: str) -> None:
+        with self.log.open("a") as file:
+            file.write(f"{what} {os.getpid()}\n")
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"log": self.log}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.log = state["log"]
+        self._say("received")
+
+    def __call__(self, batch: Any) -> Any:
+        self._say("ran")
+        return batch
+
+
+@pytest.mark.parametrize("way", ["opened", "computed", "as a job"])
+@pytest.mark.parametrize("factory", [False, True])
+def test_a_model_is_sent_to_a_worker_once_or_made_there_once(
+    tmp_path: Path, client: Any, factory: bool, way: str
+) -> None:
+    image = xr.DataArray(
+        np.random.default_rng(0).normal(size=(96, 120)), dims=("y", "x"), name="image"
+    )
+    image.chunk(y=32, x=40).to_zarr(tmp_path / "image.zarr", consolidated=False)
+    lazy = xr.open_zarr(tmp_path / "image.zarr", chunks=None, consolidated=False).image
+    log = tmp_path / "log"
+    log.touch()
+    func: Any = functools.partial(Model, log) if factory else Model(log)
+    store = tmp_path / "made.zarr" if way == "as a job" else None
+    lazy = image.chunk(y=32, x=40) if way == "computed" else lazy
+    p = lazy.patches(y=16, x=16, stride=8, padding="same")
+    how = {"factory": factory, "max_bytes": 60_000, "batch_size": 8}
+    made = p.map(func, **how, store=store, progress=False)
+    xr.testing.assert_allclose(made.compute(), image)
+    lines = Counter(log.read_text().splitlines())
+    workers = {line.split()[1] for line in lines if line.startswith("ran")} - {str(os.getpid())}
+    assert len(workers) == 2
+    for worker in workers:
+        assert lines[f"ran {worker}"] > 2
+        assert lines[f"made {worker}"] == int(factory)
+        assert lines[f"received {worker}"] <= int(not factory)

@@ -562,6 +562,51 @@ class Patches(Generic[T]):
         plans = cuts.plan_patches(self._cut(layout, chunks, shards))
         return plans[_ARRAY] if isinstance(self.source, xr.DataArray) else plans
 
+    def plan_map(
+        self,
+        output: Mapping[str, Any] | None = None,
+        batch_size: int = 32,
+        max_bytes: int | str | None = None,
+        chunks: Mapping[Any, int] | None = None,
+        shards: Mapping[Any, int] | bool | None = None,
+    ) -> dict[Any, Any]:
+        """Say how `map` will work that writes to a store, as plain data; nothing is read or run.
+
+        Parameters
+        ----------
+        output, batch_size, max_bytes, chunks, shards
+            As for `map`.
+
+        Returns
+        -------
+        dict
+            For a Dataset, one such dict per variable that is cut: ``patches``, ``runs``,
+            ``runs_per_patch`` and ``bytes_per_task`` as in `plan`; ``bytes``, ``dims``, ``chunks``
+            and ``shards`` of the result; ``tasks``, the number of blocks.
+
+        Raises
+        ------
+        PatchError
+            As `map`.
+
+        Examples
+        --------
+        >>> image = xr.DataArray(np.zeros((1024, 1024), "uint8"), dims=("y", "x"))
+        >>> plan = image.patches(y=64, x=64, stride=32).plan_map({"dtype": "float32"})
+        >>> plan["tasks"], plan["patches"], plan["runs"]
+        (1, 961, 961)
+        """
+        from xpatches import painted  # zarr and dask are loaded for jobs only
+
+        outlines = {
+            name: mapping.as_outline(
+                variable, self.grid.restrict(variable.dims), output, batch_size
+            )
+            for name, variable, _ in self._extracted()
+        }
+        plans = painted.plan_paint(self._written(), outlines, max_bytes, chunks, shards)
+        return plans[_ARRAY] if isinstance(self.source, xr.DataArray) else plans
+
     def plan(
         self,
         flatten: str | None = None,

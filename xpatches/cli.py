@@ -1,13 +1,16 @@
-"""The command ``xpatches``: write patch datasets, and look at them and at images."""
+"""The command ``xpatches``: write patch datasets, map models, and look at what there is."""
 
+import importlib
 import json
 import logging
 import os
 import re
 import signal
+import sys
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from fractions import Fraction
 from functools import wraps
 from typing import Any
 
@@ -22,7 +25,9 @@ from xpatches.errors import JobError, PatchError
 from xpatches.reprs import readable
 from xpatches.spec import SPEC_ATTR
 from xpatches.states import check_state, holds_patches, state_of
+from xpatches.stitching import REDUCES
 from xpatches.store import Folder, open_folder, writer_of
+from xpatches.tapers import TAPERS
 
 DONE, FAILED, USAGE, STOPPED = 0, 1, 2, 130
 """Exit codes."""
@@ -62,8 +67,8 @@ class _PerDim(click.ParamType):  # type: ignore[type-arg]
     def _parsed(self, text: str, whole: str, param: Any, ctx: Any) -> Any:
         try:
             return self._of(text)
-        except ValueError:
-            self.fail(f"{text!r} in {whole!r} is no whole number", param, ctx)
+        except (ValueError, ZeroDivisionError):
+            self.fail(f"{text!r} in {whole!r} is no number of that kind", param, ctx)
 
 
 def _padding(text: str) -> Any:
@@ -132,7 +137,61 @@ def _command(example: str, **kwargs: Any) -> Callable[..., Any]:
 @click.group(epilog="Exit codes: 0 done, 1 failed, 2 wrong usage, 130 stopped.")
 @click.version_option(package_name="xpatches")
 def main() -> None:
-    """Cut images too large for memory into patches: zarr in, patch datasets out."""
+    """Patches of images too large for memory: cut them, or map a model over them, zarr to zarr."""
+
+
+def _options(*options: Callable[..., Any]) -> Callable[..., Any]:
+    """Give a command several options, in this order."""
+
+    def decorate(function: Callable[..., Any]) -> Callable[..., Any]:
+        for option in reversed(options):
+            function = option(function)
+        return function
+
+    return decorate
+
+
+_CUT = _options(
+    click.option("--var", "names", multiple=True, help="Variable to cut; all by default."),
+    click.option(
+        "--size", type=_PerDim(single=False), required=True, help="Samples per patch: y=256,x=256."
+    ),
+    click.option(
+        "--stride", type=_PerDim(), help="One for all dims or y=128,x=64; the size if absent."
+    ),
+    click.option(
+        "--rate", type=_PerDim(), default=1, help="Distance between samples; 1 if absent."
+    ),
+    click.option(
+        "--padding",
+        type=_PerDim(_padding),
+        default="valid",
+        help="valid, same or BEFORE:AFTER, for all dims or y=same,x=8:8.",
+    ),
+)
+"""How an image is cut."""
+_JOB = _options(
+    click.option("--chunks", type=_PerDim(single=False), help="Lengths of chunks by dim."),
+    click.option("--shards", type=_PerDim(single=False), help="Lengths of shards by dim."),
+    click.option(
+        "--scheduler", metavar="ADDRESS", help="Run on this dask cluster: tcp://host:8786"
+    ),
+    click.option(
+        "--workers", type=click.IntRange(1), help="Run on so many processes of this machine."
+    ),
+    click.option("--resume", is_flag=True, help="Finish an incomplete dataset."),
+    click.option("--overwrite", is_flag=True, help="Replace what is in OUT."),
+    click.option(
+        "--retries",
+        type=click.IntRange(0),
+        default=2,
+        show_default=True,
+        help="How often a block that fails is tried again.",
+    ),
+    click.option("--dry-run", is_flag=True, help="Say what would be done, and do nothing."),
+    click.option("--quiet", is_flag=True, help="Tell nothing but errors."),
+)
+"""How it is written."""
 
 
 @_command(
@@ -141,20 +200,7 @@ def main() -> None:
 )
 @click.argument("source")
 @click.argument("out")
-@click.option("--var", "names", multiple=True, help="Variable to cut; all by default.")
-@click.option(
-    "--size", type=_PerDim(single=False), required=True, help="Samples per patch: y=256,x=256."
-)
-@click.option(
-    "--stride", type=_PerDim(), help="One for all dims or y=128,x=64; the size if absent."
-)
-@click.option("--rate", type=_PerDim(), default=1, help="Distance between samples; 1 if absent.")
-@click.option(
-    "--padding",
-    type=_PerDim(_padding),
-    default="valid",
-    help="valid, same or BEFORE:AFTER, for all dims or y=same,x=8:8.",
-)
+@_CUT
 @click.option("--fill-value", type=float, help="Value of padding; 0 if absent.")
 @click.option(
     "--layout",
@@ -163,75 +209,158 @@ def main() -> None:
     show_default=True,
     help="Patches along the image's dims, or along one dim, sample.",
 )
-@click.option("--chunks", type=_PerDim(single=False), help="Lengths of chunks by dim.")
-@click.option("--shards", type=_PerDim(single=False), help="Lengths of shards by dim.")
-@click.option("--scheduler", metavar="ADDRESS", help="Run on this dask cluster: tcp://host:8786")
-@click.option("--workers", type=click.IntRange(1), help="Run on so many processes of this machine.")
-@click.option("--resume", is_flag=True, help="Finish an incomplete dataset.")
-@click.option("--overwrite", is_flag=True, help="Replace what is in OUT.")
-@click.option(
-    "--retries",
-    type=click.IntRange(0),
-    default=2,
-    show_default=True,
-    help="How often a block that fails is tried again.",
-)
-@click.option("--dry-run", is_flag=True, help="Say what would be done, and do nothing.")
-@click.option("--quiet", is_flag=True, help="Tell nothing but errors.")
+@_JOB
 def extract(
     source: str,
     out: str,
-    names: tuple[str, ...],
-    size: Any,
-    stride: Any,
-    rate: Any,
-    padding: Any,
     fill_value: float | None,
     layout: str,
     chunks: Any,
     shards: Any,
     scheduler: str | None,
     workers: int | None,
-    resume: bool,
-    overwrite: bool,
-    retries: int,
     dry_run: bool,
     quiet: bool,
     as_json: bool,
+    **given: Any,
 ) -> None:
     """Write all patches of the image SOURCE to the zarr store OUT.
 
     SOURCE is a zarr store or any file that xarray opens. OUT is a path or a URL; a job that was
     stopped or failed is finished with --resume.
     """
-    if scheduler and workers:
-        raise click.UsageError("--scheduler and --workers exclude each other; give one of them")
-    if _same_place(source, out):
-        raise click.UsageError("OUT must not be SOURCE")
-    image = _choose(open_image(source), names)
-    p = image.patches(size, stride=stride, rate=rate, padding=padding, fill_value=fill_value)
-    open_folder(out)  # before workers are started
-    left = None
-    if "://" in out or os.path.exists(os.path.expanduser(out)):
-        folder = open_folder(out, read_only=True)
-        if check_state(folder, resume, overwrite) in ("writing", "complete") and resume:
-            left = dataset_state(folder)["missing"]
+    how = {name: given.pop(name) for name in ("resume", "overwrite", "retries")}
+    _check_places(source, out, scheduler, workers)
+    p = _cut(source, given, fill_value)
+    left = _left(out, how["resume"], how["overwrite"])
     if dry_run:
         _tell({"layout": layout, "missing": left, **p.plan_zarr(layout, chunks, shards)}, as_json)
         return
     with _client(scheduler, workers, quiet):
-        p.to_zarr(
-            out,
-            layout=layout,
-            chunks=chunks,
-            shards=shards,
-            resume=resume,
-            overwrite=overwrite,
-            retries=retries,
-            progress=not quiet,
-        )
+        p.to_zarr(out, layout=layout, chunks=chunks, shards=shards, progress=not quiet, **how)
     if as_json:
         _tell(_about(open_folder(out, read_only=True), out), as_json)
+
+
+@_command(
+    "xpatches map image.zarr mask.zarr --func mymodels.water:segment --size y=256,x=256 "
+    "--stride 128 --padding same --output-dims y,x --output-dtype float32 --workers 4",
+    name="map",
+)
+@click.argument("source")
+@click.argument("out")
+@click.option(
+    "--func",
+    required=True,
+    metavar="MODULE:NAME",
+    help="Function of a batch of patches, importable from here.",
+)
+@click.option("--factory", is_flag=True, help="It gives the function, once in every process.")
+@_CUT
+@click.option("--batch-size", type=click.IntRange(1), default=32, show_default=True)
+@click.option(
+    "--taper",
+    type=click.Choice([*TAPERS]),
+    default="hann",
+    show_default=True,
+    help="Weights of a patch's samples, for the mean.",
+)
+@click.option("--reduce", type=click.Choice(REDUCES), default="mean", show_default=True)
+@click.option("--output-dims", help="Dims that it returns behind the batch: class,y,x.")
+@click.option(
+    "--output-sizes", type=_PerDim(single=False), help="Lengths of those that differ: class=3."
+)
+@click.option("--output-dtype", help="The image's if absent.")
+@click.option(
+    "--scale",
+    type=_PerDim(Fraction),
+    help="Samples returned per sample, 2 or 1/4, for all dims or y=2,x=2.",
+)
+@click.option("--fill-value", type=float, help="Value of samples that no patch holds.")
+@click.option(
+    "--materialize", metavar="STORE", help="Run every patch once, and keep what is returned here."
+)
+@_JOB
+def map_(
+    source: str,
+    out: str,
+    func: str,
+    output_dims: str | None,
+    output_sizes: Any,
+    output_dtype: str | None,
+    scale: Any,
+    scheduler: str | None,
+    workers: int | None,
+    dry_run: bool,
+    quiet: bool,
+    as_json: bool,
+    **given: Any,
+) -> None:
+    """Run a model on all patches of the image SOURCE, and write the image it makes to OUT.
+
+    Everything else is as for extract. See Patches.map for what the function is given.
+    """
+    cut = {name: given.pop(name) for name in ("names", "size", "stride", "rate", "padding")}
+    _check_places(source, out, scheduler, workers)
+    p = _cut(source, cut, None)
+    output = {
+        "dims": output_dims and tuple(dim.strip() for dim in output_dims.split(",")),
+        "sizes": output_sizes,
+        "dtype": output_dtype,
+        "scale": scale,
+    }
+    output = {name: value for name, value in output.items() if value is not None}
+    left = _left(out, given["resume"], given["overwrite"])
+    if dry_run:
+        sizes = {name: given[name] for name in ("batch_size", "chunks", "shards")}
+        _tell({"missing": left, **p.plan_map(output, **sizes)}, as_json)
+        return
+    with _client(scheduler, workers, quiet):
+        p.map(_import(func), output=output, store=out, progress=not quiet, **given)
+    if as_json:
+        _tell(_about(open_folder(out, read_only=True), out), as_json)
+
+
+def _check_places(source: str, out: str, scheduler: str | None, workers: int | None) -> None:
+    if scheduler and workers:
+        raise click.UsageError("--scheduler and --workers exclude each other; give one of them")
+    if _same_place(source, out):
+        raise click.UsageError("OUT must not be SOURCE")
+
+
+def _cut(source: str, given: Mapping[str, Any], fill_value: float | None) -> Any:
+    """Open an image and cut it."""
+    image = _choose(open_image(source), given["names"])
+    how = {name: given[name] for name in ("stride", "rate", "padding")}
+    return image.patches(given["size"], fill_value=fill_value, **how)
+
+
+def _left(out: str, resume: bool, overwrite: bool) -> int | None:
+    """Refuse a store that may not be written, before workers are started; count missing blocks."""
+    open_folder(out)
+    if "://" in out or os.path.exists(os.path.expanduser(out)):
+        folder = open_folder(out, read_only=True)
+        if check_state(folder, resume, overwrite) in ("writing", "complete") and resume:
+            missing: int = dataset_state(folder)["missing"]
+            return missing
+    return None
+
+
+def _import(func: str) -> Any:
+    """Import a function, ``package.module:name``, from where this runs."""
+    module, colon, name = func.partition(":")
+    if not (colon and module and name):
+        raise click.UsageError(f"--func must be MODULE:NAME, got {func!r}")
+    sys.path.insert(0, os.getcwd())
+    try:
+        found = importlib.import_module(module)
+    except ModuleNotFoundError as error:
+        raise click.UsageError(f"--func: {error}; the path is searched from here") from error
+    for part in name.split("."):
+        if not hasattr(found, part):
+            raise click.UsageError(f"--func: {module!r} has no {name!r}")
+        found = getattr(found, part)
+    return found
 
 
 @_command("xpatches info patches.zarr")
@@ -367,7 +496,7 @@ def _about(folder: Folder, given: str) -> dict[str, Any]:
     arrays = {}
     for name in job["blocks"]:
         stored: Any = zarr.open_array(folder.store, path=folder.key(name), mode="r")
-        axes = json.loads(stored.attrs[SPEC_ATTR])["axes"]
+        axes = json.loads(stored.attrs.get(SPEC_ATTR, '{"axes": []}'))["axes"]
         arrays[name] = {
             "dtype": str(stored.dtype),
             "dims": dict(zip(stored.metadata.dimension_names, stored.shape, strict=True)),
@@ -378,7 +507,9 @@ def _about(folder: Folder, given: str) -> dict[str, Any]:
         }
     return {
         "store": given,
-        "holds": "patches",
+        "holds": {"image": "an image that was mapped", "runs": "what a model made of patches"}.get(
+            job["layout"], "patches"
+        ),
         **state,
         "writer": writer_of(folder),
         "layout": job["layout"],

@@ -214,7 +214,8 @@ def plan_stitch(
     max_bytes
         Budget of a task: the bytes of its input and its output.
     units
-        What the lengths of a block are to be multiples of, by axis along the grid.
+        What the lengths of a block are to be multiples of, by axis along the grid. Where they are
+        given, blocks hold all of the other dims.
 
     Raises
     ------
@@ -252,6 +253,9 @@ def plan_stitch(
         return nbytes(most) <= max_bytes
 
     most = [patch.get(axis, max(1, *lengths)) for axis, lengths in enumerate(chunks)]
+    if units:
+        most = [along(axis) if axis in others else count for axis, count in enumerate(most)]
+        others = []
     most = shrink(most, [*others, *spatial], fits)
     if not fits(most):
         raise PatchError(

@@ -139,7 +139,7 @@ def _slice(source: Any, dtype: Any, region: Slices) -> Array:
     return np.asarray(source[region], dtype)
 
 
-def exchange(array: Any, plan: Blocks, kernel: Kernel, dtype: Any) -> Any:
+def exchange(array: Any, plan: Blocks, kernel: Kernel, dtype: Any, *, large: bool = False) -> Any:
     """Build the graph that runs a kernel on every block of a dask array; nothing is computed.
 
     Parameters
@@ -153,6 +153,8 @@ def exchange(array: Any, plan: Blocks, kernel: Kernel, dtype: Any) -> Any:
         that are not sliced.
     dtype
         Dtype of the result.
+    large
+        Whether the kernel is to be sent to a worker once, not with every task.
 
     Returns
     -------
@@ -173,7 +175,11 @@ def exchange(array: Any, plan: Blocks, kernel: Kernel, dtype: Any) -> Any:
             new_axis=list(range(plan.patch_axis, plan.patch_axis + added)),
             **result,
         )
-    graph: dict[Any, Task] = {}
+    graph: dict[Any, Task | DataNode] = {}
+    runs: Any = kernel
+    if large:
+        graph[f"{name}-kernel"] = DataNode(f"{name}-kernel", kernel)
+        runs = TaskRef(f"{name}-kernel")
     parts = [_parts(*pair) for pair in zip(plan.regions, plan.chunks, strict=True)]
     takes = plan.takes
     for block in product(*map(range, map(len, parts))):
@@ -188,7 +194,7 @@ def exchange(array: Any, plan: Blocks, kernel: Kernel, dtype: Any) -> Any:
         for out in outs:
             numbers, take = zip(*out, strict=True)
             key = (name, *plan.out_index(numbers))
-            graph[key] = Task(key, _run_on_parts, kernel, take, shape, *keys)
+            graph[key] = Task(key, _run_on_parts, runs, take, shape, *keys)
     return da.Array(
         HighLevelGraph.from_collections(name, graph, dependencies=[array]), name, **result
     )
@@ -211,8 +217,8 @@ def read(
         As for `exchange`.
     """
     name = f"patches-{tokenize(token, plan, kernel)}"
-    shared = f"source-{token}"
-    graph: dict[Any, Task | DataNode] = {shared: DataNode(shared, source)}
+    shared = f"{name}-source"  # sent to a worker once
+    graph: dict[Any, Task | DataNode] = {shared: DataNode(shared, (source, kernel))}
     axes = [
         [(*take, slice(*region)) for (take,), region in zip(takes, regions, strict=True)]
         for takes, regions in zip(plan.takes, plan.regions, strict=True)
@@ -220,7 +226,7 @@ def read(
     for block in product(*axes):
         numbers, take, region = zip(*block, strict=True)
         key = (name, *plan.out_index(numbers))
-        graph[key] = Task(key, _run_on_region, kernel, take, region, TaskRef(shared))
+        graph[key] = Task(key, _run_on_region, take, region, TaskRef(shared))
     return da.Array(
         HighLevelGraph.from_collections(name, graph), name, **_result(plan.out_chunks, dtype)
     )
@@ -318,7 +324,9 @@ def _parts(regions: Iterable[tuple[int, int]], chunks: tuple[int, ...]) -> list[
     return blocks
 
 
-def _cut_out(graph: dict[Any, Task], name: str, array: Any, part: tuple[_Part, ...]) -> TaskRef:
+def _cut_out(
+    graph: dict[Any, Task | DataNode], name: str, array: Any, part: tuple[_Part, ...]
+) -> TaskRef:
     """Refer to a part of a chunk, which one task copies for all blocks that need it."""
     numbers, cut = zip(*part, strict=True)
     chunk: tuple[Any, ...] = (array.name, *numbers)
@@ -360,8 +368,9 @@ def _run_on_parts(
 
 
 def _run_on_region(
-    kernel: Kernel, takes: Sequence[Any], region: Slices, source: Callable[[Slices], Array]
+    takes: Sequence[Any], region: Slices, shared: tuple[Callable[[Slices], Array], Kernel]
 ) -> Array:
+    source, kernel = shared
     return run_kernel(kernel, takes, source(region))
 
 

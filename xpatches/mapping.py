@@ -159,7 +159,7 @@ class Mapped(Outline):
         self.check(plan, budget)
         read, dtype = self.read, self.stitching.dtype
         if read is None:
-            return lazy.exchange(self.chunked, plan, self.kernel, dtype)
+            return lazy.exchange(self.chunked, plan, self.kernel, dtype, large=True)
         return lazy.read(read, self.chunked.name, plan, self.kernel, dtype)
 
 

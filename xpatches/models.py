@@ -20,7 +20,7 @@ from xpatches.errors import MapError
 from xpatches.geometry import AxisGrid, PatchGrid, Span, split_run
 from xpatches.kernel import extract_block
 from xpatches.layout import SAMPLE_DIM
-from xpatches.runs import Run, band_of
+from xpatches.runs import Run, band_of, patches_over
 
 
 @dataclass(frozen=True)
@@ -178,8 +178,8 @@ class Placed(NamedTuple):
 
 
 def run_patches(
-    samples: Array, placed: Sequence[Placed], model: Model, numbers: Sequence[range]
-) -> Array:
+    samples: Array, placed: Sequence[Placed], model: Model, numbers: Sequence[range], made: Array
+) -> None:
     """Run a model on a box of patches, batch by batch.
 
     Parameters
@@ -192,14 +192,11 @@ def run_patches(
         Makes something of the patches.
     numbers
         Of the patches, for every spatial dim.
-
-    Returns
-    -------
-    numpy.ndarray
-        Of the lengths of `numbers`, then those of what is made of a patch.
+    made
+        C-contiguous; is set to what is made of the patches, one after the other.
     """
     counts = tuple(map(len, numbers))
-    made = np.empty((prod(counts), *model.made.shape), model.made.dtype)
+    made = made.reshape(prod(counts), *model.made.shape)
     for start in range(0, len(made), model.batch_size):
         stop = min(start + model.batch_size, len(made))
         parts: list[Array] = []
@@ -210,7 +207,6 @@ def run_patches(
             indices += product(*chosen)
         batch = parts[0] if len(parts) == 1 else np.concatenate(parts)
         made[start:stop] = model.run(batch, indices)
-    return made.reshape(*counts, *model.made.shape)
 
 
 def _extract(
@@ -267,13 +263,18 @@ def map_block(samples: Array, runs: Sequence[Run], model: Model, stitching: Stit
     columns = [range(cover.first, cover.first + cover.count) for cover in covers]
     band = band_of(first.axis, list(map(len, columns)), model.batch_size)
     begin = first.axis.origin + first.first * first.axis.stride - first.origin
-    held, row = np.empty((0, *map(len, columns), *made.shape), made.dtype), first.first
+    most = patches_over(first.axis, min(band, first.length))
+    held = np.empty((most, *map(len, columns), *made.shape), made.dtype)
+    rows = range(first.first, first.first)  # that are held
     for start in range(0, max(1, first.length), band):
         stop = min(start + band, first.length)
         block = first.axis.block(begin + start, begin + stop)
-        fresh = range(max(block.first, row + len(held)), block.first + block.count)
-        rows = run_patches(samples, placed, model, [fresh, *columns])
-        held, row = np.concatenate([held[max(0, block.first - row) :], rows]), block.first
+        over = range(block.first, block.first + block.count)
+        kept = range(over.start, max(over.start, rows.stop))
+        held[: len(kept)] = held[over.start - rows.start :][: len(kept)]
+        fresh = held[len(kept) : len(over)]
+        run_patches(samples, placed, model, [over[len(kept) :], *columns], fresh)
+        rows = over
         to = (slice(None),) * places[0] + (slice(start, stop),)
-        result[to] = stitch_block(held, [block, *covers], axes, order, stitching)
+        result[to] = stitch_block(held[: len(over)], [block, *covers], axes, order, stitching)
     return result

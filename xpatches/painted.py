@@ -20,7 +20,7 @@ from xpatches.jobs import Report
 from xpatches.kernel import Kernel
 from xpatches.layout import CHUNK, SAMPLE_DIM, SHARD, given_lengths
 from xpatches.located import Located
-from xpatches.mapping import Mapped, mapped_coords
+from xpatches.mapping import Mapped, Outline, mapped_coords
 from xpatches.models import Model, Placed, run_patches
 from xpatches.spec import Spec, write_spec
 from xpatches.storable import encoding_of
@@ -138,17 +138,19 @@ class MadePart:
 
     def write(self, number: int, samples: Samples, put: Put) -> None:
         """Run the model on the patches of a block."""
-        parts = []
+        place, shape, done = self._place(number), self.model.made.shape, 0
+        made = np.empty((place.stop - place.start, *shape), self.dtype)
         for box in self._boxes(number):
             region = self._region(box)
             placed = [
                 Placed(axis, grid, -grid.before - region[axis].start)
                 for axis, grid in zip(self.axes, self.model.grid, strict=True)
             ]
-            made = run_patches(samples.of(region), placed, self.model, box)
-            parts.append(made.reshape(-1, *self.model.made.shape))
-        whole = (slice(0, n) for n in self.model.made.shape)
-        put((self._place(number), *whole), np.concatenate(parts))
+            count = prod(map(len, box))
+            part = made[done : done + count]
+            run_patches(samples.of(region), placed, self.model, box, part)
+            done += count
+        put((place, *(slice(0, n) for n in shape)), made)
 
     def describe(self, number: int) -> str:
         """Say which patches a block holds."""
@@ -243,7 +245,14 @@ class Painting(_OfModel):
         parts: list[Part] = []
         for name, mapped in self.mapped.items():
             given = self.encoding(name, encoding)
-            chunks, shards = self._stored(self.source.stored(name), mapped)
+            chunks, shards = stored_lengths(
+                repr(self.source.stored(name)),
+                mapped,
+                mapped.stitching.dtype.itemsize,
+                lazy.as_budget(self.max_bytes),
+                self.chunks,
+                self.shards,
+            )
             units = dict(zip(mapped.dims, shards or chunks, strict=True))
             read, plan, kernel, itemsize = self._way(name, mapped, units)
             stored = (chunks, shards, given, itemsize)
@@ -276,50 +285,6 @@ class Painting(_OfModel):
         )
         assert found.read is not None
         return found.read, found.plan, found.kernel, mapped.model.made.dtype.itemsize
-
-    def _stored(
-        self, stored: str, mapped: Mapped
-    ) -> tuple[tuple[int, ...], tuple[int, ...] | None]:
-        """Choose chunks and shards: squares along the spatial dims, all of the others."""
-        dims, shape, itemsize = mapped.dims, mapped.shape, mapped.stitching.dtype.itemsize
-        what = repr(stored)
-        spatial = [number for number, dim in enumerate(dims) if dim in mapped.grid.dims]
-
-        def grown(units: Sequence[int], fixed: Mapping[int, int], most: int) -> list[int]:
-            """Double lengths along the spatial dims, the shortest first, as long as they fit."""
-            lengths = [fixed.get(number, unit) for number, unit in enumerate(units)]
-            free = [number for number in spatial if number not in fixed]
-            while True:
-                for number in sorted(free, key=lambda number: lengths[number]):
-                    larger = list(lengths)
-                    larger[number] *= 2
-                    if lengths[number] < shape[number] and fits(larger, most):
-                        lengths = larger
-                        break
-                else:
-                    return lengths
-
-        def fits(lengths: Sequence[int], most: int) -> bool:
-            """Whether a block of one object takes half of the budget at most."""
-            cost = mapped.nbytes([lengths[dims.index(dim)] for dim in mapped.grid.dims])
-            return itemsize * prod(lengths) <= most and 2 * cost <= lazy.as_budget(self.max_bytes)
-
-        fixed = given_lengths("chunks", what, self.chunks, dims, shape)
-        ones = [1 if number in spatial else n for number, n in enumerate(shape)]
-        chunks = grown(ones, fixed, CHUNK)
-        chunks = [min(length, max(1, n)) for length, n in zip(chunks, shape, strict=True)]
-        if self.shards is False:
-            return tuple(chunks), None
-        fixed = given_lengths("shards", what, self.shards, dims, shape)
-        for number, length in fixed.items():
-            if length % chunks[number] and length < shape[number]:
-                raise PatchError(
-                    f"shards on {dims[number]!r} must be a multiple of the chunks, got {length} "
-                    f"and chunks of {chunks[number]}; choose another length, or give both"
-                )
-            fixed[number] = -(-length // chunks[number]) * chunks[number]
-        shards = grown(chunks, fixed, SHARD)
-        return tuple(chunks), None if shards == chunks else tuple(shards)
 
 
 def paint(
@@ -368,6 +333,99 @@ def paint(
         }
     painting = Painting(source, mapped, runs, max_bytes, chunks, shards)
     return write_dataset(painting, store, encoding, report(), **how)
+
+
+def stored_lengths(
+    what: str,
+    outline: Outline,
+    itemsize: int,
+    max_bytes: int,
+    given_chunks: Mapping[Any, int] | None,
+    given_shards: Mapping[Any, int] | bool | None,
+) -> tuple[tuple[int, ...], tuple[int, ...] | None]:
+    """Choose chunks and shards of an image: squares along spatial dims, all of the others.
+
+    Parameters
+    ----------
+    what
+        Name of the variable, for errors.
+    outline
+        What is made.
+    itemsize
+        Bytes of a sample of the image.
+    max_bytes
+        Budget of a task, of which a block of one object takes half at most.
+    given_chunks, given_shards
+        Lengths by dim that the user gives.
+    """
+    dims, shape = outline.dims, outline.shape
+    spatial = [number for number, dim in enumerate(dims) if dim in outline.grid.dims]
+
+    def grown(units: Sequence[int], fixed: Mapping[int, int], most: int) -> list[int]:
+        """Double lengths along the spatial dims, the shortest first, as long as they fit."""
+        lengths = [fixed.get(number, unit) for number, unit in enumerate(units)]
+        free = [number for number in spatial if number not in fixed]
+        while True:
+            for number in sorted(free, key=lambda number: lengths[number]):
+                larger = list(lengths)
+                larger[number] *= 2
+                if lengths[number] < shape[number] and fits(larger, most):
+                    lengths = larger
+                    break
+            else:
+                return lengths
+
+    def fits(lengths: Sequence[int], most: int) -> bool:
+        """Whether a block of one object takes half of the budget at most."""
+        cost = outline.nbytes([lengths[dims.index(dim)] for dim in outline.grid.dims])
+        return itemsize * prod(lengths) <= most and 2 * cost <= max_bytes
+
+    fixed = given_lengths("chunks", what, given_chunks, dims, shape)
+    ones = [1 if number in spatial else n for number, n in enumerate(shape)]
+    chunks = grown(ones, fixed, CHUNK)
+    chunks = [min(length, max(1, n)) for length, n in zip(chunks, shape, strict=True)]
+    if given_shards is False:
+        return tuple(chunks), None
+    fixed = given_lengths("shards", what, given_shards, dims, shape)
+    for number, length in fixed.items():
+        if length % chunks[number] and length < shape[number]:
+            raise PatchError(
+                f"shards on {dims[number]!r} must be a multiple of the chunks, got {length} "
+                f"and chunks of {chunks[number]}; choose another length, or give both"
+            )
+        fixed[number] = -(-length // chunks[number]) * chunks[number]
+    shards = grown(chunks, fixed, SHARD)
+    return tuple(chunks), None if shards == chunks else tuple(shards)
+
+
+def plan_paint(
+    source: Source,
+    outlines: Mapping[Hashable, Outline],
+    max_bytes: int | str | None,
+    chunks: Mapping[Any, int] | None,
+    shards: Mapping[Any, int] | bool | None,
+) -> dict[Hashable, dict[str, Any]]:
+    """Say how an image will be made as a job, as `Patches.plan_map` documents, by variable."""
+    found = {}
+    budget = lazy.as_budget(max_bytes)
+    for name, outline in outlines.items():
+        what, itemsize = repr(source.stored(name)), outline.made.dtype.itemsize
+        objects = stored_lengths(what, outline, itemsize, budget, chunks, shards)
+        units = dict(zip(outline.dims, objects[1] or objects[0], strict=True))
+        plan = outline.plan(budget, units)
+        outline.check(plan, budget)
+        found[name] = {
+            "patches": outline.grid.total,
+            "runs": plan.runs,
+            "runs_per_patch": plan.runs_per_patch,
+            "bytes": itemsize * prod(outline.shape),
+            "dims": dict(zip(outline.dims, outline.shape, strict=True)),
+            "chunks": objects[0],
+            "shards": objects[1],
+            "tasks": prod(map(len, plan.blocks)),
+            "bytes_per_task": outline.bytes_per_task(plan),
+        }
+    return found
 
 
 def _located(array: xr.DataArray, mapped: Mapped) -> Located:

@@ -195,26 +195,47 @@ class MapCosts:
 
     def nbytes(self, lengths: Sequence[int]) -> int:
         """Count what is read, the rows of patches that are held, and the block, at most."""
-        counts = list(map(_patches_over, self.covers, lengths))
+        counts = list(map(patches_over, self.covers, lengths))
         region = self.region * prod(
             min(grid.length, max(0, count - 1) * grid.stride + grid.effective_size)
             for grid, count in zip(self.grids, counts, strict=True)
         )
         band = band_of(self.covers[0], counts[1:], self.batch_size)
-        rows = min(counts[0], _patches_over(self.covers[0], band))
+        rows = min(counts[0], patches_over(self.covers[0], band))
         patch = self.made * prod(cover.size for cover in self.covers)
         return region + patch * rows * prod(counts[1:]) + self.made * prod(lengths)
 
 
 def band_of(cover: AxisCover, counts: Sequence[int], batch_size: int) -> int:
-    """Choose the samples along the first dim that are stitched at once: new patches fill a batch.
+    """Choose the samples along the first dim that are stitched at once.
 
-    `counts` are the patches along the other dims.
+    The rows of patches that begin in them fill a batch, or a few of them with little left over.
+
+    Parameters
+    ----------
+    cover
+        The patches along the first dim.
+    counts
+        Number of patches along the other dims.
+    batch_size
+        Patches of a batch.
+
+    Examples
+    --------
+    >>> cover = AxisCover("y", 999, size=8, stride=4, rate=1, origin=0, count=99)
+    >>> band_of(cover, [20], 32), band_of(cover, [40], 32), band_of(cover, [3], 32)
+    (12, 16, 40)
     """
-    return cover.stride * -(-batch_size // max(1, prod(counts)))
+    row = max(1, prod(counts))
+    least = -(-batch_size // row)
+
+    def batches_per_patch(rows: int) -> float:
+        return -(-rows * row // batch_size) / (rows * row)
+
+    return cover.stride * min(range(least, least + 4), key=batches_per_patch)
 
 
-def _patches_over(cover: AxisCover, length: int) -> int:
+def patches_over(cover: AxisCover, length: int) -> int:
     """Count the patches that reach into so many samples, at most."""
     return min(cover.count, (length + cover.effective_size - 2) // cover.stride + 1)
 
@@ -230,7 +251,7 @@ def block_lengths(costs: MapCosts, units: Sequence[int], max_bytes: int) -> tupl
     def again(axis: int) -> float:
         """Estimate how often a patch is run because blocks are no longer."""
         cover, length = covers[axis], lengths[axis]
-        return max(1.0, _patches_over(cover, length) * cover.stride / min(length, cover.length))
+        return max(1.0, patches_over(cover, length) * cover.stride / min(length, cover.length))
 
     growing = True
     while growing:
