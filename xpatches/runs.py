@@ -224,7 +224,7 @@ def band_of(cover: AxisCover, counts: Sequence[int], batch_size: int) -> int:
     --------
     >>> cover = AxisCover("y", 999, size=8, stride=4, rate=1, origin=0, count=99)
     >>> band_of(cover, [20], 32), band_of(cover, [40], 32), band_of(cover, [3], 32)
-    (12, 16, 40)
+    (12, 16, 56)
     """
     row = max(1, prod(counts))
     least = -(-batch_size // row)
