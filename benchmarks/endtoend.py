@@ -128,17 +128,18 @@ WAYS: dict[str, Callable[..., Any]] = {
 }
 
 
+def peak() -> float:
+    """MiB that this process held at its peak."""
+    status = Path("/proc/self/status").read_text()
+    (line,) = (line for line in status.splitlines() if line.startswith("VmHWM"))
+    return int(line.split()[1]) / 1024
+
+
 def run(way: str, *args: Any, cluster: bool = False) -> dict[str, float]:
     """Run one way, on threads or on a cluster of processes of one thread each.
 
     Gives seconds, and MiB that this process grew by at its peak.
     """
-    path = Path("/proc/self/status")
-
-    def peak() -> float:
-        (line,) = (line for line in path.read_text().splitlines() if line.startswith("VmHWM"))
-        return int(line.split()[1]) / 1024
-
     with contextlib.ExitStack() as stack:
         if cluster:
             from distributed import Client

@@ -25,7 +25,7 @@ import numpy as np
 import xarray as xr
 
 import xpatches  # noqa: F401  registers .patches
-from benchmarks import endtoend, peers, writing
+from benchmarks import endtoend, peers, stitching, writing
 from benchmarks.cases import DTYPES, LISTED, OTHERS, SMALL, Case
 from benchmarks.peers import WAYS
 from xpatches import lazy, plan
@@ -42,6 +42,8 @@ LIBRARIES = [
     "torch",
     "xbatcher",
     "xrpatcher",
+    "monai",
+    "tiler",
 ]
 
 
@@ -49,7 +51,7 @@ def main() -> None:
     """Print the tables that are asked for."""
     tables = {"kernel": kernel, "others": others, "images": images, "engines": engines,
               "each": each, "writing": written, "chunks": chunks, "schedule": schedule,
-              "reduce": reduce, "graphs": graphs, "growth": growth}  # fmt: skip
+              "reduce": reduce, "stitch": stitch, "graphs": graphs, "growth": growth}  # fmt: skip
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("tables", nargs="*", help=f"of {', '.join(tables)}; all by default")
     parser.add_argument("--quick", action="store_true", help="small images, to see that it works")
@@ -252,6 +254,32 @@ def _filters(samples: Any, size: int, how: str) -> dict[str, Callable[[], Any]]:
     except ImportError:
         pass
     return ways
+
+
+def stitch(quick: bool) -> None:
+    """Stitch patches of 256 x 256 at stride 128 from a zarr dataset, in every way there is."""
+    lengths = (512, 1024) if quick else (2048, 4096, 8192, 16384)
+    size, stride = (64, 32) if quick else (256, 128)
+    found: dict[str, dict[int, dict[str, float]]] = {}
+    columns = [(what, digits, n) for what, digits in (("seconds", 2), ("MiB", 0)) for n in lengths]
+    for length in lengths:
+        with tempfile.TemporaryDirectory() as folder:
+            stitching.cut(Path(folder), length, size, stride)
+            ways = [way for way in stitching.WAYS if length < 16384 or way in stitching.LARGE]
+            repeat = 1 if quick else 3
+            for way, of in stitching.compare(Path(folder), size, stride, ways, repeat).items():
+                found.setdefault(way, {})[length] = of
+    rows = [
+        [
+            way,
+            *(
+                f"{of[n]['seconds']:.2f} s, {of[n]['MiB']:.0f} MiB" if n in of else ""
+                for n in lengths
+            ),
+        ]
+        for way, of in found.items()
+    ]
+    print_table(["way", *(f"{length} x {length}" for length in lengths)], rows)
 
 
 def graphs(quick: bool) -> None:
