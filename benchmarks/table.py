@@ -270,16 +270,10 @@ def stitch(quick: bool) -> None:
             for way, of in stitching.compare(Path(folder), size, stride, ways, repeat).items():
                 found.setdefault(way, {})[length] = of
     rows = [
-        [
-            way,
-            *(
-                f"{of[n]['seconds']:.2f} s, {of[n]['MiB']:.0f} MiB" if n in of else ""
-                for n in lengths
-            ),
-        ]
+        [way, *(f"{of[n][what]:.{digits}f}" if n in of else "" for what, digits, n in columns)]
         for way, of in found.items()
     ]
-    print_table(["way", *(f"{length} x {length}" for length in lengths)], rows)
+    print_table(["way", *(f"{n}, {what}" for what, _, n in columns)], rows)
 
 
 def graphs(quick: bool) -> None:
