@@ -87,3 +87,30 @@ class Reduce:
     def peakmem_reduce(self, how: str, *_: Any) -> None:
         """Peak of the process."""
         self.patches.reduce(how)
+
+
+class Stitch:
+    """Patches in memory, back into an image."""
+
+    params: ClassVar[list[Any]] = [
+        [("mean", "flat"), ("mean", "hann"), ("mean", "crop"), ("sum", "flat"), ("vote", "flat")],
+        ["uint8", "float32"],
+    ]
+    param_names: ClassVar[list[str]] = ["reduce, taper", "dtype"]
+    length = 2048
+
+    def setup(self, how: tuple[str, str], dtype: str) -> None:
+        """Make the patches."""
+        samples = np.random.default_rng(0).integers(0, 5, (self.length,) * 2).astype(dtype)
+        image = xr.DataArray(samples, dims=("y", "x"))
+        if how[0] == "vote":
+            image = image.astype("uint8")
+        self.patches = image.patches(y=64, x=64, stride=32, padding="same").extract()
+
+    def time_stitch(self, how: tuple[str, str], dtype: str) -> None:
+        """Seconds of a stitching."""
+        self.patches.patches.stitch(reduce=how[0], taper=how[1])
+
+    def peakmem_stitch(self, how: tuple[str, str], dtype: str) -> None:
+        """Peak of the process."""
+        self.patches.patches.stitch(reduce=how[0], taper=how[1])

@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 import xpatches
 from reference import Array, same_bits
 from stores import CountingStore
-from strategies import axis_grids, chunkings, image_of, problems
+from strategies import DTYPES, axis_grids, chunkings, image_of, problems
 from xpatches import JobError, MapError, PatchError, stitch
 from xpatches.geometry import AxisGrid
 from xpatches.runs import MapCosts, block_lengths, cover_of
@@ -106,6 +106,20 @@ def test_mapping_the_identity_gives_the_image_back(
     back = p.map(identity, taper=taper, max_bytes=data.draw(st.integers(8_000, 90_000)))
     xr.testing.assert_identical(back.compute(), labelled)
     assert back.dtype == image.dtype
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@settings(max_examples=10)
+@given(st.data())
+def test_the_first_patch_of_any_dtype_gives_the_image_back_bit_for_bit(
+    dtype: str, data: st.DataObject
+) -> None:
+    image = image_of((13, 17), dtype, 0)
+    chunks = {"y": data.draw(chunkings(13)), "x": data.draw(chunkings(17))}
+    labelled = xr.DataArray(image, dims=("y", "x"))
+    p = labelled.chunk(chunks).patches(y=4, x=5, stride={"y": 3, "x": 2}, padding="same")
+    back = p.map(identity, reduce="first", max_bytes=data.draw(st.integers(20_000, 90_000)))
+    assert same_bits(back.to_numpy(), labelled.to_numpy())
 
 
 @given(axis_grids(60), st.integers(1, 40), st.integers(1, 9), st.integers(1, 4000))
