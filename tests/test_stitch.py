@@ -1,6 +1,7 @@
 """Against TensorFlow's gradients, against lists of terms, and back from every chunking."""
 
 import json
+import tracemalloc
 from collections import Counter
 from fractions import Fraction
 from pathlib import Path
@@ -575,3 +576,27 @@ def test_the_sum_is_torchs_fold(size: int, stride: int, rate: int, pad: int) -> 
     fold = torch.nn.Fold((30, 41), size, dilation=rate, padding=pad, stride=stride)
     expected = fold(torch.from_numpy(columns)).numpy().transpose(0, 2, 3, 1)
     np.testing.assert_array_equal(back, expected)
+
+
+@pytest.mark.parametrize("layout", ["grid", "samples"])
+@pytest.mark.parametrize("taper", ["flat", "hann", "crop"])
+def test_a_task_holds_its_budget_and_a_few_rows(layout: str, taper: str, tmp_path: Path) -> None:
+    samples = np.random.default_rng(0).random((2048, 2048), "f4")
+    image = xr.DataArray(samples, dims=("y", "x"), name="image")
+    p = image.patches(y=256, x=256, stride=128)
+    patches = p.to_zarr(
+        tmp_path / "a", layout=layout, progress=False, encoding={"image": {"compressors": ()}}
+    )
+    budget = 1 << 24
+    made = stitch(patches, taper=taper, max_bytes=budget)
+    assert made.data.npartitions > 4
+    made.data.blocks[0, 0].compute()  # what is loaded once
+    tracemalloc.start()
+    for index in np.ndindex(2, made.data.numblocks[1]):
+        made.data.blocks[index].compute()
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    # Beyond the budget: the rows that are being made, and the objects that zarr is reading.
+    stored = 4 * np.prod(patches.encoding["shards"] or patches.encoding["chunks"])
+    assert peak <= budget + (1 << 23) + stored
+    assert peak > budget / 4
