@@ -393,6 +393,34 @@ def test_a_factory_is_called_once() -> None:
     assert Slow.made == 1
 
 
+def fails() -> Any:
+    raise OSError("no weights")
+
+
+def test_a_factory_that_fails_is_named() -> None:
+    p = IMAGE.patches(**CUT)
+    with pytest.raises(MapError, match="func, a factory, failed: OSError: no weights"):
+        p.map(fails, factory=True)
+    with pytest.raises(MapError, match="func, a factory, must give a function, got 3"):
+        p.map(lambda: 3, factory=True)
+
+
+@pytest.mark.parametrize("chunks", [None, {"y": 32}])
+def test_keys_are_deterministic_and_tell_maps_apart(tmp_path: Path, chunks: Any) -> None:
+    stored = opened(IMAGE.chunk(y=32, x=32), tmp_path / "a")
+    image = IMAGE.chunk(chunks) if chunks else stored
+    with dask.config.set({"tokenize.ensure-deterministic": bool(chunks)}):
+        made = [image.patches(**CUT).map(above_least).data.name for _ in range(2)]
+        assert made[0] == made[1]
+        others = [
+            image.patches(**CUT).map(identity),
+            image.patches(**CUT).map(above_least, taper="flat"),
+            image.patches(**CUT).map(above_least, labelled=True),
+            image.patches(**CUT).map(above_least, batch_size=3),
+        ]
+    assert len({made[0], *(of.data.name for of in others)}) == 5
+
+
 def fails_at_seven(batch: Array) -> Array:
     if (batch == 7).any():
         raise ValueError("seven")

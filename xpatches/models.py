@@ -6,7 +6,7 @@ patches of a block nor all that is made of them stand in memory.
 
 import threading
 from collections.abc import Callable, Hashable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, fields
 from itertools import product
 from math import prod
 from typing import Any, NamedTuple
@@ -56,15 +56,15 @@ class Model:
     fill_value: Array
     """Of samples outside the image."""
     made: Made
-    _cache: dict[str, Any] = field(default_factory=dict, init=False, repr=False, compare=False)
-    _lock: Any = field(default_factory=threading.Lock, init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        self.__setstate__({})
 
     def __getstate__(self) -> dict[str, Any]:
-        return {
-            key: value for key, value in self.__dict__.items() if key not in ("_cache", "_lock")
-        }
+        return {of.name: getattr(self, of.name) for of in fields(self)}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
+        # No fields: neither are they sent, nor do they tell this model from others.
         self.__dict__.update(state, _cache={}, _lock=threading.Lock())
 
     def run(self, patches: Array, indices: Sequence[tuple[int, ...]]) -> Array:
@@ -82,8 +82,9 @@ class Model:
         MapError
             If the function fails, or returns something else than was declared.
         """
+        func = self._function()
         try:
-            given = self._function()(self._labelled(patches, indices) if self.labelled else patches)
+            given = func(self._labelled(patches, indices) if self.labelled else patches)
         except Exception as error:
             raise self._failed(patches, indices, error) from error
         return self._checked(given, len(patches))
@@ -91,10 +92,18 @@ class Model:
     def _function(self) -> Callable[[Any], Any]:
         if not self.factory:
             return self.func
-        with self._lock:
-            if "made" not in self._cache:
-                self._cache["made"] = self.func()
-            made: Callable[[Any], Any] = self._cache["made"]
+        cache: dict[str, Any] = self.__dict__["_cache"]
+        with self.__dict__["_lock"]:
+            if "made" not in cache:
+                try:
+                    cache["made"] = self.func()
+                except Exception as error:
+                    raise MapError(
+                        f"func, a factory, failed: {type(error).__name__}: {error}"
+                    ) from error
+                if not callable(cache["made"]):
+                    raise MapError(f"func, a factory, must give a function, got {cache['made']!r}")
+            made: Callable[[Any], Any] = cache["made"]
             return made
 
     def _labelled(self, patches: Array, indices: Sequence[tuple[int, ...]]) -> xr.DataArray:
