@@ -13,7 +13,7 @@ ORDER = [
     *("errors", "arrays", "geometry", "plan", "covers", "tiles", "kernel", "reductions"),
     *("tapers", "accumulate", "lazy", "labels", "spec", "variables", "take", "reprs", "parity"),
     *("layout", "workers", "store", "blocks", "states", "jobs", "storable", "datasets", "cuts"),
-    *("located", "gather", "stitching", "runs", "models", "mapping", "painted"),
+    *("located", "gather", "stitching", "runs", "models", "mapping", "parts", "painted"),
     *("progress", "accessor", "pictures", "cli", "__init__"),
 ]
 ARRAY_LIBRARIES = {"numpy", "dask", "xarray", "zarr"}
@@ -76,7 +76,12 @@ def test_lazy_is_the_only_module_that_knows_dask() -> None:
     knows = {m for m in ORDER if any(name.split(".")[0] == "dask" for name in imported(m))}
     assert knows == {"lazy"}
     top = {m for m in ORDER if "xpatches.lazy" in imported(m, top_level=True)}
-    assert top == {"datasets", "cuts", "painted"}  # which are themselves imported for jobs only
+    assert top == {
+        "datasets",
+        "cuts",
+        "parts",
+        "painted",
+    }  # which are themselves imported for jobs only
 
 
 def run(code: str) -> None:

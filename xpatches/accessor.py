@@ -13,6 +13,8 @@ from xpatches import labels, mapping, reprs, take, variables
 from xpatches.arrays import Array, as_fill_value
 from xpatches.errors import PatchError
 from xpatches.geometry import Padding, PatchGrid, as_integer, clip
+from xpatches.layout import SAMPLE_DIM
+from xpatches.models import Function
 from xpatches.reductions import SEPARABLE
 from xpatches.stitching import stitch
 from xpatches.tapers import Taper
@@ -412,16 +414,21 @@ class Patches(Generic[T]):
             factory=factory,
             missing=fill_value,
         )
+        as_integer("retries", retries, 0)
+        if store is None and any(given is not None for given in (chunks, shards, encoding)):
+            raise PatchError("chunks, shards and encoding are for store; give one, or leave them")
+        coords = mapping.mapped_coords(self._dataset, every)
         if store is None and materialize is None:
             if resume or overwrite:
                 raise PatchError("resume and overwrite are for store or materialize; give one")
-            return self._made(every, {name: of.compute(max_bytes) for name, of in every.items()})
+            data = {name: of.compute(max_bytes) for name, of in every.items()}
+            return self._made(every, data, coords)
         from xpatches import painted  # zarr and dask are loaded for jobs only
 
-        as_integer("retries", retries, 0)
         made: Any = painted.paint(
             self._written(),
             every,
+            coords,
             store=store,
             materialize=materialize,
             chunks=chunks,
@@ -433,7 +440,7 @@ class Patches(Generic[T]):
             overwrite=overwrite,
             retries=retries,
         )
-        return self._made(every, made) if store is None else cast(T, made)
+        return self._made(every, made, coords) if store is None else cast(T, made)
 
     def to_zarr(
         self,
@@ -566,6 +573,7 @@ class Patches(Generic[T]):
         self,
         output: Mapping[str, Any] | None = None,
         batch_size: int = 32,
+        reduce: str = "mean",
         max_bytes: int | str | None = None,
         chunks: Mapping[Any, int] | None = None,
         shards: Mapping[Any, int] | bool | None = None,
@@ -574,7 +582,7 @@ class Patches(Generic[T]):
 
         Parameters
         ----------
-        output, batch_size, max_bytes, chunks, shards
+        output, batch_size, reduce, max_bytes, chunks, shards
             As for `map`.
 
         Returns
@@ -598,12 +606,12 @@ class Patches(Generic[T]):
         """
         from xpatches import painted  # zarr and dask are loaded for jobs only
 
-        outlines = {
-            name: mapping.as_outline(
-                variable, self.grid.restrict(variable.dims), output, batch_size
+        outlines = {}
+        for name, variable, _ in self._extracted():
+            grid = self.grid.restrict(variable.dims)
+            outlines[name] = mapping.as_outline(
+                variable, grid, self._dataset.coords, output, batch_size, reduce
             )
-            for name, variable, _ in self._extracted()
-        }
         plans = painted.plan_paint(self._written(), outlines, max_bytes, chunks, shards)
         return plans[_ARRAY] if isinstance(self.source, xr.DataArray) else plans
 
@@ -614,6 +622,7 @@ class Patches(Generic[T]):
         max_bytes: int | str | None = None,
         output: Mapping[str, Any] | None = None,
         batch_size: int = 32,
+        reduce: str = "mean",
     ) -> dict[Any, Any]:
         """Say how `extract` and `map` will work, as plain data; nothing is read or computed.
 
@@ -621,7 +630,7 @@ class Patches(Generic[T]):
         ----------
         flatten, engine, max_bytes
             As for `extract`.
-        output, batch_size
+        output, batch_size, reduce
             As for `map`.
 
         Returns
@@ -663,7 +672,9 @@ class Patches(Generic[T]):
         plans = {}
         for name, variable, _ in self._extracted():
             grid = self.grid.restrict(variable.dims)
-            outline = mapping.as_outline(variable, grid, output, batch_size)
+            outline = mapping.as_outline(
+                variable, grid, self._dataset.coords, output, batch_size, reduce
+            )
             plan = variables.plan_variable(variable, grid, joined, how)
             plans[name] = {**plan, "map": mapping.plan_map(outline, max_bytes)}
         return plans[_ARRAY] if isinstance(self.source, xr.DataArray) else plans
@@ -750,23 +761,32 @@ class Patches(Generic[T]):
         _check_choice("label", label, ("center", "origin"))
         return labels.patch_coords(self._dataset.coords, self.grid, label)
 
-    def _mapped(self, func: Callable[..., Any], **how: Any) -> dict[Hashable, mapping.Mapped]:
-        every = {}
+    def _mapped(
+        self, func: Callable[..., Any], factory: bool, **how: Any
+    ) -> dict[Hashable, mapping.Mapped]:
+        function, every = Function(func, factory), {}
+        if how["labelled"]:
+            labels.check_names(self._dataset, [SAMPLE_DIM])
         for name, variable, fill_value in self._extracted():
             grid = self.grid.restrict(variable.dims)
             shown = self.source.name if isinstance(self.source, xr.DataArray) else name
             coords = self._dataset.coords
-            given = (shown, variable, grid, coords, fill_value, func)
+            given = (shown, variable, grid, coords, fill_value, function)
             every[name] = mapping.as_mapped(*given, **how)
         return every
 
-    def _made(self, every: Mapping[Hashable, mapping.Mapped], data: Mapping[Hashable, Any]) -> T:
+    def _made(
+        self,
+        every: Mapping[Hashable, mapping.Mapped],
+        data: Mapping[Hashable, Any],
+        coords: xr.Coordinates,
+    ) -> T:
         """Label what was made of every variable."""
         made = {
             name: xr.Variable(of.dims, data[name], of.attrs, kept_encoding(of.variable))
             for name, of in every.items()
         }
-        return self._wrap(made, mapping.mapped_coords(self._dataset.coords, [*every.values()]))
+        return self._wrap(made, coords)
 
     def _joined_dims(self) -> dict[Hashable, int]:
         """Dims that flattening joins, with their lengths; the same for every variable."""

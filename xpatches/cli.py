@@ -302,6 +302,7 @@ def map_(
     """
     cut = {name: given.pop(name) for name in ("names", "size", "stride", "rate", "padding")}
     _check_places(source, out, scheduler, workers)
+    function = _import(func)
     p = _cut(source, cut, None)
     output = {
         "dims": output_dims and tuple(dim.strip() for dim in output_dims.split(",")),
@@ -312,11 +313,11 @@ def map_(
     output = {name: value for name, value in output.items() if value is not None}
     left = _left(out, given["resume"], given["overwrite"])
     if dry_run:
-        sizes = {name: given[name] for name in ("batch_size", "chunks", "shards")}
+        sizes = {name: given[name] for name in ("batch_size", "reduce", "chunks", "shards")}
         _tell({"missing": left, **p.plan_map(output, **sizes)}, as_json)
         return
     with _client(scheduler, workers, quiet):
-        p.map(_import(func), output=output, store=out, progress=not quiet, **given)
+        p.map(function, output=output, store=out, progress=not quiet, **given)
     if as_json:
         _tell(_about(open_folder(out, read_only=True), out), as_json)
 
@@ -349,7 +350,7 @@ def _left(out: str, resume: bool, overwrite: bool) -> int | None:
 def _import(func: str) -> Any:
     """Import a function, ``package.module:name``, from where this runs."""
     module, colon, name = func.partition(":")
-    if not (colon and module and name):
+    if not (colon and module and name) or module.startswith("."):
         raise click.UsageError(f"--func must be MODULE:NAME, got {func!r}")
     sys.path.insert(0, os.getcwd())
     try:

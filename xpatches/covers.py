@@ -99,6 +99,10 @@ class AxisCover:
         first = min(max(first, 0), self.count)
         return range(first, max(first, min(last, self.count)))
 
+    def most_over(self, length: int) -> int:
+        """Count the patches that reach into so many samples, at most."""
+        return min(self.count, (length + self.effective_size - 2) // self.stride + 1)
+
     def block(self, start: int, stop: int) -> "Cover":
         """Describe the block of samples ``[start, stop)``."""
         patches = self.over(start, stop)
@@ -231,19 +235,18 @@ def plan_stitch(
     others = [axis for axis in movable if axis not in by_axis]
     exchanged = engine == "map_overlap"
 
+    unit = {axis: units.get(axis, cover.stride) for axis, cover in by_axis.items()}
+
     def along(axis: int) -> int:
-        if axis in by_axis:  # in tiles
-            return -(-by_axis[axis].length // by_axis[axis].stride)
-        return sum(chunks[axis])
+        return -(-by_axis[axis].length // unit[axis]) if axis in unit else sum(chunks[axis])
 
     def nbytes(most: Sequence[int]) -> int:
         """Count the bytes of a task; those of what is exchanged twice, for it is put together."""
         patches, samples = itemsize, out_itemsize
         for axis, count in enumerate(most):
             if axis in by_axis:
-                cover = by_axis[axis]
-                patches *= min(cover.count, count + -(-(cover.effective_size - 1) // cover.stride))
-                samples *= min(cover.length, count * cover.stride)
+                patches *= by_axis[axis].most_over(count * unit[axis])
+                samples *= min(by_axis[axis].length, count * unit[axis])
             else:
                 patches *= count
                 samples *= 1 if axis in patch else count
@@ -253,14 +256,17 @@ def plan_stitch(
         return nbytes(most) <= max_bytes
 
     most = [patch.get(axis, max(1, *lengths)) for axis, lengths in enumerate(chunks)]
+    for axis, cover in by_axis.items():
+        most[axis] = max(1, most[axis] * cover.stride // unit[axis])
     if units:
         most = [along(axis) if axis in others else count for axis, count in enumerate(most)]
         others = []
     most = shrink(most, [*others, *spatial], fits)
     if not fits(most):
+        block = {by_axis[axis].dim: unit[axis] for axis in spatial}
         raise PatchError(
-            f"max_bytes must be >= {nbytes(most)}, the patches over {by_axis[spatial[0]].stride} "
-            f"samples and those, got {max_bytes}; raise it"
+            f"max_bytes must be >= {nbytes(most)}, for a block of {block} and the patches over it, "
+            f"got {max_bytes}; raise it"
         )
     growing = not exchanged
     while growing:
@@ -271,8 +277,5 @@ def plan_stitch(
             if larger != most and fits(larger):
                 most, growing = larger, True
                 break
-    lengths = list(most)
-    for axis, cover in by_axis.items():
-        length, unit = cover.stride * most[axis], units.get(axis, cover.stride)
-        lengths[axis] = max(1, length // unit) * unit
+    lengths = [unit.get(axis, 1) * count for axis, count in enumerate(most)]
     return StitchPlan(chunks, tuple(axes), tuple(covers), tuple(lengths), tuple(order))

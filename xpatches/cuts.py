@@ -9,7 +9,7 @@ import xarray as xr
 
 from xpatches import labels, lazy
 from xpatches.blocks import PatchPart
-from xpatches.datasets import Source, check_lengths
+from xpatches.datasets import Source, check_dims
 from xpatches.errors import PatchError
 from xpatches.layout import SAMPLE_DIM, Layout, lay_out
 from xpatches.spec import SPEC_ATTR, write_spec
@@ -39,7 +39,7 @@ class Cut:
             given = encoding_of(repr(stored), variable.dtype, encoding.get(stored, {}))
             layout = self._lay_out(stored, variable)
             parts.append(PatchPart(stored, region_reader(variable), layout, fill_value, given))
-        check_lengths(parts, chunks=self.chunks, shards=self.shards)
+        check_dims([part.dims for part in parts], chunks=self.chunks, shards=self.shards)
         return parts
 
     def coords(self) -> xr.Coordinates:

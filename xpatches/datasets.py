@@ -1,7 +1,6 @@
 """Datasets that jobs write: what is written of an image, and how it is opened again."""
 
 import json
-import os
 import posixpath
 from collections.abc import Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -108,9 +107,9 @@ def write_dataset(
     return open_patches(folder)
 
 
-def check_lengths(parts: Iterable[Part], **given: Any) -> None:
-    """Refuse lengths by dim, of chunks and shards, that name other dims than those of the parts."""
-    known = {dim: None for part in parts for dim in part.dims}
+def check_dims(dims: Iterable[Iterable[Hashable]], **given: Any) -> None:
+    """Refuse lengths by dim, of chunks and shards, that name dims which no array has."""
+    known = {dim: None for of in dims for dim in of}
     for argument, lengths in given.items():
         for dim in lengths if isinstance(lengths, Mapping) else ():
             if dim not in known:
@@ -123,6 +122,11 @@ def check_lengths(parts: Iterable[Part], **given: Any) -> None:
 def _template(written: Written, parts: Sequence[Part]) -> xr.Dataset:
     """Give the dataset, with a placeholder for every variable that is cut; all else is read."""
     source, coords = written.source, written.coords()
+    if source.array is not None and not isinstance(source.array[1], str | None):
+        raise PatchError(
+            f"the name of the image must be a string to be stored, got {source.array[1]!r}; "
+            "rename it"
+        )
     made: dict[str, xr.Variable] = {}
     for name, variable in source.dataset.data_vars.variables.items():
         if source.stored(name) in {*made, *coords}:
@@ -273,17 +277,15 @@ def dataset_state(folder: Folder) -> dict[str, Any]:
 def same_place(variable: xr.Variable, folder: Folder) -> bool:
     """Tell whether a variable was opened from a folder, as far as that can be seen."""
     data: Any = variable._data
-    sources = lazy.sources(data) if is_dask(data) else [data]
-    return any(_lies_in(source, folder) for source in sources)
+    if not is_dask(data):
+        return _lies_in(data, folder)
+    return any(
+        same_place(source, folder) if isinstance(source, xr.Variable) else _lies_in(source, folder)
+        for source in lazy.sources(data)
+    )
 
 
 def _lies_in(data: Any, folder: Folder) -> bool:
     while data is not None and not isinstance(data, zarr.Array):
         data = getattr(data, "array", getattr(data, "_array", None))
-    if data is None:
-        return False
-    at = Folder(data.store, posixpath.dirname(data.path))
-    here, there = at.on_disk, folder.on_disk
-    if here is not None and there is not None:
-        return os.path.commonpath([here, there]) in (here, there)
-    return str(at) == str(folder)
+    return data is not None and Folder(data.store, posixpath.dirname(data.path)).overlaps(folder)

@@ -12,6 +12,7 @@ import time
 import zlib
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import ExitStack
 from itertools import islice
 from typing import Any
 
@@ -94,7 +95,13 @@ def write_job(
             check_same(first, folder)
         else:
             set_up(first, folder)
-        with workers_for(job) as workers:
+        with ExitStack() as stack:
+            try:
+                workers = stack.enter_context(workers_for(job))
+            except PatchError:
+                if state == "nothing":  # as it is to be again
+                    clear(folder, everything=True)
+                raise
             if state == "complete" and resume:
                 kept = {int(number): of for number, of in kept_checksums(folder).items()}
                 _check_source(job, kept, workers, retries, lost)

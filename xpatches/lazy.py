@@ -13,7 +13,8 @@ The edges of the image are padded in the kernel, which costs no task.
 """
 
 from bisect import bisect_left, bisect_right
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import nullcontext
 from functools import partial
 from itertools import accumulate, pairwise, product
 from math import prod
@@ -108,17 +109,33 @@ def stored(array: Any) -> Callable[[Slices], Array] | None:
     if set(array.dask.layers) != {array.name, original}:
         return None
     source = array.dask.layers[original][original]
-    return partial(_slice, source.value if isinstance(source, DataNode) else source, array.dtype)
+    source = source.value if isinstance(source, DataNode) else source
+    lock = array.dask.layers[array.name].task.kwargs.get("lock") or nullcontext()
+    return partial(_slice, source, array.dtype, lock)
 
 
 def sources(array: Any) -> list[Any]:
-    """List what a dask array was made from, as far as its graph has it in layers of one entry."""
-    found = []
-    for layer in array.dask.layers.values():
+    """List what a dask array was made from, as far as its graph shows: arrays and variables."""
+    found: list[Any] = []
+    for name, layer in array.dask.layers.items():
         if len(layer) == 1:
-            (source,) = layer.values()
-            found.append(source.value if isinstance(source, DataNode) else source)
-    return found
+            found += layer.values()
+        elif layer.is_materialized() and f"{name}-source" in layer:  # of `read`
+            found.append(layer[f"{name}-source"])
+    return [given for source in found for given in _given(source)]
+
+
+def _given(source: Any) -> Iterator[Any]:
+    """Look into what reads regions."""
+    if isinstance(source, DataNode):
+        source = source.value
+    if isinstance(source, tuple):
+        for part in source:
+            yield from _given(part)
+    elif isinstance(source, partial):
+        yield from _given(source.args)
+    else:
+        yield source
 
 
 def computed(array: Any) -> Callable[[Slices], Array]:
@@ -135,8 +152,9 @@ def placeholder(shape: tuple[int, ...], dtype: Any) -> Any:
     return da.zeros(shape, dtype=dtype, chunks=shape)
 
 
-def _slice(source: Any, dtype: Any, region: Slices) -> Array:
-    return np.asarray(source[region], dtype)
+def _slice(source: Any, dtype: Any, lock: Any, region: Slices) -> Array:
+    with lock:
+        return np.asarray(source[region], dtype)
 
 
 def exchange(array: Any, plan: Blocks, kernel: Kernel, dtype: Any, *, large: bool = False) -> Any:

@@ -1,6 +1,6 @@
 """Maps: a model run on the patches of an image, and what it returns stitched into an image."""
 
-from collections.abc import Callable, Hashable, Mapping, Sequence
+from collections.abc import Callable, Container, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from functools import cached_property, partial
@@ -16,9 +16,10 @@ from xpatches.arrays import Array, check_dtype, is_dask
 from xpatches.covers import AxisCover
 from xpatches.errors import PatchError
 from xpatches.geometry import PatchGrid, as_integer
-from xpatches.models import Made, Model, map_block
+from xpatches.layout import SAMPLE_DIM
+from xpatches.models import Function, Made, Model, map_block
 from xpatches.runs import MapCosts, MapPlan, block_lengths, cover_of
-from xpatches.stitching import REDUCES, stitching_of
+from xpatches.stitching import REDUCES, dtype_of, stitching_of
 from xpatches.tapers import Taper
 from xpatches.variables import sliceable
 
@@ -35,6 +36,8 @@ class Outline:
     covers: tuple[AxisCover, ...]
     """What the model makes, along every spatial dim."""
     made: Made
+    dtype: np.dtype[Any]
+    """Of the result."""
     batch_size: int
 
     @property
@@ -82,7 +85,7 @@ class Outline:
             block = dict(zip(self.grid.dims, plan.lengths, strict=True))
             raise PatchError(
                 f"max_bytes must be >= {needed}, for a block of {block} and the patches over it, "
-                f"got {max_bytes}; raise it, or use smaller chunks of the result"
+                f"got {max_bytes}; raise it"
             )
 
     def whole(self) -> MapPlan:
@@ -95,11 +98,20 @@ class Outline:
 
     def bytes_per_task(self, plan: MapPlan) -> int:
         """Project the peak of a task, without what the model takes for itself."""
-        batch: int = self.batch_size * (
-            self.variable.dtype.itemsize * self._others * prod(self.grid.sizes.values())
-            + self.made.dtype.itemsize * prod(self.made.shape)
+        return self._costs.nbytes_with(plan.lengths, self.batch_size, self.given_bytes)
+
+    @property
+    def given_bytes(self) -> int:
+        """Bytes of a patch of the image."""
+        nbytes: int = self.variable.dtype.itemsize * self._others * prod(self.grid.sizes.values())
+        return nbytes
+
+    def gathered_bytes(self, lengths: Sequence[int]) -> int:
+        """Count the bytes of a task that makes such a block from stored runs."""
+        over = (
+            cover.size * cover.most_over(n) for cover, n in zip(self.covers, lengths, strict=True)
         )
-        return self.nbytes(plan.lengths) + batch
+        return self._costs.made * prod(over) + self._costs.result * prod(lengths)
 
     @property
     def _others(self) -> int:
@@ -111,8 +123,9 @@ class Outline:
         # What is exchanged is held twice: in parts, and put together.
         copies = 1 if self.in_memory or self.read is not None else 2
         read = copies * self.variable.dtype.itemsize * self._others
-        made = self.made.dtype.itemsize * prod(self._new.values())
-        return MapCosts(self.grid.axes, self.covers, read, made, self.batch_size)
+        new = prod(self._new.values())
+        made, result = self.made.dtype.itemsize * new, self.dtype.itemsize * new
+        return MapCosts(self.grid.axes, self.covers, read, made, result)
 
     @property
     def _new(self) -> dict[Hashable, int]:
@@ -123,7 +136,7 @@ class Outline:
     def _planned(self, lengths: tuple[int, ...]) -> MapPlan:
         variable = self.variable
         chunks = tuple((n,) for n in variable.shape) if self.in_memory else self.chunked.chunks
-        axes = tuple(variable.get_axis_num(dim) for dim in self.grid.dims)
+        axes = tuple(variable.dims.index(dim) for dim in self.grid.dims)
         return MapPlan(chunks, axes, self.grid.axes, self.covers, self.dims, self._new, lengths)
 
 
@@ -169,14 +182,13 @@ def as_mapped(
     grid: PatchGrid,
     coords: xr.Coordinates,
     fill_value: Array,
-    func: Callable[..., Any],
+    function: Function,
     *,
     batch_size: int,
     taper: Taper,
     reduce: str,
     output: Mapping[str, Any] | None,
     labelled: bool,
-    factory: bool,
     missing: Any,
 ) -> Mapped:
     """Normalise the arguments of `Patches.map` for one variable.
@@ -189,7 +201,9 @@ def as_mapped(
         The samples, the patches along those dims of the grid that it has, and the value of padding.
     coords
         Of the image.
-    func, batch_size, taper, reduce, output, labelled, factory, missing
+    function
+        The model.
+    batch_size, taper, reduce, output, labelled, missing
         As in `Patches.map`, where `missing` is `fill_value`.
 
     Raises
@@ -197,37 +211,41 @@ def as_mapped(
     PatchError
         If one of them does not fit.
     """
-    if not callable(func):
-        raise PatchError(f"func must be a function of a batch of patches, got {func!r}")
-    if reduce not in REDUCES:
-        raise PatchError(f"reduce must be one of {', '.join(map(repr, REDUCES))}, got {reduce!r}")
-    if reduce != "mean":
+    if not callable(function.func):
+        raise PatchError(f"func must be a function of a batch of patches, got {function.func!r}")
+    if reduce != "mean" and reduce in REDUCES:
         if not (isinstance(taper, str) and taper in ("flat", "hann")):
             raise PatchError(f"taper is for reduce='mean', got reduce={reduce!r}; leave it out")
         taper = "flat"  # what "hann", the default, stands for then
-    outline = as_outline(variable, grid, output, batch_size)
+    outline = as_outline(variable, grid, coords, output, batch_size, reduce)
     covers, made = outline.covers, outline.made
     stitching = stitching_of(covers, made.dtype, name, taper, reduce, missing)
     patches = labels.patch_coords(coords, grid, "center").to_dataset()
     fitting = {*variable.dims, *(f"{dim}_patch" for dim in grid.dims)}
     kept = [key for key, of in patches.variables.items() if fitting.issuperset(of.dims)]
     model = Model(
-        func, factory, outline.batch_size, labelled, variable.dims, grid, patches[kept].coords,
+        function, outline.batch_size, labelled, variable.dims, grid, patches[kept].coords,
         name, variable.attrs, fill_value, made,
     )  # fmt: skip
-    return Mapped(variable, grid, covers, made, outline.batch_size, model, stitching)
+    parts = (variable, grid, covers, made, stitching.dtype, outline.batch_size)
+    return Mapped(*parts, model, stitching)
 
 
 def as_outline(
-    variable: xr.Variable, grid: PatchGrid, output: Mapping[str, Any] | None, batch_size: int
+    variable: xr.Variable,
+    grid: PatchGrid,
+    coords: Container[Hashable],
+    output: Mapping[str, Any] | None,
+    batch_size: int,
+    reduce: str,
 ) -> Outline:
     """Normalise what a model is given and returns.
 
     Parameters
     ----------
-    variable, grid
-        As for `as_mapped`.
-    output, batch_size
+    variable, grid, coords
+        As for `as_mapped`; of the coords the names.
+    output, batch_size, reduce
         As in `Patches.map`.
 
     Raises
@@ -236,20 +254,35 @@ def as_outline(
         If they do not fit.
     """
     batch_size = as_integer("batch_size", batch_size, 1)
+    if reduce not in REDUCES:
+        raise PatchError(f"reduce must be one of {', '.join(map(repr, REDUCES))}, got {reduce!r}")
     output = {} if output is None else output
     if not isinstance(output, Mapping) or not set(output) <= set(_KEYS):
         raise PatchError(f"output must be a mapping with keys of {_KEYS}, got {output!r}")
-    dims = tuple(output.get("dims", variable.dims))
+    output = {key: value for key, value in output.items() if value is not None}
+    dims = output.get("dims", variable.dims)
+    if isinstance(dims, str) or not isinstance(dims, Iterable):
+        raise PatchError(f"output dims must be several dims, ('class', 'y', 'x'), got {dims!r}")
+    dims = tuple(dims)
     if len(set(dims)) < len(dims) or not set(grid.dims) <= set(dims):
         raise PatchError(
             f"output dims must name each of {grid.dims} once, and others, in the order in which "
             f"func returns them behind the batch, got {dims}"
         )
-    sizes = output.get("sizes", {})
-    for dim in sizes:
-        if dim not in dims:
-            raise PatchError(f"output sizes names {dim!r}, which is not among the dims {dims}")
-    scales = output.get("scale", 1)
+    sizes, scales = output.get("sizes", {}), output.get("scale", 1)
+    if not isinstance(sizes, Mapping):
+        raise PatchError(f"output sizes must be a mapping from dim to length, got {sizes!r}")
+    taken = {SAMPLE_DIM, *(f"{dim}_patch" for dim in grid.dims)} - set(variable.dims)
+    for dim in dims:
+        if dim in taken or (dim not in variable.dims and dim in coords):
+            raise PatchError(
+                f"output dims names {dim!r}, which is taken by a coord of the image or of patches; "
+                "name it otherwise"
+            )
+    for what, given, known in (("sizes", sizes, dims), ("scale", scales, grid.dims)):
+        for dim in given if isinstance(given, Mapping) else ():
+            if dim not in known:
+                raise PatchError(f"output {what} names {dim!r}, which is not among {known}")
     covers = []
     for axis in grid:
         scale = scales.get(axis.dim, 1) if isinstance(scales, Mapping) else scales
@@ -273,7 +306,13 @@ def as_outline(
     except TypeError as error:
         raise PatchError(f"output dtype must be a NumPy dtype, got {output['dtype']!r}") from error
     check_dtype("the output", dtype)
-    return Outline(variable, grid, tuple(covers), Made(dims, tuple(shape), dtype), batch_size)
+    offsets = {
+        axis.dim: axis.offsets[(axis.size - cover.size) // 2 :][: cover.size]
+        for axis, cover in zip(grid, covers, strict=True)
+        if cover.stride == axis.stride
+    }
+    made = Made(dims, tuple(shape), dtype, offsets)
+    return Outline(variable, grid, tuple(covers), made, dtype_of(dtype, reduce), batch_size)
 
 
 def plan_map(outline: Outline, max_bytes: int | str | None) -> dict[str, Any]:
@@ -299,7 +338,7 @@ def _as_scale(dim: Hashable, scale: Any) -> Fraction:
         made = Fraction(scale).limit_denominator(1 << 16)
     except (TypeError, ValueError, OverflowError):
         made = Fraction(0)
-    if made <= 0 or 1 not in (made.numerator, made.denominator):
+    if not 0 < made <= 1 << 16 or 1 not in (made.numerator, made.denominator):
         raise PatchError(
             f"output scale on {dim!r} must be an integer or 1 divided by one, samples returned per "
             f"sample of the patch, got {scale!r}"
@@ -307,21 +346,24 @@ def _as_scale(dim: Hashable, scale: Any) -> Fraction:
     return made
 
 
-def mapped_coords(coords: xr.Coordinates, every: Sequence[Mapped]) -> xr.Coordinates:
+def mapped_coords(dataset: xr.Dataset, every: Mapping[Hashable, Mapped]) -> xr.Coordinates:
     """Label what was made of an image, as far as the image's coords still fit.
 
     Where the scale is not 1, coords along a single dim are interpolated at the middle of every
     sample if they are numbers or times; others are left out.
     """
+    coords = dataset.coords
     sizes: dict[Hashable, int] = {}
     moved: dict[Hashable, Array] = {}
-    for mapped in every:
-        for dim, n in zip(mapped.dims, mapped.shape, strict=True):
+    for name, variable in dataset.data_vars.variables.items():
+        made = every.get(name, variable)
+        for dim, n in zip(made.dims, made.shape, strict=True):
             if sizes.setdefault(dim, n) != n:
                 raise PatchError(
-                    f"output must have the same length along {dim!r} for every variable, got "
-                    f"{sizes[dim]} and {n}; map the variables one by one"
+                    f"all variables must have the same length along {dim!r}, got {sizes[dim]} and "
+                    f"{n}; rename it in output, or map variables by themselves"
                 )
+    for mapped in every.values():
         for axis, cover in zip(mapped.grid, mapped.covers, strict=True):
             scale = Fraction(cover.stride, axis.stride)
             if scale != 1:
@@ -338,6 +380,7 @@ def mapped_coords(coords: xr.Coordinates, every: Sequence[Mapped]) -> xr.Coordin
             values = _interpolated(of.to_numpy(), moved[of.dims[0]])
             labelled = labelled.assign_coords({name: (of.dims, values, of.attrs)})
     if moved:  # a GeoTransform holds the image's spacing
+        labelled = labelled.copy(deep=False)
         for of in labelled.coords.values():
             of.attrs = {key: value for key, value in of.attrs.items() if key != "GeoTransform"}
     return labelled.coords
@@ -345,10 +388,16 @@ def mapped_coords(coords: xr.Coordinates, every: Sequence[Mapped]) -> xr.Coordin
 
 def _interpolated(values: Array, at: Array) -> Array:
     """Interpolate labels linearly at positions, and go on likewise beyond both ends."""
+    kind = values.dtype.kind
     before = np.clip(np.floor(at).astype(np.intp), 0, len(values) - 2)
     share = at - before
-    step = values[before + 1] - values[before]
-    if values.dtype.kind in "mM":
-        unit = np.diff(values).dtype
-        return np.asarray(values[before] + np.rint(step.astype("i8") * share).astype(unit))
-    return np.asarray(values[before] + step * share)
+    if kind not in "mM":
+        values = values.astype(float) if kind in "iu" else values
+        return np.asarray(values[before] + (values[before + 1] - values[before]) * share)
+    fine = values.astype(f"{kind}8[ns]")  # if they are too far from now for that, as they are
+    values = fine if (fine.astype(values.dtype) == values).all() else values
+    numbers = values.astype("i8")
+    step = np.rint((numbers[before + 1] - numbers[before]) * share).astype("i8")
+    made = (numbers[before] + step).astype(values.dtype)
+    made[np.isnat(values[before]) | np.isnat(values[before + 1])] = "NaT"
+    return np.asarray(made)

@@ -5,8 +5,10 @@ patches of a block nor all that is made of them stand in memory.
 """
 
 import threading
+import uuid
+import weakref
 from collections.abc import Callable, Hashable, Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from itertools import product
 from math import prod
 from typing import Any, NamedTuple
@@ -20,7 +22,7 @@ from xpatches.errors import MapError
 from xpatches.geometry import AxisGrid, PatchGrid, Span, split_run
 from xpatches.kernel import extract_block
 from xpatches.layout import SAMPLE_DIM
-from xpatches.runs import Run, band_of, patches_over
+from xpatches.runs import Run, band_of
 
 
 @dataclass(frozen=True)
@@ -31,18 +33,71 @@ class Made:
     """Dims, in order; the spatial ones are the image's."""
     shape: tuple[int, ...]
     dtype: np.dtype[Any]
+    offsets: Mapping[Hashable, range]
+    """Which samples of the patch these are, along dims without a scale."""
 
 
 @dataclass(frozen=True)
-class Model:
-    """A function of batches of patches, and what it is told of them.
+class Function:
+    """What is run on patches, or a factory that gives it, which is called once in a process.
 
-    It is sent to a process once. What a factory makes there is made once, too, and lives as long.
+    However often it is sent to a process, there is one of it there as long as any is in use.
     """
 
     func: Callable[..., Any]
     factory: bool
-    """Whether `func` gives the function, and is called in every process."""
+
+    def __post_init__(self) -> None:
+        # No fields: they do not tell one function from others.
+        self.__dict__.update(_id=uuid.uuid4().hex, _lock=threading.Lock())
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _received, (self.func, self.factory, self.__dict__["_id"])
+
+    def get(self) -> Callable[[Any], Any]:
+        """Give the function.
+
+        Raises
+        ------
+        MapError
+            If the factory fails.
+        """
+        if not self.factory:
+            return self.func
+        with self.__dict__["_lock"]:
+            if "_made" not in self.__dict__:
+                try:
+                    made = self.func()
+                except Exception as error:
+                    raise MapError(
+                        f"func, a factory, failed: {type(error).__name__}: {error}"
+                    ) from error
+                if not callable(made):
+                    raise MapError(f"func, a factory, must give a function, got {made!r}")
+                self.__dict__["_made"] = made
+            found: Callable[[Any], Any] = self.__dict__["_made"]
+            return found
+
+
+_FUNCTIONS: "weakref.WeakValueDictionary[str, Function]" = weakref.WeakValueDictionary()
+_RECEIVING = threading.Lock()
+
+
+def _received(func: Callable[..., Any], factory: bool, identity: str) -> Function:
+    with _RECEIVING:
+        found = _FUNCTIONS.get(identity)
+        if found is None:
+            found = Function(func, factory)
+            found.__dict__["_id"] = identity
+            _FUNCTIONS[identity] = found
+        return found
+
+
+@dataclass(frozen=True)
+class Model:
+    """A function of batches of patches, and what it is told of them."""
+
+    function: Function
     batch_size: int
     labelled: bool
     """Whether the function takes labelled arrays."""
@@ -56,16 +111,6 @@ class Model:
     fill_value: Array
     """Of samples outside the image."""
     made: Made
-
-    def __post_init__(self) -> None:
-        self.__setstate__({})
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {of.name: getattr(self, of.name) for of in fields(self)}
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        # No fields: neither are they sent, nor do they tell this model from others.
-        self.__dict__.update(state, _cache={}, _lock=threading.Lock())
 
     def run(self, patches: Array, indices: Sequence[tuple[int, ...]]) -> Array:
         """Run the function on a batch.
@@ -82,29 +127,12 @@ class Model:
         MapError
             If the function fails, or returns something else than was declared.
         """
-        func = self._function()
+        func = self.function.get()
         try:
             given = func(self._labelled(patches, indices) if self.labelled else patches)
         except Exception as error:
-            raise self._failed(patches, indices, error) from error
-        return self._checked(given, len(patches))
-
-    def _function(self) -> Callable[[Any], Any]:
-        if not self.factory:
-            return self.func
-        cache: dict[str, Any] = self.__dict__["_cache"]
-        with self.__dict__["_lock"]:
-            if "made" not in cache:
-                try:
-                    cache["made"] = self.func()
-                except Exception as error:
-                    raise MapError(
-                        f"func, a factory, failed: {type(error).__name__}: {error}"
-                    ) from error
-                if not callable(cache["made"]):
-                    raise MapError(f"func, a factory, must give a function, got {cache['made']!r}")
-            made: Callable[[Any], Any] = cache["made"]
-            return made
+            raise self._failed(func, patches, indices, error) from error
+        return self._checked(given, indices)
 
     def _labelled(self, patches: Array, indices: Sequence[tuple[int, ...]]) -> xr.DataArray:
         """Label a batch: the patches' coords lie along ``sample``."""
@@ -124,7 +152,11 @@ class Model:
         return taken.compute(scheduler="synchronous").coords
 
     def _failed(
-        self, patches: Array, indices: Sequence[tuple[int, ...]], error: Exception
+        self,
+        func: Callable[[Any], Any],
+        patches: Array,
+        indices: Sequence[tuple[int, ...]],
+        error: Exception,
     ) -> MapError:
         """Find the patch of a batch that a function fails on, and name it."""
         what, number = f"a batch of {len(patches)} patches, the first", 0
@@ -134,7 +166,7 @@ class Model:
                 break
             some = patches[one : one + 1]
             try:
-                self._function()(self._labelled(some, [index]) if self.labelled else some)
+                func(self._labelled(some, [index]) if self.labelled else some)
             except Exception as again:
                 what, number, error = "the patch", one, again
                 break
@@ -151,22 +183,25 @@ class Model:
             f"func failed on {what} with origin {origins}{centre}: {type(error).__name__}: {error}"
         )
 
-    def _checked(self, given: Any, count: int) -> Array:
+    def _checked(self, given: Any, indices: Sequence[tuple[int, ...]]) -> Array:
         """Give what the function returned as it was declared."""
         if isinstance(given, xr.DataArray):
-            dims = (SAMPLE_DIM, *map(self.renamed, self.made.dims))
-            if set(given.dims) != set(dims):
-                raise MapError(
-                    f"func must return the dims {dims}, got {given.dims}; declare those it "
-                    "returns, output={'dims': ..., 'sizes': ...}"
-                )
-            given = given.transpose(*dims)
-        made = np.asarray(given)
-        if made.shape != (count, *self.made.shape):
+            given = self._by_name(given, indices)
+        if isinstance(given, np.ma.MaskedArray):
+            raise MapError("func must return a plain array, got a masked one; fill it in func")
+        try:
+            made = np.asarray(given)
+        except Exception as error:  # whatever a type raises that is no array
+            raise MapError(
+                f"func must return an array, got {type(given).__name__}: {error}; convert it in "
+                "func"
+            ) from error
+        shape = (len(indices), *self.made.shape)
+        if made.shape != shape:
             sizes = dict(zip(self.made.dims, self.made.shape, strict=True))
             raise MapError(
-                f"func must return the shape {(count, *self.made.shape)} for {count} patches, "
-                f"{sizes} behind the batch, got {made.shape}; declare what it returns, "
+                f"func must return the shape {shape} for {len(indices)} patches, {sizes} behind "
+                f"the batch, got {made.shape}; declare what it returns, "
                 "output={'dims': ..., 'sizes': ...}"
             )
         if not np.can_cast(made.dtype, self.made.dtype, "same_kind"):
@@ -174,7 +209,36 @@ class Model:
                 f"func must return {self.made.dtype}, got {made.dtype}; declare "
                 f"output={{'dtype': {str(made.dtype)!r}}}, or convert in func"
             )
-        return made.astype(self.made.dtype, copy=False)
+        converted = made.astype(self.made.dtype, copy=False)
+        exact = made.dtype == converted.dtype or converted.dtype.kind in "fcmM"
+        if not exact and (converted != made).any():
+            raise MapError(
+                f"func must return values that {self.made.dtype} can hold, got others of "
+                f"{made.dtype}; declare another output={{'dtype': ...}}"
+            )
+        return converted
+
+    def _by_name(self, given: xr.DataArray, indices: Sequence[tuple[int, ...]]) -> xr.DataArray:
+        """Bring the dims of a labelled batch in order, if its patches still are."""
+        dims = (SAMPLE_DIM, *map(self.renamed, self.made.dims))
+        if set(given.dims) != set(dims):
+            raise MapError(
+                f"func must return the dims {dims}, got {given.dims}; declare those it returns, "
+                "output={'dims': ..., 'sizes': ...}"
+            )
+        for number, axis in enumerate(self.grid):
+            origins = [axis.origins[index[number]] for index in indices]
+            offsets = self.made.offsets.get(axis.dim)
+            for name, expected in ((f"{axis.dim}_origin", origins), (f"{axis.dim}_patch", offsets)):
+                if expected is None or name not in given.coords:
+                    continue
+                found = given.coords[name].values
+                if found.shape == (len(expected),) and (found != expected).any():
+                    raise MapError(
+                        f"func must return {name!r} as {[*expected]}, got {found.tolist()}; keep "
+                        "the order of patches, and cut off as many samples on both sides"
+                    )
+        return given.transpose(*dims)
 
 
 class Placed(NamedTuple):
@@ -234,7 +298,7 @@ def _extract(
         for axis in range(samples.ndim)
     ]
     laid = patches.transpose(*spatial, *order)
-    return np.ascontiguousarray(laid).reshape(-1, *laid.shape[lead:])
+    return np.ascontiguousarray(laid).reshape(prod(map(len, numbers)), *laid.shape[lead:])
 
 
 def map_block(samples: Array, runs: Sequence[Run], model: Model, stitching: Stitching) -> Array:
@@ -272,7 +336,7 @@ def map_block(samples: Array, runs: Sequence[Run], model: Model, stitching: Stit
     columns = [range(cover.first, cover.first + cover.count) for cover in covers]
     band = band_of(first.axis, list(map(len, columns)), model.batch_size)
     begin = first.axis.origin + first.first * first.axis.stride - first.origin
-    most = patches_over(first.axis, min(band, first.length))
+    most = first.axis.most_over(min(band, first.length))
     held = np.empty((most, *map(len, columns), *made.shape), made.dtype)
     rows = range(first.first, first.first)  # that are held
     for start in range(0, max(1, first.length), band):

@@ -1,176 +1,30 @@
 """Images that a model makes, written as jobs; and what it makes of single patches, on the way."""
 
+import functools
 from collections.abc import Callable, Hashable, Mapping, Sequence
-from dataclasses import dataclass
-from functools import cached_property
-from itertools import accumulate, pairwise
+from dataclasses import dataclass, replace
 from math import prod
 from typing import Any
 
 import numpy as np
 import xarray as xr
 
-from xpatches import lazy
-from xpatches.blocks import Part, Put, Reader, Samples
-from xpatches.datasets import Source, check_lengths, write_dataset
+from xpatches import labels, lazy
+from xpatches.blocks import Part, Reader
+from xpatches.datasets import Source, check_dims, write_dataset
 from xpatches.errors import PatchError
 from xpatches.gather import plan_gathering, stitched
-from xpatches.geometry import split_run
 from xpatches.jobs import Report
 from xpatches.kernel import Kernel
-from xpatches.layout import CHUNK, SAMPLE_DIM, SHARD, given_lengths
+from xpatches.layout import BLOCKS, CHUNK, SAMPLE_DIM, SHARD, given_lengths
 from xpatches.located import Located
-from xpatches.mapping import Mapped, Outline, mapped_coords
-from xpatches.models import Model, Placed, run_patches
+from xpatches.mapping import Mapped, Outline
+from xpatches.parts import ImagePart, MadePart
 from xpatches.spec import Spec, write_spec
+from xpatches.states import check_state
 from xpatches.storable import encoding_of
+from xpatches.store import Folder, open_folder
 from xpatches.variables import region_reader
-
-
-@dataclass(frozen=True)
-class ImagePart:
-    """An image that a kernel makes, block by block."""
-
-    name: str
-    read: Reader
-    plan: lazy.Blocks
-    kernel: Kernel
-    dims: tuple[Hashable, ...]
-    dtype: np.dtype[Any]
-    chunks: tuple[int, ...]
-    shards: tuple[int, ...] | None
-    encoding: Mapping[str, Any]
-    itemsize: int
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        """Lengths of the image."""
-        return tuple(map(sum, self.plan.out_chunks))
-
-    @property
-    def lengths(self) -> tuple[int, ...]:
-        """Of a block."""
-        return tuple(map(max, self.plan.out_chunks))
-
-    def __len__(self) -> int:
-        return prod(map(len, self._regions))
-
-    def reads(self, number: int) -> list[tuple[slice, ...]]:
-        """Find the region that is read for a block."""
-        index = self._index(number)
-        return [tuple(slice(*of[i]) for of, i in zip(self._regions, index, strict=True))]
-
-    def write(self, number: int, samples: Samples, put: Put) -> None:
-        """Make a block."""
-        index = self._index(number)
-        (region,) = self.reads(number)
-        takes = [of[i][0][1] for of, i in zip(self._takes, index, strict=True)]
-        put(self._place(index), lazy.run_kernel(self.kernel, takes, samples.of(region)))
-
-    def describe(self, number: int) -> str:
-        """Say what of the image a block holds."""
-        place = zip(self.dims, self._place(self._index(number)), strict=True)
-        return f"{self.name!r}, " + ", ".join(f"{dim}={of.start}:{of.stop}" for dim, of in place)
-
-    def _index(self, number: int) -> tuple[int, ...]:
-        return tuple(map(int, np.unravel_index(number, tuple(map(len, self._regions)))))
-
-    def _place(self, index: Sequence[int]) -> tuple[slice, ...]:
-        out = self.plan.out_index([of[i][0][0] for of, i in zip(self._takes, index, strict=True)])
-        return tuple(of[i] for of, i in zip(self._places, out, strict=True))
-
-    @cached_property
-    def _regions(self) -> tuple[tuple[tuple[int, int], ...], ...]:
-        return self.plan.regions
-
-    @cached_property
-    def _takes(self) -> tuple[list[list[tuple[int, Any]]], ...]:
-        return self.plan.takes
-
-    @cached_property
-    def _places(self) -> list[list[slice]]:
-        edges = ([0, *accumulate(lengths)] for lengths in self.plan.out_chunks)
-        return [[slice(*pair) for pair in pairwise(of)] for of in edges]
-
-
-@dataclass(frozen=True)
-class MadePart:
-    """What a model makes of every patch, along one dim; every patch is run once."""
-
-    name: str
-    read: Reader
-    model: Model
-    axes: tuple[int, ...]
-    """Axes of the image along which patches are cut."""
-    others: tuple[int, ...]
-    """Lengths of the image along all axes."""
-    chunks: tuple[int, ...]
-    shards: tuple[int, ...] | None
-    encoding: Mapping[str, Any]
-    itemsize: int
-
-    @property
-    def dims(self) -> tuple[Hashable, ...]:
-        """Dims of what is made."""
-        return (SAMPLE_DIM, *map(self.model.renamed, self.model.made.dims))
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        """Its lengths."""
-        return (self.model.grid.total, *self.model.made.shape)
-
-    @property
-    def dtype(self) -> np.dtype[Any]:
-        """Its dtype."""
-        return self.model.made.dtype
-
-    @property
-    def lengths(self) -> tuple[int, ...]:
-        """Of a block."""
-        return ((self.shards or self.chunks)[0], *self.model.made.shape)
-
-    def __len__(self) -> int:
-        return -(-self.shape[0] // self.lengths[0])
-
-    def reads(self, number: int) -> list[tuple[slice, ...]]:
-        """List the regions that are read for a block."""
-        return [self._region(box) for box in self._boxes(number)]
-
-    def write(self, number: int, samples: Samples, put: Put) -> None:
-        """Run the model on the patches of a block."""
-        place, shape, done = self._place(number), self.model.made.shape, 0
-        made = np.empty((place.stop - place.start, *shape), self.dtype)
-        for box in self._boxes(number):
-            region = self._region(box)
-            placed = [
-                Placed(axis, grid, -grid.before - region[axis].start)
-                for axis, grid in zip(self.axes, self.model.grid, strict=True)
-            ]
-            count = prod(map(len, box))
-            part = made[done : done + count]
-            run_patches(samples.of(region), placed, self.model, box, part)
-            done += count
-        put((place, *(slice(0, n) for n in shape)), made)
-
-    def describe(self, number: int) -> str:
-        """Say which patches a block holds."""
-        place = self._place(number)
-        return f"{self.name!r}, {SAMPLE_DIM}={place.start}:{place.stop}"
-
-    def _place(self, number: int) -> slice:
-        start = number * self.lengths[0]
-        return slice(start, min(start + self.lengths[0], self.shape[0]))
-
-    def _boxes(self, number: int) -> list[tuple[range, ...]]:
-        place = self._place(number)
-        counts = [axis.count for axis in self.model.grid]
-        return [*split_run(counts, place.start, place.stop)]
-
-    def _region(self, box: Sequence[range]) -> tuple[slice, ...]:
-        region = [slice(0, n) for n in self.others]
-        for axis, grid, of in zip(self.axes, self.model.grid, box, strict=True):
-            region[axis] = slice(*grid.region(of.start, len(of))[:2])
-        return tuple(region)
 
 
 @dataclass(frozen=True)
@@ -179,19 +33,34 @@ class _OfModel:
 
     source: Source
     mapped: Mapping[Hashable, Mapped]
+    max_bytes: int | str | None
 
     def attrs(self, name: Hashable) -> dict[Any, Any]:
         """Give the attrs of a variable."""
         return dict(self.mapped[name].attrs)
 
     def described(self) -> dict[str, Any]:
-        """Describe the patches, the function by its name, and what is made of them."""
-        return {"map": {self.source.stored(name): _about(of) for name, of in self.mapped.items()}}
+        """Describe how every variable is made."""
+        about = {self.source.stored(name): self.about(of) for name, of in self.mapped.items()}
+        return {"map": about}
+
+    def about(self, mapped: Mapped) -> dict[str, Any]:
+        """Describe the patches, the function by its name, and what it returns."""
+        model, made = mapped.model, mapped.made
+        return {
+            "func": _name_of(model.function.func),
+            "factory": model.function.factory,
+            "labelled": model.labelled,
+            "patches": write_spec(model.dims, mapped.grid, model.fill_value, "center", {}),
+            "dims": list(made.dims),
+            "shape": list(made.shape),
+            "dtype": str(made.dtype),
+        }
 
     def encoding(self, name: Hashable, given: Mapping[Any, Mapping[str, Any]]) -> dict[str, Any]:
         """Normalise how a variable is encoded."""
         stored = self.source.stored(name)
-        return encoding_of(repr(stored), self.mapped[name].stitching.dtype, given.get(stored, {}))
+        return encoding_of(repr(stored), self.mapped[name].dtype, given.get(stored, {}))
 
 
 @dataclass(frozen=True)
@@ -203,22 +72,32 @@ class Runs(_OfModel):
     def parts(self, encoding: Mapping[Any, Mapping[str, Any]]) -> list[Part]:
         """Lay out what is made, in chunks and shards of as many patches as fit."""
         parts: list[Part] = []
+        labels.check_names(self.source.dataset, [SAMPLE_DIM])
         for name, mapped in self.mapped.items():
-            made, variable = mapped.model.made, mapped.variable
-            each = max(1, made.dtype.itemsize * prod(made.shape))
-            chunk = max(1, CHUNK // each)
-            shard = max(1, SHARD // each // chunk) * chunk
+            if mapped.grid.dims != self.source.grid.dims:
+                raise PatchError(
+                    f"materialize needs variables with all of the dims {self.source.grid.dims}, "
+                    f"{name!r} has {mapped.grid.dims}; map it by itself"
+                )
+            made, variable, budget = mapped.made, mapped.variable, lazy.as_budget(self.max_bytes)
+            _check_not_empty(self.source.stored(name), mapped)
+            returned = made.dtype.itemsize * prod(made.shape)
+            shard = min(SHARD // returned, 4 * budget // mapped.given_bytes)
+            shard = max(1, min(shard, -(-mapped.grid.total // BLOCKS)))
+            chunk = min(shard, max(1, CHUNK // returned))
+            shard = shard // chunk * chunk
             parts.append(
                 MadePart(
                     self.source.stored(name),
                     region_reader(variable),
                     mapped.model,
-                    tuple(variable.get_axis_num(dim) for dim in mapped.grid.dims),
+                    tuple(variable.dims.index(dim) for dim in mapped.grid.dims),
                     variable.shape,
                     (chunk, *made.shape),
                     (shard, *made.shape) if shard > chunk else None,
                     self.encoding(name, encoding),
                     variable.dtype.itemsize,
+                    budget // 2,
                 )
             )
         return parts
@@ -232,11 +111,12 @@ class Runs(_OfModel):
 class Painting(_OfModel):
     """The image that a model makes."""
 
-    runs: Mapping[Hashable, Located]
-    """What it made of single patches, where that is stored."""
-    max_bytes: int | str | None
+    labels: xr.Coordinates
+    """Of the image."""
     chunks: Mapping[Any, int] | None
     shards: Mapping[Any, int] | bool | None
+    runs: Mapping[Hashable, Located] | None = None
+    """What the model made of single patches, where that is stored."""
 
     layout = "image"
 
@@ -244,37 +124,54 @@ class Painting(_OfModel):
         """Choose the blocks of every variable: whole chunks or shards."""
         parts: list[Part] = []
         for name, mapped in self.mapped.items():
-            given = self.encoding(name, encoding)
-            chunks, shards = stored_lengths(
-                repr(self.source.stored(name)),
-                mapped,
-                mapped.stitching.dtype.itemsize,
-                lazy.as_budget(self.max_bytes),
-                self.chunks,
-                self.shards,
-            )
+            chunks, shards = self.objects(name, gathered=self.runs is not None)
             units = dict(zip(mapped.dims, shards or chunks, strict=True))
             read, plan, kernel, itemsize = self._way(name, mapped, units)
-            stored = (chunks, shards, given, itemsize)
-            stitching = mapped.stitching
-            parts.append(
-                ImagePart(
-                    self.source.stored(name), read, plan, kernel, mapped.dims, stitching.dtype,
-                    *stored,
-                )
-            )  # fmt: skip
-        check_lengths(parts, chunks=self.chunks, shards=self.shards)
+            given = (chunks, shards, self.encoding(name, encoding), itemsize)
+            stored = self.source.stored(name)
+            parts.append(ImagePart(stored, read, plan, kernel, mapped.dims, mapped.dtype, *given))
         return parts
+
+    def check(self, store: Folder, encoding: Any, resume: bool, overwrite: bool) -> None:
+        """Refuse now what would be refused when the model has been run on all patches."""
+        for name in self.mapped:
+            self.objects(name, gathered=True)
+            self.encoding(name, encoding or {})
+        known = {*map(self.source.stored, self.source.dataset.data_vars), *self.labels}
+        for name in encoding or {}:
+            if name not in known:
+                raise PatchError(f"encoding names {name!r}, which is none of {(*known,)}")
+        check_state(store, resume, overwrite)
 
     def coords(self) -> xr.Coordinates:
         """Label the image."""
-        return mapped_coords(self.source.dataset.coords, [*self.mapped.values()])
+        return self.labels
+
+    def about(self, mapped: Mapped) -> dict[str, Any]:
+        """Describe the stitching, too."""
+        stitching = mapped.stitching
+        return {
+            **super().about(mapped),
+            "reduce": stitching.how,
+            "taper": stitching.weights and [of.tolist() for of in stitching.weights],
+            "fill_value": str(stitching.fill_value),
+        }
+
+    def objects(
+        self, name: Hashable, gathered: bool
+    ) -> tuple[tuple[int, ...], tuple[int, ...] | None]:
+        """Choose chunks and shards of a variable."""
+        every = [of.dims for of in self.mapped.values()]
+        check_dims(every, chunks=self.chunks, shards=self.shards)
+        what, budget = repr(self.source.stored(name)), lazy.as_budget(self.max_bytes)
+        given = (budget, self.chunks, self.shards)
+        return stored_lengths(what, self.mapped[name], gathered, *given)
 
     def _way(
         self, name: Hashable, mapped: Mapped, units: Mapping[Hashable, int]
     ) -> tuple[Reader, lazy.Blocks, Kernel, int]:
         """Plan how a variable is made: from the image, or from what is stored."""
-        if name not in self.runs:
+        if self.runs is None:
             budget = lazy.as_budget(self.max_bytes)
             plan = mapped.plan(budget, units)
             mapped.check(plan, budget)
@@ -284,12 +181,13 @@ class Painting(_OfModel):
             self.runs[name], mapped.stitching, self.max_bytes, mapped.dims, units
         )
         assert found.read is not None
-        return found.read, found.plan, found.kernel, mapped.model.made.dtype.itemsize
+        return found.read, found.plan, found.kernel, mapped.made.dtype.itemsize
 
 
 def paint(
     source: Source,
     mapped: Mapping[Hashable, Mapped],
+    coords: xr.Coordinates,
     *,
     store: Any,
     materialize: Any,
@@ -304,8 +202,8 @@ def paint(
 
     Parameters
     ----------
-    source, mapped
-        The image, and what becomes of every variable that is cut.
+    source, mapped, coords
+        The image, what becomes of every variable that is cut, and the labels of the result.
     store, materialize, chunks, shards, encoding, max_bytes
         As in `Patches.map`.
     report
@@ -318,27 +216,45 @@ def paint(
     DataArray, Dataset or dict
         What was written to the store, opened; or, without one, the lazy data of every variable.
     """
-    runs: dict[Hashable, Located] = {}
+    painting = Painting(source, mapped, max_bytes, coords, chunks, shards)
     if materialize is not None:
-        made = write_dataset(Runs(source, mapped), materialize, None, report(), **how)
+        if store is not None:
+            out, kept = open_folder(store), open_folder(materialize)
+            if out.overlaps(kept):
+                raise PatchError(f"store and materialize must be two places, got {out} and {kept}")
+            painting.check(out, encoding, how["resume"], how["overwrite"])
+        _check_gathering(mapped, lazy.as_budget(max_bytes))
+        made = write_dataset(Runs(source, mapped, max_bytes), materialize, None, report(), **how)
+        runs = {}
         for name, of in mapped.items():
             array = made if isinstance(made, xr.DataArray) else made[source.stored(name)]
             runs[name] = _located(array, of)
-    if store is None:
-        return {
-            name: stitched(
-                plan_gathering(runs[name], of.stitching, max_bytes, of.dims), of.stitching.dtype
-            )
-            for name, of in mapped.items()
-        }
-    painting = Painting(source, mapped, runs, max_bytes, chunks, shards)
+        if store is None:
+            return {
+                name: stitched(
+                    plan_gathering(runs[name], of.stitching, max_bytes, of.dims), of.dtype
+                )
+                for name, of in mapped.items()
+            }
+        painting = replace(painting, runs=runs)
     return write_dataset(painting, store, encoding, report(), **how)
+
+
+def _check_gathering(mapped: Mapping[Hashable, Mapped], max_bytes: int) -> None:
+    """Refuse a budget that what is made of the patches over the smallest block exceeds."""
+    for of in mapped.values():
+        needed = of.gathered_bytes([cover.stride for cover in of.covers])
+        if needed > max_bytes:
+            raise PatchError(
+                f"max_bytes must be >= {needed}, for what is made of the patches over a block of "
+                f"a stride, got {max_bytes}; raise it"
+            )
 
 
 def stored_lengths(
     what: str,
     outline: Outline,
-    itemsize: int,
+    gathered: bool,
     max_bytes: int,
     given_chunks: Mapping[Any, int] | None,
     given_shards: Mapping[Any, int] | bool | None,
@@ -351,14 +267,16 @@ def stored_lengths(
         Name of the variable, for errors.
     outline
         What is made.
-    itemsize
-        Bytes of a sample of the image.
+    gathered
+        Whether it is made of what is stored for every patch.
     max_bytes
         Budget of a task, of which a block of one object takes half at most.
     given_chunks, given_shards
         Lengths by dim that the user gives.
     """
-    dims, shape = outline.dims, outline.shape
+    _check_not_empty(what, outline)
+    dims, shape, itemsize = outline.dims, outline.shape, outline.dtype.itemsize
+    cost = outline.gathered_bytes if gathered else outline.nbytes
     spatial = [number for number, dim in enumerate(dims) if dim in outline.grid.dims]
 
     def grown(units: Sequence[int], fixed: Mapping[int, int], most: int) -> list[int]:
@@ -377,8 +295,8 @@ def stored_lengths(
 
     def fits(lengths: Sequence[int], most: int) -> bool:
         """Whether a block of one object takes half of the budget at most."""
-        cost = outline.nbytes([lengths[dims.index(dim)] for dim in outline.grid.dims])
-        return itemsize * prod(lengths) <= most and 2 * cost <= max_bytes
+        block = [lengths[dims.index(dim)] for dim in outline.grid.dims]
+        return itemsize * prod(lengths) <= most and 2 * cost(block) <= max_bytes
 
     fixed = given_lengths("chunks", what, given_chunks, dims, shape)
     ones = [1 if number in spatial else n for number, n in enumerate(shape)]
@@ -408,12 +326,15 @@ def plan_paint(
     """Say how an image will be made as a job, as `Patches.plan_map` documents, by variable."""
     found = {}
     budget = lazy.as_budget(max_bytes)
+    check_dims([of.dims for of in outlines.values()], chunks=chunks, shards=shards)
     for name, outline in outlines.items():
-        what, itemsize = repr(source.stored(name)), outline.made.dtype.itemsize
-        objects = stored_lengths(what, outline, itemsize, budget, chunks, shards)
+        what, itemsize = repr(source.stored(name)), outline.dtype.itemsize
+        objects = stored_lengths(what, outline, False, budget, chunks, shards)
         units = dict(zip(outline.dims, objects[1] or objects[0], strict=True))
         plan = outline.plan(budget, units)
         outline.check(plan, budget)
+        # zarr holds an object encoded, and as it was copied for that.
+        encoded = 2 * itemsize * prod(units.values())
         found[name] = {
             "patches": outline.grid.total,
             "runs": plan.runs,
@@ -423,9 +344,15 @@ def plan_paint(
             "chunks": objects[0],
             "shards": objects[1],
             "tasks": prod(map(len, plan.blocks)),
-            "bytes_per_task": outline.bytes_per_task(plan),
+            "bytes_per_task": outline.bytes_per_task(plan) + encoded,
         }
     return found
+
+
+def _check_not_empty(what: str, outline: Outline) -> None:
+    if not prod(outline.shape) or not prod(outline.variable.shape):
+        sizes = dict(zip(outline.dims, outline.shape, strict=True))
+        raise PatchError(f"{what} must have samples along every dim, got {sizes}")
 
 
 def _located(array: xr.DataArray, mapped: Mapped) -> Located:
@@ -435,20 +362,10 @@ def _located(array: xr.DataArray, mapped: Mapped) -> Located:
     return Located(array, spec, mapped.covers, origins, np.arange(mapped.grid.total))
 
 
-def _about(mapped: Mapped) -> dict[str, Any]:
-    """Describe a map as plain data."""
-    model, stitching = mapped.model, mapped.stitching
-    func = model.func if hasattr(model.func, "__qualname__") else type(model.func)
-    grid, made = mapped.grid, model.made
-    spec = write_spec(mapped.variable.dims, grid, model.fill_value, "center", {})
-    return {
-        "func": f"{func.__module__}:{func.__qualname__}",
-        "factory": model.factory,
-        "labelled": model.labelled,
-        "patches": spec,
-        "returns": {"dims": list(made.dims), "shape": list(made.shape), "dtype": str(made.dtype)},
-        "reduce": stitching.how,
-        "taper": stitching.weights and [of.tolist() for of in stitching.weights],
-        "fill_value": str(stitching.fill_value),
-        "shape": list(mapped.shape),
-    }
+def _name_of(func: Any) -> str:
+    """Name a function, for those who resume a job: partial ones with their arguments."""
+    if isinstance(func, functools.partial):
+        given = [*map(repr, func.args), *(f"{key}={of!r}" for key, of in func.keywords.items())]
+        return f"{_name_of(func.func)}({', '.join(given)})"
+    named = func if hasattr(func, "__qualname__") else type(func)
+    return f"{getattr(named, '__module__', None) or 'builtins'}:{named.__qualname__}"

@@ -18,7 +18,7 @@ from xpatches.errors import PatchError
 from xpatches.geometry import AxisGrid, Span
 
 _FEW = 1.1
-"""Runs per patch up to which blocks need not be larger than an eighth of the budget."""
+"""Runs per patch from which on blocks need not be larger: several can be made at once."""
 
 
 class Run(NamedTuple):
@@ -190,26 +190,42 @@ class MapCosts:
     region: int
     """Bytes read per sample of the image along the spatial dims."""
     made: int
-    """Bytes made per sample of the result along the spatial dims."""
-    batch_size: int
+    """Bytes that the model makes per sample of the result along the spatial dims."""
+    result: int
+    """Bytes of the result per sample along them."""
 
     def nbytes(self, lengths: Sequence[int]) -> int:
-        """Count what is read, the rows of patches that are held, and the block, at most."""
-        counts = list(map(patches_over, self.covers, lengths))
+        """Count what is read, the rows of patches that must be held, and the block, at most.
+
+        Batches are not counted: what is stored is to be the same for all.
+        """
+        return self._nbytes(lengths, self.covers[0].stride)
+
+    def nbytes_with(self, lengths: Sequence[int], batch_size: int, given: int) -> int:
+        """Count the same with all rows that are held for full batches, and one of those.
+
+        `given` are the bytes of a patch that the model is given.
+        """
+        counts = list(map(AxisCover.most_over, self.covers, lengths))
+        band = band_of(self.covers[0], counts[1:], batch_size)
+        patch = self.made * prod(cover.size for cover in self.covers)
+        return self._nbytes(lengths, band) + batch_size * (given + patch)
+
+    def _nbytes(self, lengths: Sequence[int], band: int) -> int:
+        counts = list(map(AxisCover.most_over, self.covers, lengths))
         region = self.region * prod(
             min(grid.length, max(0, count - 1) * grid.stride + grid.effective_size)
             for grid, count in zip(self.grids, counts, strict=True)
         )
-        band = band_of(self.covers[0], counts[1:], self.batch_size)
-        rows = min(counts[0], patches_over(self.covers[0], band))
+        rows = min(counts[0], self.covers[0].most_over(band))
         patch = self.made * prod(cover.size for cover in self.covers)
-        return region + patch * rows * prod(counts[1:]) + self.made * prod(lengths)
+        return region + patch * rows * prod(counts[1:]) + self.result * prod(lengths)
 
 
 def band_of(cover: AxisCover, counts: Sequence[int], batch_size: int) -> int:
     """Choose the samples along the first dim that are stitched at once.
 
-    The rows of patches that begin in them fill a batch, or a few of them with little left over.
+    The rows of patches that begin in them fill one batch, or up to four where less is left over.
 
     Parameters
     ----------
@@ -224,20 +240,16 @@ def band_of(cover: AxisCover, counts: Sequence[int], batch_size: int) -> int:
     --------
     >>> cover = AxisCover("y", 999, size=8, stride=4, rate=1, origin=0, count=99)
     >>> band_of(cover, [20], 32), band_of(cover, [40], 32), band_of(cover, [3], 32)
-    (12, 16, 56)
+    (12, 12, 56)
     """
     row = max(1, prod(counts))
     least = -(-batch_size // row)
+    most = max(least, 4 * batch_size // row)
 
     def batches_per_patch(rows: int) -> float:
         return -(-rows * row // batch_size) / (rows * row)
 
-    return cover.stride * min(range(least, least + 4), key=batches_per_patch)
-
-
-def patches_over(cover: AxisCover, length: int) -> int:
-    """Count the patches that reach into so many samples, at most."""
-    return min(cover.count, (length + cover.effective_size - 2) // cover.stride + 1)
+    return cover.stride * min(range(least, most + 1)[:4], key=batches_per_patch)
 
 
 def block_lengths(costs: MapCosts, units: Sequence[int], max_bytes: int) -> tuple[int, ...]:
@@ -251,13 +263,13 @@ def block_lengths(costs: MapCosts, units: Sequence[int], max_bytes: int) -> tupl
     def again(axis: int) -> float:
         """Estimate how often a patch is run because blocks are no longer."""
         cover, length = covers[axis], lengths[axis]
-        return max(1.0, patches_over(cover, length) * cover.stride / min(length, cover.length))
+        return max(1.0, cover.most_over(length) * cover.stride / min(length, cover.length))
 
     growing = True
     while growing:
         growing = False
         factors = list(map(again, range(len(lengths))))
-        if prod(factors) <= _FEW and 8 * costs.nbytes(lengths) >= max_bytes:
+        if prod(factors) <= _FEW:
             break
         for axis in sorted(range(len(lengths)), key=lambda axis: -factors[axis]):
             unit, length = units[axis], lengths[axis]

@@ -14,6 +14,9 @@ SPEC_ATTR = "xpatches"
 """Attr of an extracted array that holds its spec."""
 
 
+_VERSION = 1
+
+
 @dataclass(frozen=True)
 class Spec:
     """What is known of an extracted array."""
@@ -40,7 +43,7 @@ def write_spec(
     """Describe an extraction as JSON: all that it takes to find every sample's source again."""
     return json.dumps(
         {
-            "version": 1,
+            "version": _VERSION,
             "dims": list(dims),
             "axes": [asdict(axis) for axis in grid.axes],
             "fill_value": _as_json(fill_value),
@@ -72,18 +75,23 @@ def read_spec(attrs: Mapping[Any, Any]) -> Spec:
             f"the array has no attr {SPEC_ATTR!r}: it does not come from extract(), "
             "or its attrs were lost on the way (see xarray.set_options(keep_attrs=True))"
         )
-    spec = json.loads(attrs[SPEC_ATTR])
-    if spec["version"] != 1:
+    try:
+        spec = json.loads(attrs[SPEC_ATTR])
+        if spec["version"] == _VERSION:
+            return Spec(
+                tuple(spec["dims"]),
+                PatchGrid(tuple(AxisGrid(**axis) for axis in spec["axes"])),
+                spec["label"],
+                dict(spec["flattened"]),
+                spec["layout"],
+            )
+    except (KeyError, TypeError, ValueError) as error:
         raise PatchError(
-            f"the attr {SPEC_ATTR!r} is of version {spec['version']}, this xpatches reads 1; "
-            "upgrade xpatches"
-        )
-    return Spec(
-        tuple(spec["dims"]),
-        PatchGrid(tuple(AxisGrid(**axis) for axis in spec["axes"])),
-        spec["label"],
-        dict(spec["flattened"]),
-        spec["layout"],
+            f"the attr {SPEC_ATTR!r} is damaged, {error!r}; keep it as extract() gave it"
+        ) from error
+    raise PatchError(
+        f"the attr {SPEC_ATTR!r} is of version {spec['version']}, this xpatches reads {_VERSION}; "
+        "upgrade xpatches"
     )
 
 

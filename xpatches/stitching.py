@@ -224,9 +224,7 @@ def stitching_of(
     if weights is not None:
         held = {dim: np.flatnonzero(of).tolist() for dim, of in weights.items()}
     flat = weights is None or all((of == of[0]).all() for of in weights.values())
-    result = given
-    if how == "sum" and given.kind in "biu":
-        result = np.dtype("u8" if given.kind == "u" else "i8")
+    result = dtype_of(given, how)
     if dtype is not None:
         try:
             result = np.dtype(dtype)
@@ -268,6 +266,13 @@ def stitching_of(
         None if flat or weights is None else tuple(weights.values()),
         fill,
     )
+
+
+def dtype_of(given: np.dtype[Any], how: str) -> np.dtype[Any]:
+    """Choose the dtype of what is stitched: sums of integers are 64 bits wide."""
+    if how == "sum" and given.kind in "biu":
+        return np.dtype("u8" if given.kind == "u" else "i8")
+    return given
 
 
 def _bare(covers: Sequence[AxisCover], held: Mapping[Hashable, Sequence[int]], lacking: int) -> str:

@@ -64,6 +64,8 @@ def encoding_of(what: str, dtype: np.dtype[Any], given: object) -> dict[str, Any
             raise PatchError(
                 f"encoding of {what} must not hold {key!r}; give {key}={{dim: length}}"
             )
+    if dtype.kind == "V":
+        raise PatchError(f"{what} of dtype {dtype} cannot be stored; take its fields one by one")
     if dtype.kind not in "mM":
         return dict(given)
     for key in ("units", "dtype", "calendar", *_PACKING):

@@ -82,6 +82,13 @@ class Folder:
             return os.path.realpath(os.path.join(self.store.path, self.path))  # type: ignore[attr-defined]
         return None
 
+    def overlaps(self, other: "Folder") -> bool:
+        """Whether one lies in the other, as far as that can be seen."""
+        here, there = self.on_disk, other.on_disk
+        if here is not None and there is not None:
+            return os.path.commonpath([here, there]) in (here, there)
+        return str(self) == str(other)
+
     def key(self, name: str) -> str:
         """Key in the store of an object in the folder."""
         return f"{self.path}/{name}" if self.path else name

@@ -15,8 +15,10 @@ from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from functools import partial
 from itertools import islice
+from pickle import PicklingError
 from typing import Any
 
+from xpatches.errors import PatchError
 from xpatches.kernel import available_cores
 
 TICK = 0.2
@@ -78,7 +80,13 @@ def _cluster(client: Any, job: Any) -> Iterator[Workers]:
             delattr(worker, name)
 
     name = f"xpatches_{uuid.uuid4().hex}"
-    client.register_plugin(Carry(), name=name)
+    try:
+        client.register_plugin(Carry(), name=name)
+    except (TypeError, AttributeError, PicklingError) as error:
+        raise PatchError(
+            f"the job cannot be sent to the workers of the dask client: {error}; use an image and "
+            "a func that can be pickled, or a factory"
+        ) from error
     counted, threads, stopped = 0.0, 0, False
 
     def count() -> int:
