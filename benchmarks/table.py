@@ -258,7 +258,7 @@ def _filters(samples: Any, size: int, how: str) -> dict[str, Callable[[], Any]]:
 
 def stitch(quick: bool) -> None:
     """Stitch patches of 256 x 256 at stride 128 from a zarr dataset, in every way there is."""
-    lengths = (512, 1024) if quick else (2048, 4096, 8192, 16384)
+    lengths = (512, 1024) if quick else (1024, 2048, 4096, 16384)
     size, stride = (64, 32) if quick else (256, 128)
     found: dict[str, dict[int, dict[str, float]]] = {}
     columns = [(what, digits, n) for what, digits in (("seconds", 2), ("MiB", 0)) for n in lengths]

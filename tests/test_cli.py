@@ -289,3 +289,12 @@ def test_errors_of_map(source: str, models: None, func: str, code: int, message:
     assert result.exit_code == code
     assert message in result.stderr
     assert "Traceback" not in result.stderr
+
+
+def test_workers_import_the_model_from_where_the_command_runs(source: str, models: None) -> None:
+    command = Path(sys.executable).parent / "xpatches"
+    given = ["map", source, "out.zarr", "--func", "mymodels:brighter", *MAP, "--workers", "1"]
+    done = subprocess.run([command, *given], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    image = xr.open_zarr(source, consolidated=False).image
+    xr.testing.assert_allclose(xpatches.open_patches("out.zarr"), image * 2.0)

@@ -578,6 +578,22 @@ def test_the_sum_is_torchs_fold(size: int, stride: int, rate: int, pad: int) -> 
     np.testing.assert_array_equal(back, expected)
 
 
+@given(
+    st.tuples(st.integers(1, 12), st.integers(1, 5), st.integers(1, 6), st.integers(1, 3)),
+    st.integers(-6, 4),
+    st.integers(0, 5),
+    st.sets(st.integers(0, 4)),
+)
+def test_samples_in_no_patch_are_counted(
+    numbers: tuple[int, int, int, int], origin: int, count: int, held: set[int]
+) -> None:
+    length, size, stride, rate = numbers
+    cover = AxisCover("x", length, size, stride, rate, origin, count)
+    for some in (range(size), held & {*range(size)}):
+        covered = {origin + i * stride + j * rate for i in range(count) for j in some}
+        assert cover.bare(some) == len({*range(length)} - covered)
+
+
 @pytest.mark.parametrize("layout", ["grid", "samples"])
 @pytest.mark.parametrize("taper", ["flat", "hann", "crop"])
 def test_a_task_holds_its_budget_and_a_few_rows(layout: str, taper: str, tmp_path: Path) -> None:

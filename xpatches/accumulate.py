@@ -11,7 +11,7 @@ The work is done for a few rows of tiles at a time, which stay in cache until th
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import reduce
+from functools import cached_property, reduce
 from itertools import product
 from typing import Any, TypeAlias
 
@@ -206,8 +206,22 @@ class _Rows:
             for number, of in enumerate(along)
         ]
 
-    def totals(self) -> Array:
-        """Sum the weights, or count the patches, over every sample."""
+    @property
+    def sums_are_exact(self) -> bool:
+        """Whether the same value of all patches over a sample adds up to a multiple of it.
+
+        One, two or four times a value needs no more bits: ``x + x`` is exact, and what ``2x + x``
+        loses, less than half of what ``4x`` can tell apart, rounding makes good again.
+        """
+        most = [of.cover.axis.most_over(1) for of in self._tiles]
+        return self.stitching.weights is None and max(most) <= 2 and math.prod(most) <= 4
+
+    @cached_property
+    def _totals(self) -> list[Array]:
+        """Arrays whose product is the sum of the weights, or the number of patches.
+
+        One vector a dim, or where patches are missing, one array.
+        """
         weights = self.stitching.weights
         dtype = np.int64 if weights is None else float
         if self._present is not None:
@@ -215,7 +229,7 @@ class _Rows:
             total = np.zeros(self.shape[before:], dtype)
             for _, place, samples, there in self.steps():
                 total[place[before:]] += there if weights is None else there * self.weight(samples)
-            return total
+            return [total]
         vectors = []
         for number, (of, steps) in enumerate(zip(self._tiles, self._steps, strict=True)):
             vector = np.zeros((of.count, of.stride), dtype)
@@ -224,7 +238,16 @@ class _Rows:
             shape = [1] * (2 * len(self._tiles))
             shape[2 * number : 2 * number + 2] = vector.shape
             vectors.append(vector.reshape(shape))
-        return reduce(np.multiply, vectors)
+        return vectors
+
+    def totals(self, dtype: Any) -> Array:
+        """Sum the weights, or count the patches, over every sample."""
+        return reduce(np.multiply, [of.astype(dtype) for of in self._totals])
+
+    def missing(self) -> Array | None:
+        """Tell which samples no patch holds; None if there are none."""
+        bare = [of == 0 for of in self._totals]
+        return reduce(np.logical_or, bare) if any(of.any() for of in bare) else None
 
     def away(self, samples: tuple[slice, ...]) -> Array:
         """Give the squared distance of some samples of a patch from its center."""
@@ -263,34 +286,44 @@ def _sum(rows: _Rows, base: Array | None = None) -> Array:
 
 
 def _sums(rows: _Rows) -> Array:
-    return _finished(rows, _sum(rows), rows.totals() == 0)
+    return _finished(rows, _sum(rows))
 
 
 def _mean(rows: _Rows) -> Array:
-    dtype, totals = rows.stitching.dtype, rows.totals()
+    dtype = rows.stitching.dtype
     if dtype.kind in "iu" and rows.stitching.weights is None:
-        mean = _mean_of_integers(rows, np.maximum(totals, 1))
+        mean = _mean_of_integers(rows, np.maximum(rows.totals(np.int64), 1))
     elif rows.dtype.kind in "fc":
-        mean = _mean_of_floats(rows, totals)
+        mean = _mean_of_floats(rows, rows.totals(rows.stitching.within.type(0).real.dtype))
     else:
         with np.errstate(all="ignore"):
-            mean = _sum(rows) / totals
+            mean = _sum(rows) / rows.totals(float)
         if dtype.kind in "iu":
             mean = _as_integers(mean, dtype)
-    return _finished(rows, mean, totals == 0)
+    return _finished(rows, mean)
 
 
 def _mean_of_floats(rows: _Rows, totals: Array) -> Array:
-    """Give the first patch's value, and the mean of how far all are from it.
-
-    Where patches agree, it is exactly what they hold, whatever the weights.
-    """
-    base = _first_of(rows, 0, rows.stitching.within)
+    """Give the mean, which is exactly what patches hold where they agree, whatever the weights."""
     with np.errstate(all="ignore"):
-        mean = base + _sum(rows, base) / totals
-        if not np.isfinite(mean).all():  # Inf, or what has no weight, is no base
-            mean = np.where(np.isfinite(mean), mean, _sum(rows) / totals)
-    return np.asarray(mean)
+        if not rows.sums_are_exact:
+            return _mean_around_first(rows, totals)
+        mean = _sum(rows)
+        mean /= totals
+        if np.isfinite(mean.sum()):
+            return mean
+        return np.where(np.isfinite(mean), mean, _mean_around_first(rows, totals))
+
+
+def _mean_around_first(rows: _Rows, totals: Array) -> Array:
+    """Give the first patch's value, and the mean of how far all are from it."""
+    base = _first_of(rows, 0, rows.stitching.within)
+    mean = _sum(rows, base)
+    mean /= totals
+    mean += base
+    if not np.isfinite(mean.sum()):  # Inf, or what has no weight, is no base
+        mean = np.where(np.isfinite(mean), mean, _sum(rows) / totals)
+    return mean
 
 
 def _mean_of_integers(rows: _Rows, count: Array) -> Array:
@@ -331,7 +364,7 @@ def _extreme(rows: _Rows) -> Array:
             better(extreme[place], source, out=extreme[place])
         else:
             better(extreme[place], source, out=extreme[place], where=there)
-    return _finished(rows, extreme, rows.totals() == 0)
+    return _finished(rows, extreme)
 
 
 def _first(rows: _Rows) -> Array:
@@ -393,10 +426,10 @@ def _vote(rows: _Rows) -> Array:
     return best
 
 
-def _finished(rows: _Rows, made: Array, missing: Array) -> Array:
+def _finished(rows: _Rows, made: Array) -> Array:
     """Convert to the result's dtype, and put the fill value where no patch is."""
-    made = made.astype(rows.stitching.dtype, copy=False)
-    if missing.any():
+    made, missing = made.astype(rows.stitching.dtype, copy=False), rows.missing()
+    if missing is not None:
         np.copyto(made, rows.stitching.fill_value, where=missing)
     return made
 

@@ -78,8 +78,12 @@ class AxisCover:
         >>> cover.bare(), cover.bare(held=[0])
         (4, 7)
         """
+        held = range(self.size) if held is None else [*held]
+        if self.count and self.rate == 1 and self.stride <= len(held) == self.size:  # no gaps
+            stop = self.origin + (self.count - 1) * self.stride + self.size
+            return self.length - max(0, min(stop, self.length) - max(0, self.origin))
         runs: dict[int, list[int]] = defaultdict(list)
-        for sample in range(self.size) if held is None else held:
+        for sample in held:
             tile, phase = divmod(self.origin + sample * self.rate, self.stride)
             runs[phase].append(tile)
         covered = 0

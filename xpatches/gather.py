@@ -22,7 +22,7 @@ from xpatches.kernel import Kernel, available_threads
 from xpatches.layout import SAMPLE_DIM
 from xpatches.located import Located
 
-_LARGE = 1 << 26
+_LARGE = 1 << 25
 """Bytes of patches in memory from which on several threads are faster than one."""
 
 

@@ -394,8 +394,9 @@ def _interpolated(values: Array, at: Array) -> Array:
     if kind not in "mM":
         values = values.astype(float) if kind in "iu" else values
         return np.asarray(values[before] + (values[before + 1] - values[before]) * share)
-    fine = values.astype(f"{kind}8[ns]")  # if they are too far from now for that, as they are
-    values = fine if (fine.astype(values.dtype) == values).all() else values
+    fine = values.astype(f"{kind}8[ns]")
+    same = (fine.astype(values.dtype) == values) | np.isnat(values)
+    values = fine if same.all() else values  # where they are too far from now for that
     numbers = values.astype("i8")
     step = np.rint((numbers[before + 1] - numbers[before]) * share).astype("i8")
     made = (numbers[before] + step).astype(values.dtype)
