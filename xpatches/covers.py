@@ -245,7 +245,7 @@ def plan_stitch(
         return -(-by_axis[axis].length // unit[axis]) if axis in unit else sum(chunks[axis])
 
     def nbytes(most: Sequence[int]) -> int:
-        """Count the bytes of a task; those of what is exchanged twice, for it is put together."""
+        """Count the bytes of a task; patches twice: in parts or encoded, and put together."""
         patches, samples = itemsize, out_itemsize
         for axis, count in enumerate(most):
             if axis in by_axis:
@@ -254,7 +254,7 @@ def plan_stitch(
             else:
                 patches *= count
                 samples *= 1 if axis in patch else count
-        return (1 + exchanged) * patches + samples
+        return 2 * patches + samples
 
     def fits(most: Sequence[int]) -> bool:
         return nbytes(most) <= max_bytes
