@@ -15,7 +15,7 @@ from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import dask
 import numpy as np
@@ -27,6 +27,10 @@ from benchmarks.endtoend import THREADS, in_processes, opened, peak, write_image
 
 LARGE = ("bound", "xpatches", "xpatches, hann")
 """Ways that an image of any size is stitched in."""
+
+
+Placed: TypeAlias = Iterator[tuple[tuple[int, int], Any]]
+"""Patches, each with its place."""
 
 
 def cut(path: Path, length: int, size: int, stride: int) -> None:
@@ -86,7 +90,7 @@ def ours_in_memory(path: Path, size: int, stride: int) -> Any:
     return patches.load().patches.stitch().values
 
 
-def one_by_one(path: Path, stride: int) -> Iterator[tuple[tuple[int, int], Any]]:
+def one_by_one(path: Path, stride: int) -> Placed:
     """Read patches row by row, and give each with its place."""
     stored: Any = zarr.open_group(path / "patches.zarr", mode="r")["image"]
     rows = (stored.shards or stored.chunks)[0]
@@ -114,24 +118,32 @@ def xrpatcher(path: Path, size: int, stride: int) -> Any:
 
 def tiler(path: Path, size: int, stride: int) -> Any:
     """Tiler's ``Merger``."""
+    return with_tiler(one_by_one(path, stride), length_of(path), size, stride)
+
+
+def with_tiler(patches: Placed, length: int, size: int, stride: int) -> Any:
+    """Merge patches with tiler."""
     from tiler import Merger, Tiler
 
-    length = length_of(path)
     tiles = Tiler((length, length), (size, size), overlap=(size - stride, size - stride))
     merger = Merger(tiles, window="boxcar", save_visits=False)
-    for number, (_, patch) in enumerate(one_by_one(path, stride)):
+    for number, (_, patch) in enumerate(patches):
         merger.add(number, patch)
     return merger.merge()
 
 
 def monai(path: Path, size: int, stride: int) -> Any:
     """MONAI's ``AvgMerger``."""
+    return with_monai(one_by_one(path, stride), length_of(path))
+
+
+def with_monai(patches: Placed, length: int) -> Any:
+    """Merge patches with MONAI."""
     import torch
     from monai.inferers.merger import AvgMerger
 
-    length = length_of(path)
     merger = AvgMerger((1, 1, length, length))
-    for place, patch in one_by_one(path, stride):
+    for place, patch in patches:
         merger.aggregate(torch.from_numpy(np.ascontiguousarray(patch))[None, None], place)
     return merger.finalize()[0, 0].numpy()
 
@@ -152,15 +164,39 @@ def monai_zarr(path: Path, size: int, stride: int) -> Any:
 
 def fold(path: Path, size: int, stride: int) -> Any:
     """Torch's ``fold`` of all patches, divided by that of ones."""
+    stored: Any = zarr.open_group(path / "patches.zarr", mode="r")["image"]
+    return with_torch(stored[:], length_of(path), size, stride)
+
+
+def with_torch(patches: Any, length: int, size: int, stride: int) -> Any:
+    """Merge patches with torch."""
     import torch
 
-    stored: Any = zarr.open_group(path / "patches.zarr", mode="r")["image"]
-    count = stored.shape[0] * stored.shape[1]
-    columns = torch.from_numpy(stored[:].reshape(count, -1).T.copy())[None]
-    length = length_of(path)
+    columns = torch.from_numpy(patches.reshape(-1, size * size).T.copy())[None]
     how = {"output_size": (length, length), "kernel_size": size, "stride": stride}
     total = torch.nn.functional.fold(columns, **how)
     return (total / torch.nn.functional.fold(torch.ones_like(columns), **how))[0, 0].numpy()
+
+
+def in_memory(length: int, size: int, stride: int) -> dict[str, Callable[[], Any]]:
+    """Give the ways to merge patches that stand in memory, where they can be imported."""
+    samples = np.random.default_rng(0).random((length, length), "f4")
+    image = xr.DataArray(samples, dims=("y", "x"))
+    patches = image.patches(y=size, x=size, stride=stride).extract()
+    values = patches.values
+
+    def placed() -> Placed:
+        for row, column in np.ndindex(*values.shape[:2]):
+            yield (row * stride, column * stride), values[row, column]
+
+    ways: dict[str, tuple[Callable[[], Any], str | None]] = {
+        "xpatches": (lambda: patches.patches.stitch(), None),
+        "xpatches, hann": (lambda: patches.patches.stitch(taper="hann"), None),
+        "MONAI AvgMerger": (lambda: with_monai(placed(), length), "monai"),
+        "tiler Merger": (lambda: with_tiler(placed(), length, size, stride), "tiler"),
+        "torch fold": (lambda: with_torch(values, length, size, stride), "torch"),
+    }
+    return {name: way for name, (way, needs) in ways.items() if not needs or find_spec(needs)}
 
 
 WAYS: dict[str, tuple[Callable[..., Any], str | None]] = {

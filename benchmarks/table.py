@@ -51,7 +51,8 @@ def main() -> None:
     """Print the tables that are asked for."""
     tables = {"kernel": kernel, "others": others, "images": images, "engines": engines,
               "each": each, "writing": written, "chunks": chunks, "schedule": schedule,
-              "reduce": reduce, "stitch": stitch, "graphs": graphs, "growth": growth}  # fmt: skip
+              "reduce": reduce, "stitch": stitch, "merge": merge, "graphs": graphs,
+              "growth": growth}  # fmt: skip
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("tables", nargs="*", help=f"of {', '.join(tables)}; all by default")
     parser.add_argument("--quick", action="store_true", help="small images, to see that it works")
@@ -274,6 +275,18 @@ def stitch(quick: bool) -> None:
         for way, of in found.items()
     ]
     print_table(["way", *(f"{n}, {what}" for what, _, n in columns)], rows)
+
+
+def merge(quick: bool) -> None:
+    """Merge patches of 256 x 256 at stride 128 that stand in memory."""
+    lengths = (512,) if quick else (1024, 2048, 4096)
+    size, stride = (64, 32) if quick else (256, 128)
+    found: dict[str, list[str]] = {}
+    for length in lengths:
+        ways = stitching.in_memory(length, size, stride)
+        for way, seconds in by_turns(ways, 1 if quick else 9).items():
+            found.setdefault(way, []).append(f"{1000 * seconds:.1f}")
+    print_table(["way", *(f"{n} x {n}, ms" for n in lengths)], ([w, *t] for w, t in found.items()))
 
 
 def graphs(quick: bool) -> None:

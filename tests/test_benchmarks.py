@@ -58,7 +58,7 @@ def test_every_way_makes_as_many_bytes(case: Any, dtype: str) -> None:
 
 TABLES = [
     *("kernel", "images", "engines", "each", "writing", "chunks", "schedule", "reduce", "graphs"),
-    *("stitch", "growth"),
+    *("stitch", "merge", "growth"),
 ]
 
 
