@@ -46,7 +46,7 @@ def run(way: str, image: Path, out: Path, layout: str, size: int, stride: int) -
             for core, worker in enumerate(client.scheduler_info()["workers"]):
                 client.run(_keep_to, core, workers=[worker])
         seconds = 0.0
-        for _ in range(2):  # the first time loads modules, and takes fresh memory from the system
+        for _ in range(3):  # the first times load modules, and take fresh memory from the system
             shutil.rmtree(out, ignore_errors=True)
             start = time.perf_counter()
             p.to_zarr(out, layout=layout, progress=False)

@@ -17,6 +17,7 @@ import xarray as xr
 import xpatches
 from test_jobs import files
 from xpatches.errors import JobError
+from xpatches.kernel import available_cores
 from xpatches.store import JOB
 
 JOB_CODE = """
@@ -217,3 +218,59 @@ def test_the_command_is_stopped_by_sigterm(image: Path, tmp_path: Path) -> None:
     assert told.startswith("xpatches: stopped; ")
     assert len(told.splitlines()) == 1
     assert "resume" in told
+
+
+MAP_CODE = """
+    import time
+    import xarray as xr, xpatches
+    from xpatches import blocks, layout, painted
+    layout.BLOCKS = painted.BLOCKS = 10**9
+    plain = blocks.Job.write
+    def write(self, number):
+        made = plain(self, number)
+        with open({log!r}, "a") as log:
+            log.write(f"{{self.folder}}:{{number}}\\n")
+        time.sleep({pause})
+        return made
+    blocks.Job.write = write
+    def model(batch):
+        return batch - batch.mean(axis=(1, 2), keepdims=True)
+    if __name__ == "__main__":
+        image = xr.open_zarr({image!r}, chunks=None, consolidated=False).image.astype(float)
+        p = image.patches(y=16, x=16, stride=8, padding="same")
+        p.map(model, store={out!r}, materialize={runs!r}, chunks={{"y": 40, "x": 40}},
+              shards=False, max_bytes="1 MB", resume=True, progress=False)
+"""
+
+
+def test_a_map_killed_at_any_moment_is_finished(image: Path, tmp_path: Path) -> None:
+    def go(name: str, pause: float) -> "subprocess.Popen[bytes]":
+        places = {key: str(tmp_path / name / key) for key in ("out", "runs", "log")}
+        made = textwrap.dedent(MAP_CODE.format(image=str(image), pause=pause, **places))
+        return subprocess.Popen([sys.executable, "-c", made])
+
+    (tmp_path / "peace").mkdir()
+    (tmp_path / "killed").mkdir()
+    assert go("peace", 0).wait() == 0
+    expected = {place: files(tmp_path / "peace" / place) for place in ("out", "runs")}
+    log, chance, kills = tmp_path / "killed" / "log", random.Random(0), 0
+    while True:
+        job = go("killed", 0.02)
+        begun = len(log.read_text().split()) if log.exists() else 0
+        more = chance.randrange(1, 25)
+        while job.poll() is None:
+            if kills < 6 and log.exists() and len(log.read_text().split()) >= begun + more:
+                job.kill()
+                kills += 1
+                break
+            time.sleep(0.001)
+        if job.wait() == 0:
+            break
+    assert kills == 6
+    lines = log.read_text().split()
+    blocks = len((tmp_path / "peace" / "log").read_text().split())
+    assert len(set(lines)) == blocks
+    # Only what was underway in one of the threads was begun again.
+    assert len(lines) <= blocks + available_cores() * kills
+    for place, found in expected.items():
+        assert files(tmp_path / "killed" / place) == found

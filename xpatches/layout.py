@@ -274,14 +274,7 @@ def lay_out(
     stored = grown(ones, free[:1], within(shard), least)
     stored = objects = grown(ones, free[1:2], within(min(CHUNK, shard)), stored)
     if shards is not False:
-        fixed = given_lengths("shards", what, shards, dims, shape)
-        for dim, length in fixed.items():
-            if length % stored[dim] and length < shape[dim]:
-                raise PatchError(
-                    f"shards on {dims[dim]!r} must be a multiple of the chunks, got {length} and "
-                    f"chunks of {stored[dim]}; choose another length, or give both"
-                )
-        fixed = {dim: -(-length // stored[dim]) * stored[dim] for dim, length in fixed.items()}
+        fixed = given_shards(what, shards, dims, shape, stored)
         free = [[dim for dim in group if dim not in fixed] for group in (counted, leading)]
         least = [fixed.get(dim, length) for dim, length in enumerate(stored)]
         objects = grown(stored, free, within(shard), least)
@@ -359,6 +352,26 @@ def given_lengths(
                 raise PatchError(f"{argument} on {dim!r} must be >= 1, or -1 for all, got 0")
             lengths[number] = min(length, shape[number]) if length > 0 else shape[number]
     return lengths
+
+
+def given_shards(
+    what: str,
+    given: Mapping[Any, int] | bool | None,
+    dims: tuple[Hashable, ...],
+    shape: tuple[int, ...],
+    chunks: Sequence[int],
+) -> dict[int, int]:
+    """Normalise lengths of shards by dim that the user gives; by number of the dim."""
+    fixed = given_lengths("shards", what, given, dims, shape)
+    for number, length in fixed.items():
+        chunk = chunks[number]
+        if length % chunk and length < shape[number]:
+            raise PatchError(
+                f"shards on {dims[number]!r} must be a multiple of the chunks, got {length} and "
+                f"chunks of {chunk}; choose another length, or give both"
+            )
+        fixed[number] = -(-length // chunk) * chunk
+    return fixed
 
 
 def _replaced(items: Sequence[T], at: Sequence[int], by: Sequence[T]) -> list[T]:

@@ -16,7 +16,7 @@ from xpatches.errors import PatchError
 from xpatches.gather import plan_gathering, stitched
 from xpatches.jobs import Report
 from xpatches.kernel import Kernel
-from xpatches.layout import BLOCKS, CHUNK, SAMPLE_DIM, SHARD, given_lengths
+from xpatches.layout import BLOCKS, CHUNK, SAMPLE_DIM, SHARD, given_lengths, given_shards
 from xpatches.located import Located
 from xpatches.mapping import Mapped, Outline
 from xpatches.parts import ImagePart, MadePart
@@ -256,8 +256,8 @@ def stored_lengths(
     outline: Outline,
     gathered: bool,
     max_bytes: int,
-    given_chunks: Mapping[Any, int] | None,
-    given_shards: Mapping[Any, int] | bool | None,
+    chunks_given: Mapping[Any, int] | None,
+    shards_given: Mapping[Any, int] | bool | None,
 ) -> tuple[tuple[int, ...], tuple[int, ...] | None]:
     """Choose chunks and shards of an image: squares along spatial dims, all of the others.
 
@@ -271,7 +271,7 @@ def stored_lengths(
         Whether it is made of what is stored for every patch.
     max_bytes
         Budget of a task, of which a block of one object takes half at most.
-    given_chunks, given_shards
+    chunks_given, shards_given
         Lengths by dim that the user gives.
     """
     _check_not_empty(what, outline)
@@ -298,21 +298,13 @@ def stored_lengths(
         block = [lengths[dims.index(dim)] for dim in outline.grid.dims]
         return itemsize * prod(lengths) <= most and 2 * cost(block) <= max_bytes
 
-    fixed = given_lengths("chunks", what, given_chunks, dims, shape)
+    fixed = given_lengths("chunks", what, chunks_given, dims, shape)
     ones = [1 if number in spatial else n for number, n in enumerate(shape)]
     chunks = grown(ones, fixed, CHUNK)
     chunks = [min(length, max(1, n)) for length, n in zip(chunks, shape, strict=True)]
-    if given_shards is False:
+    if shards_given is False:
         return tuple(chunks), None
-    fixed = given_lengths("shards", what, given_shards, dims, shape)
-    for number, length in fixed.items():
-        if length % chunks[number] and length < shape[number]:
-            raise PatchError(
-                f"shards on {dims[number]!r} must be a multiple of the chunks, got {length} "
-                f"and chunks of {chunks[number]}; choose another length, or give both"
-            )
-        fixed[number] = -(-length // chunks[number]) * chunks[number]
-    shards = grown(chunks, fixed, SHARD)
+    shards = grown(chunks, given_shards(what, shards_given, dims, shape, chunks), SHARD)
     return tuple(chunks), None if shards == chunks else tuple(shards)
 
 
