@@ -131,7 +131,8 @@ def test_blocks_cost_what_is_projected_at_most(
     costs = MapCosts([grid], [cover], region=2, made=3, result=5)
     (length,) = block_lengths(costs, [unit], most)
     assert length % unit == 0
-    assert length == unit or costs.nbytes([length]) <= most
+    assert length >= min(cover.stride, cover.length)
+    assert length < cover.stride + unit or costs.nbytes([length]) <= most
     for start in range(0, cover.length, length):
         stop = min(start + length, cover.length)
         over = cover.over(start, stop)
@@ -697,6 +698,17 @@ def test_a_job_may_be_resumed_with_smaller_batches_and_runs_reduced_otherwise(
     made = p.map(again, materialize=tmp_path / "b", taper="flat", resume=True, **how)
     assert again.runs == 0
     assert (made == 1).all()
+
+
+def test_a_budget_that_is_too_small_is_refused_not_met_by_slivers(tmp_path: Path) -> None:
+    p = xr.DataArray(np.zeros((600, 600)), dims=("y", "x")).patches(y=64, x=64, stride=32)
+    with pytest.raises(PatchError, match=r"max_bytes must be >= .*, for a block of"):
+        p.map(identity, store=tmp_path / "a", max_bytes=300_000, progress=False)
+    with pytest.raises(PatchError, match=r"max_bytes must be >= .*, for a block of"):
+        p.plan_map(max_bytes=300_000)
+    plan = p.plan_map(max_bytes=2_000_000)
+    assert min(plan["chunks"]) >= 32
+    assert plan["runs_per_patch"] < 9
 
 
 class Reads:

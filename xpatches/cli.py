@@ -38,6 +38,7 @@ _TYPED = {
     "padding='same'": "--padding same",
     "layout='grid'": "--layout grid",
     "fill_value": "--fill-value",
+    "max_bytes": "--max-bytes",
 }
 """What arguments of the library, which its errors name, are on the command line."""
 
@@ -277,6 +278,7 @@ def extract(
     help="Samples returned per sample, 2 or 1/4, for all dims or y=2,x=2.",
 )
 @click.option("--fill-value", type=float, help="Value of samples that no patch holds.")
+@click.option("--max-bytes", help="Budget of a block, 32MiB: less makes more and smaller blocks.")
 @click.option(
     "--materialize", metavar="STORE", help="Run every patch once, and keep what is returned here."
 )
@@ -313,7 +315,9 @@ def map_(
     output = {name: value for name, value in output.items() if value is not None}
     left = _left(out, given["resume"], given["overwrite"])
     if dry_run:
-        sizes = {name: given[name] for name in ("batch_size", "reduce", "chunks", "shards")}
+        sizes = {
+            name: given[name] for name in ("batch_size", "reduce", "max_bytes", "chunks", "shards")
+        }
         _tell({"missing": left, **p.plan_map(output, **sizes)}, as_json)
         return
     with _client(scheduler, workers, quiet):

@@ -125,7 +125,7 @@ def write_job(
             finally:
                 report.end()
         if failures:
-            raise JobError(str(folder), len(job), failures)
+            raise JobError(str(folder), len(job), failures) from failures[0].cause
         done = _done(job)
         if len(done) < len(job):
             raise PatchError(

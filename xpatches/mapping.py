@@ -69,8 +69,8 @@ class Outline:
 
     def plan(self, max_bytes: int, units: Mapping[Hashable, int] | None = None) -> MapPlan:
         """Choose blocks, as multiples of a stride or of these units."""
-        least = [(units or {}).get(cover.dim, cover.stride) for cover in self.covers]
-        return self._planned(block_lengths(self._costs, least, max_bytes))
+        steps = [(units or {}).get(cover.dim, cover.stride) for cover in self.covers]
+        return self._planned(block_lengths(self._costs, steps, max_bytes))
 
     def check(self, plan: MapPlan, max_bytes: int) -> None:
         """Refuse a plan whose tasks do not fit the budget.

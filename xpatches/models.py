@@ -201,8 +201,8 @@ class Model:
             sizes = dict(zip(self.made.dims, self.made.shape, strict=True))
             raise MapError(
                 f"func must return the shape {shape} for {len(indices)} patches, {sizes} behind "
-                f"the batch, got {made.shape}; declare what it returns, "
-                "output={'dims': ..., 'sizes': ...}"
+                f"the batch, got {made.shape}; say in output what it returns: dims, sizes (where "
+                "margins are cut off), scale (where it is coarser or finer)"
             )
         if not np.can_cast(made.dtype, self.made.dtype, "same_kind"):
             raise MapError(

@@ -294,9 +294,11 @@ def stored_lengths(
                 return lengths
 
     def fits(lengths: Sequence[int], most: int) -> bool:
-        """Whether a block of one object takes half of the budget at most."""
-        block = [lengths[dims.index(dim)] for dim in outline.grid.dims]
-        return itemsize * prod(lengths) <= most and 2 * cost(block) <= max_bytes
+        """Whether a block of one object, but no less than a stride, takes half of the budget."""
+        along = [(lengths[dims.index(of.dim)], of.stride) for of in outline.covers]
+        within = all(length <= stride for length, stride in along)
+        within = within or 2 * cost([max(pair) for pair in along]) <= max_bytes
+        return itemsize * prod(lengths) <= most and within
 
     fixed = given_lengths("chunks", what, chunks_given, dims, shape)
     ones = [1 if number in spatial else n for number, n in enumerate(shape)]

@@ -253,12 +253,13 @@ def band_of(cover: AxisCover, counts: Sequence[int], batch_size: int) -> int:
 
 
 def block_lengths(costs: MapCosts, units: Sequence[int], max_bytes: int) -> tuple[int, ...]:
-    """Choose the samples of a block: multiples of `units` along every spatial dim.
+    """Choose the samples of a block: multiples of `units`, a stride or more, along every dim.
 
-    They are the units themselves if no more fit the budget, or not even those.
+    They are the least of those if no more fit the budget, or not even those.
     """
     covers = costs.covers
-    lengths = list(units)
+    pairs = zip(covers, units, strict=True)
+    lengths = [-(-min(cover.stride, cover.length) // unit) * unit for cover, unit in pairs]
 
     def again(axis: int) -> float:
         """Estimate how often a patch is run because blocks are no longer."""
