@@ -85,9 +85,8 @@ def ours(path: Path, size: int, stride: int, taper: str = "flat") -> Any:
 
 
 def ours_in_memory(path: Path, size: int, stride: int) -> Any:
-    """Read all patches, and stitch them."""
-    patches = xpatches.open_patches(path / "patches.zarr", chunks=None)
-    return patches.load().patches.stitch().values
+    """Stitch into memory."""
+    return xpatches.open_patches(path / "patches.zarr").patches.stitch().values
 
 
 def one_by_one(path: Path, stride: int) -> Placed:
@@ -203,7 +202,7 @@ WAYS: dict[str, tuple[Callable[..., Any], str | None]] = {
     "bound": (bound, None),
     "xpatches": (ours, None),
     "xpatches, hann": (partial(ours, taper="hann"), None),
-    "xpatches, in memory": (ours_in_memory, None),
+    "xpatches, into memory": (ours_in_memory, None),
     "torch fold": (fold, "torch"),
     "MONAI AvgMerger": (monai, "monai"),
     "MONAI ZarrAvgMerger": (monai_zarr, "monai"),
