@@ -346,6 +346,22 @@ def test_patches_may_be_missing(how: str, chunked: bool) -> None:
         assert float(value) == pytest.approx(float(wanted), rel=1e-6)
 
 
+@pytest.mark.parametrize("dtype", ["f2", "f4", "f8", "c8"])
+@given(st.integers(0, 99), st.integers(2, 9))
+def test_patches_that_are_there_give_their_floats_back_exactly(
+    dtype: str, seed: int, nth: int
+) -> None:
+    samples = image_of((32, 40), dtype, seed)
+    image = xr.DataArray(samples, dims=("y", "x"))
+    patches = image.patches(y=8, x=8, stride=4, padding="same").extract()
+    stacked = patches.stack(sample=("y", "x"), create_index=False).transpose("sample", ...)
+    some = stacked.isel(sample=[i for i in range(stacked.sizes["sample"]) if i % nth])
+    for given_patches in (some, patches):
+        back = stitch(given_patches, fill_value=7).values
+        there = stitch(xr.ones_like(given_patches, int), fill_value=0, reduce="max").values == 1
+        np.testing.assert_array_equal(back[there], samples[there])
+
+
 def test_every_nth_patch_and_parts_of_patches_are_stitched() -> None:
     image = labelled().isel(band=0, drop=True)
     patches = patches_of(image).extract()

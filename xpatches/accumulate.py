@@ -211,10 +211,12 @@ class _Rows:
         """Whether the same value of all patches over a sample adds up to a multiple of it.
 
         One, two or four times a value needs no more bits: ``x + x`` is exact, and what ``2x + x``
-        loses, less than half of what ``4x`` can tell apart, rounding makes good again.
+        loses, half of what ``4x`` can tell apart at most, rounding makes good again. Three times
+        may, as where one of four patches is missing.
         """
         most = [of.cover.axis.most_over(1) for of in self._tiles]
-        return self.stitching.weights is None and max(most) <= 2 and math.prod(most) <= 4
+        whole = self._present is None and self.stitching.weights is None
+        return whole and max(most) <= 2 and math.prod(most) <= 4
 
     @cached_property
     def _totals(self) -> list[Array]:
@@ -310,7 +312,8 @@ def _mean_of_floats(rows: _Rows, totals: Array) -> Array:
             return _mean_around_first(rows, totals)
         mean = _sum(rows)
         mean /= totals
-        if np.isfinite(mean.sum()):
+        # NaN stays what it is; Inf may be a sum that was too large, for which a mean is not.
+        if np.isfinite(mean.sum()) or not np.isinf(mean).any():
             return mean
         return np.where(np.isfinite(mean), mean, _mean_around_first(rows, totals))
 
