@@ -1,5 +1,6 @@
 """A model on every patch: as if all patches were extracted, run and stitched, without that."""
 
+import pickle
 import threading
 import tracemalloc
 from collections import Counter
@@ -23,6 +24,7 @@ from strategies import DTYPES, axis_grids, chunkings, image_of, problems
 from xpatches import JobError, MapError, PatchError, stitch
 from xpatches.geometry import AxisGrid
 from xpatches.kernel import available_cores
+from xpatches.models import Function
 from xpatches.runs import MapCosts, block_lengths, cover_of
 
 
@@ -396,6 +398,16 @@ def test_a_factory_is_called_once() -> None:
     assert Slow.made == 1
 
 
+def test_what_is_sent_to_a_process_that_has_it_is_what_is_there() -> None:
+    function = Function(Slow, factory=True)
+    assert pickle.loads(pickle.dumps(function)) is function
+    sent = pickle.dumps(function)
+    del function
+    first, second = pickle.loads(sent), pickle.loads(sent)
+    assert first is second
+    assert first.get() is second.get()
+
+
 def fails() -> Any:
     raise OSError("no weights")
 
@@ -656,6 +668,7 @@ def test_what_is_made_of_a_store_does_not_replace_it(tmp_path: Path, how: str) -
         {"chunks": {"y": 0}},
         {"shards": "x"},
         {"encoding": {"zzz": {}}},
+        {"encoding": 5},
         {"max_bytes": "foo"},
         {"max_bytes": 10},
         {"store": 5},

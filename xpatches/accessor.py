@@ -355,8 +355,8 @@ class Patches(Generic[T]):
             Call `func` with a DataArray instead: the patches along ``sample``, with their labels
             and origins as coords along it, and ``{dim}_patch`` for the dims that are cut.
         factory
-            `func` takes no arguments and gives the function. It is called once in every process
-            that runs blocks.
+            `func` takes no arguments and gives the function. It is called once in this process, or
+            once on every worker of a dask cluster that runs blocks, for all variables.
         fill_value
             Value of samples that no patch holds, as for `xpatches.stitch`.
         max_bytes
@@ -606,12 +606,7 @@ class Patches(Generic[T]):
         """
         from xpatches import painted  # zarr and dask are loaded for jobs only
 
-        outlines = {}
-        for name, variable, _ in self._extracted():
-            grid = self.grid.restrict(variable.dims)
-            outlines[name] = mapping.as_outline(
-                variable, grid, self._dataset.coords, output, batch_size, reduce
-            )
+        outlines = self._outlines(output, batch_size, reduce)
         plans = painted.plan_paint(self._written(), outlines, max_bytes, chunks, shards)
         return plans[_ARRAY] if isinstance(self.source, xr.DataArray) else plans
 
@@ -669,14 +664,14 @@ class Patches(Generic[T]):
         _check_choice("flatten", flatten, (None, labels.FLAT_DIM))
         how = _how(engine, max_bytes)
         joined = self._joined_dims() if flatten else {}
-        plans = {}
-        for name, variable, _ in self._extracted():
-            grid = self.grid.restrict(variable.dims)
-            outline = mapping.as_outline(
-                variable, grid, self._dataset.coords, output, batch_size, reduce
-            )
-            plan = variables.plan_variable(variable, grid, joined, how)
-            plans[name] = {**plan, "map": mapping.plan_map(outline, max_bytes)}
+        outlines = self._outlines(output, batch_size, reduce)
+        plans = {
+            name: {
+                **variables.plan_variable(variable, self.grid, joined, how),
+                "map": mapping.plan_map(outlines[name], max_bytes),
+            }
+            for name, variable, _ in self._extracted()
+        }
         return plans[_ARRAY] if isinstance(self.source, xr.DataArray) else plans
 
     def __repr__(self) -> str:
@@ -774,6 +769,14 @@ class Patches(Generic[T]):
             given = (shown, variable, grid, coords, fill_value, function)
             every[name] = mapping.as_mapped(*given, **how)
         return every
+
+    def _outlines(self, *how: Any) -> dict[Hashable, mapping.Outline]:
+        """Normalise the arguments `output`, `batch_size` and `reduce` of `map`, by variable."""
+        coords = self._dataset.coords
+        return {
+            name: mapping.as_outline(variable, self.grid.restrict(variable.dims), coords, *how)
+            for name, variable, _ in self._extracted()
+        }
 
     def _made(
         self,

@@ -256,7 +256,7 @@ def extract(
     metavar="MODULE:NAME",
     help="Function of a batch of patches, importable from here.",
 )
-@click.option("--factory", is_flag=True, help="It gives the function, once in every process.")
+@click.option("--factory", is_flag=True, help="It gives the function, once on every worker.")
 @_CUT
 @click.option("--batch-size", type=click.IntRange(1), default=32, show_default=True)
 @click.option(

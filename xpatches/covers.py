@@ -237,7 +237,6 @@ def plan_stitch(
     movable = [axis for axis in range(len(chunks)) if axis not in patch]
     spatial = list(by_axis)
     others = [axis for axis in movable if axis not in by_axis]
-    exchanged = engine == "map_overlap"
 
     unit = {axis: units.get(axis, cover.stride) for axis, cover in by_axis.items()}
 
@@ -272,7 +271,7 @@ def plan_stitch(
             f"max_bytes must be >= {nbytes(most)}, for a block of {block} and the patches over it, "
             f"got {max_bytes}; raise it"
         )
-    growing = not exchanged
+    growing = engine == "region"
     while growing:
         growing = False
         # What is read more than once is least where blocks are many strides long.

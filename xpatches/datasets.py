@@ -2,7 +2,7 @@
 
 import json
 import posixpath
-from collections.abc import Hashable, Iterable, Mapping, Sequence
+from collections.abc import Collection, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from types import MappingProxyType
@@ -88,14 +88,9 @@ def write_dataset(
     **how
         Its arguments `resume`, `overwrite` and `retries`.
     """
-    if encoding is not None and not isinstance(encoding, Mapping):
-        raise PatchError(f"encoding must be a mapping by variable, got {encoding!r}")
-    parts = written.parts(encoding or {})
-    given = {name: dict(of) for name, of in (encoding or {}).items()}
+    parts = written.parts(as_encoding(encoding))
     template = _template(written, parts)
-    for name in given:
-        if name not in template.variables:
-            raise PatchError(f"encoding names {name!r}, which is none of {(*template.variables,)}")
+    given = {name: dict(of) for name, of in as_encoding(encoding, template.variables).items()}
     for part in parts:
         given[part.name] = {**part.encoding, "chunks": part.chunks, "shards": part.shards}
     folder = open_folder(store)
@@ -105,6 +100,26 @@ def write_dataset(
             raise PatchError(f"store {folder} is where the image lies; give another store")
     write_job(Job(folder, tuple(parts)), template, given, report=report, **how)
     return open_patches(folder)
+
+
+def as_encoding(
+    encoding: Any, known: Collection[Hashable] | None = None
+) -> Mapping[Any, Mapping[str, Any]]:
+    """Normalise encodings by variable, of those that are known if they are.
+
+    Raises
+    ------
+    PatchError
+        If it is no mapping, or names others.
+    """
+    if encoding is None:
+        return {}
+    if not isinstance(encoding, Mapping):
+        raise PatchError(f"encoding must be a mapping by variable, got {encoding!r}")
+    for name in encoding:
+        if known is not None and name not in known:
+            raise PatchError(f"encoding names {name!r}, which is none of {(*known,)}")
+    return encoding
 
 
 def check_dims(dims: Iterable[Iterable[Hashable]], **given: Any) -> None:

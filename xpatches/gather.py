@@ -16,7 +16,7 @@ import numpy as np
 
 from xpatches import labels, variables
 from xpatches.accumulate import Stitching, stitch_block
-from xpatches.arrays import Array, is_dask
+from xpatches.arrays import Array
 from xpatches.covers import StitchPlan, plan_stitch
 from xpatches.kernel import Kernel, available_threads
 from xpatches.layout import SAMPLE_DIM
@@ -42,7 +42,7 @@ class Gathering:
 def gather(located: Located, stitching: Stitching, max_bytes: int | str | None) -> Any:
     """Stitch at once what is in memory, lazily what is not."""
     variable = located.array.variable
-    if variable._in_memory and not is_dask(variable._data):
+    if variables.in_memory(variable):
         axes, _, kernel = _kernel(located, stitching, located.result_dims)
         along = [axis for axis, _ in axes]
         return _in_memory(_as_grid(located, variable.to_numpy()), located, along, kernel)
@@ -53,10 +53,10 @@ def stitched(gathering: Gathering, dtype: np.dtype[Any]) -> Any:
     """Stitch lazily."""
     from xpatches import lazy  # dask is loaded for lazy patches only
 
-    data, read, token, plan, kernel = vars(gathering).values()
-    if read is None:
-        return lazy.exchange(data, plan, kernel, dtype)
-    return lazy.read(read, token, plan, kernel, dtype)
+    of = gathering
+    if of.read is None:
+        return lazy.exchange(of.data, of.plan, of.kernel, dtype)
+    return lazy.read(of.read, of.token, of.plan, of.kernel, dtype)
 
 
 def plan_gathering(

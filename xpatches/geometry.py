@@ -15,7 +15,7 @@ The formulas of "valid" and "same" are those of TensorFlow's ``GetWindowedOutput
 
 import operator
 import sys
-from collections.abc import Hashable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from math import prod
 from typing import Literal, TypeAlias
@@ -319,6 +319,28 @@ def split_run(counts: Sequence[int], start: int, stop: int) -> Iterator[tuple[ra
             end = start + whole * inner
             yield (range(row, row + whole), *map(range, counts[1:]))
         start = end
+
+
+def halve(
+    box: tuple[range, ...],
+    fits: Callable[[tuple[range, ...]], bool],
+    first: tuple[int, ...] = (),
+) -> Iterator[tuple[range, ...]]:
+    """Halve a box along one axis after the other, those in `first` first, until it fits.
+
+    Examples
+    --------
+    >>> [*halve((range(2), range(3)), lambda box: len(box[0]) * len(box[1]) <= 4)]
+    [(range(0, 1), range(0, 3)), (range(1, 2), range(0, 3))]
+    """
+    several = [axis for axis in (*first, *range(len(box))) if len(box[axis]) > 1]
+    if fits(box) or not several:
+        yield box
+        return
+    axis, of = several[0], box[several[0]]
+    middle = (of.start + of.stop) // 2
+    for half in (range(of.start, middle), range(middle, of.stop)):
+        yield from halve((*box[:axis], half, *box[axis + 1 :]), fits, first)
 
 
 def as_integer(what: str, value: object, least: int) -> int:

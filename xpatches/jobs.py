@@ -29,6 +29,7 @@ from xpatches.states import (
     kept_checksums,
     prepare,
     set_up,
+    undo,
 )
 from xpatches.store import writing
 from xpatches.workers import TICK, Window, Workers, workers_for
@@ -100,7 +101,7 @@ def write_job(
                 workers = stack.enter_context(workers_for(job))
             except PatchError:
                 if state == "nothing":  # as it is to be again
-                    clear(folder, everything=True)
+                    undo(folder)
                 raise
             if state == "complete" and resume:
                 kept = {int(number): of for number, of in kept_checksums(folder).items()}

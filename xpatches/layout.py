@@ -14,7 +14,7 @@ from math import prod
 from typing import Any, TypeVar
 
 from xpatches.errors import PatchError
-from xpatches.geometry import AxisGrid, Span, as_integer, split_run
+from xpatches.geometry import AxisGrid, Span, as_integer, halve, split_run
 
 T = TypeVar("T")
 
@@ -123,15 +123,7 @@ class Layout:
 
     def steps(self, block: tuple[slice, ...]) -> Iterator[tuple[slice, ...]]:
         """Divide a block into what is cut and written at once."""
-        starts = (
-            range(along.start, along.stop, length)
-            for along, length in zip(block, self.writes, strict=True)
-        )
-        for corner in product(*starts):
-            yield tuple(
-                slice(start, min(start + length, along.stop))
-                for start, length, along in zip(corner, self.writes, block, strict=True)
-            )
+        return divide(block, self.writes)
 
     def reads(self, block: tuple[slice, ...]) -> list[tuple[slice, ...]]:
         """List the regions that are read for a block, in order."""
@@ -148,7 +140,7 @@ class Layout:
             runs = split_run(counts, step[0].start, step[0].stop)
             boxes = [_replaced(boxes[0], self.spatial, run) for run in runs]
         for box in boxes:
-            for part in self._fitting(box):
+            for part in halve(tuple(box), self._fits, self.spatial):
                 yield self._piece(part, step)
 
     def _box(self, block: tuple[slice, ...]) -> list[range]:
@@ -157,7 +149,7 @@ class Layout:
         axes = {axis: dim for dim, axis in enumerate(self.axes) if axis is not None}
         return [at[axes[axis]] if axis in axes else range(0) for axis in range(len(self.grids))]
 
-    def _under(self, box: list[range]) -> tuple[slice, ...]:
+    def _under(self, box: Sequence[range]) -> tuple[slice, ...]:
         """Find the samples under a box of patches."""
         regions = (grid.region(of.start, len(of)) for grid, of in zip(self.grids, box, strict=True))
         return tuple(slice(start, stop) for start, stop, _ in regions)
@@ -166,18 +158,11 @@ class Layout:
         samples: int = prod(along.stop - along.start for along in region)
         return self.itemsize * samples
 
-    def _fitting(self, box: list[range]) -> Iterator[list[range]]:
-        """Halve a box along its first axis of several patches until its region fits."""
-        several = [axis for axis in (*self.spatial, *range(len(box))) if len(box[axis]) > 1]
-        if self._nbytes(self._under(box)) <= self.max_bytes or not several:
-            yield box
-            return
-        axis, of = several[0], box[several[0]]
-        middle = (of.start + of.stop) // 2
-        for half in (range(of.start, middle), range(middle, of.stop)):
-            yield from self._fitting(_replaced(box, (axis,), (half,)))
+    def _fits(self, box: Sequence[range]) -> bool:
+        """Whether the samples under a box of patches do."""
+        return self._nbytes(self._under(box)) <= self.max_bytes
 
-    def _piece(self, box: list[range], step: tuple[slice, ...]) -> Piece:
+    def _piece(self, box: Sequence[range], step: tuple[slice, ...]) -> Piece:
         spans = []
         for axis in self.spatial:
             grid, of = self.grids[axis], box[axis]
@@ -232,11 +217,7 @@ def lay_out(
     """
     layout = Layout(flat, dims, grids, spatial, itemsize, (), None, (), (), max_bytes // 2)
     shape, axes = layout.shape, layout.axes
-    if not prod(shape):
-        raise PatchError(
-            f"{what} must have samples along every dim, got {dict(zip(dims, shape, strict=True))}; "
-            "there is nothing to write"
-        )
+    check_not_empty(what, dims, shape)
     patch = [dim for dim, axis in enumerate(axes) if axis is None and not (flat and dim == 0)]
     counted = [0] if flat else list(spatial)
     depth = [dim for dim, axis in enumerate(axes) if axis is not None and dim > min(patch)]
@@ -310,6 +291,22 @@ def lay_out(
     )
 
 
+def divide(block: tuple[slice, ...], lengths: Sequence[int]) -> Iterator[tuple[slice, ...]]:
+    """Divide a block into parts of these lengths, the last ones smaller, the last dim fastest.
+
+    Examples
+    --------
+    >>> [*divide((slice(2, 5), slice(0, 1)), (2, 2))]
+    [(slice(2, 4, None), slice(0, 1, None)), (slice(4, 5, None), slice(0, 1, None))]
+    """
+    return product(
+        *(
+            [slice(at, min(at + length, of.stop)) for at in range(of.start, of.stop, length)]
+            for of, length in zip(block, lengths, strict=True)
+        )
+    )
+
+
 def _around(counts: Sequence[int], start: int, stop: int) -> list[range]:
     """Find the box around a run of patches, the last dim running fastest."""
     box = []
@@ -331,6 +328,15 @@ def _shape(grids: Sequence[AxisGrid], spatial: Sequence[int], flat: bool) -> tup
 
 def _count(shape: Sequence[int], lengths: Sequence[int]) -> int:
     return prod(-(-n // length) for n, length in zip(shape, lengths, strict=True))
+
+
+def check_not_empty(what: str, dims: Sequence[Hashable], shape: Sequence[int]) -> None:
+    """Refuse to write what has no samples."""
+    if not prod(shape):
+        raise PatchError(
+            f"{what} must have samples along every dim, got {dict(zip(dims, shape, strict=True))}; "
+            "there is nothing to write"
+        )
 
 
 def given_lengths(

@@ -12,16 +12,16 @@ import xarray as xr
 
 from xpatches import labels
 from xpatches.accumulate import Stitching
-from xpatches.arrays import Array, check_dtype, is_dask
+from xpatches.arrays import Array, check_dtype
 from xpatches.covers import AxisCover
 from xpatches.errors import PatchError
 from xpatches.geometry import PatchGrid, as_integer
 from xpatches.layout import SAMPLE_DIM
 from xpatches.models import Function, Made, Model, map_block
 from xpatches.runs import MapCosts, MapPlan, block_lengths, cover_of
-from xpatches.stitching import REDUCES, dtype_of, stitching_of
+from xpatches.stitching import check_reduce, dtype_of, stitching_of
 from xpatches.tapers import Taper
-from xpatches.variables import sliceable
+from xpatches.variables import in_memory, sliceable
 
 _KEYS = ("dims", "sizes", "dtype", "scale")
 """What `output` may declare."""
@@ -55,7 +55,7 @@ class Outline:
     @property
     def in_memory(self) -> bool:
         """Whether the samples are."""
-        return self.variable._in_memory and not is_dask(self.variable._data)
+        return in_memory(self.variable)
 
     @cached_property
     def chunked(self) -> Any:
@@ -213,10 +213,9 @@ def as_mapped(
     """
     if not callable(function.func):
         raise PatchError(f"func must be a function of a batch of patches, got {function.func!r}")
-    if reduce != "mean" and reduce in REDUCES:
-        if not (isinstance(taper, str) and taper in ("flat", "hann")):
-            raise PatchError(f"taper is for reduce='mean', got reduce={reduce!r}; leave it out")
-        taper = "flat"  # what "hann", the default, stands for then
+    if reduce != "mean" and isinstance(taper, str) and taper == "hann":
+        taper = "flat"  # what the default stands for then
+    check_reduce(reduce, taper)
     outline = as_outline(variable, grid, coords, output, batch_size, reduce)
     covers, made = outline.covers, outline.made
     stitching = stitching_of(covers, made.dtype, name, taper, reduce, missing)
@@ -254,8 +253,7 @@ def as_outline(
         If they do not fit.
     """
     batch_size = as_integer("batch_size", batch_size, 1)
-    if reduce not in REDUCES:
-        raise PatchError(f"reduce must be one of {', '.join(map(repr, REDUCES))}, got {reduce!r}")
+    check_reduce(reduce)
     output = {} if output is None else output
     if not isinstance(output, Mapping) or not set(output) <= set(_KEYS):
         raise PatchError(f"output must be a mapping with keys of {_KEYS}, got {output!r}")

@@ -48,8 +48,13 @@ class Function:
     factory: bool
 
     def __post_init__(self) -> None:
+        self.known_as(uuid.uuid4().hex)
+
+    def known_as(self, identity: str) -> None:
+        """Be the one with this identity in this process."""
         # No fields: they do not tell one function from others.
-        self.__dict__.update(_id=uuid.uuid4().hex, _lock=threading.Lock())
+        self.__dict__.update(_id=identity, _lock=threading.Lock())
+        _FUNCTIONS[identity] = self
 
     def __reduce__(self) -> tuple[Any, ...]:
         return _received, (self.func, self.factory, self.__dict__["_id"])
@@ -88,8 +93,7 @@ def _received(func: Callable[..., Any], factory: bool, identity: str) -> Functio
         found = _FUNCTIONS.get(identity)
         if found is None:
             found = Function(func, factory)
-            found.__dict__["_id"] = identity
-            _FUNCTIONS[identity] = found
+            found.known_as(identity)
         return found
 
 
@@ -178,9 +182,9 @@ class Model:
         labels = ", ".join(
             f"{dim}={found[dim].values[0]}" for dim in self.grid.dims if dim in found
         )
-        centre = f" (center {labels})" if labels else ""
+        center = f" (center {labels})" if labels else ""
         return MapError(
-            f"func failed on {what} with origin {origins}{centre}: {type(error).__name__}: {error}"
+            f"func failed on {what} with origin {origins}{center}: {type(error).__name__}: {error}"
         )
 
     def _checked(self, given: Any, indices: Sequence[tuple[int, ...]]) -> Array:

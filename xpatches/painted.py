@@ -11,12 +11,20 @@ import xarray as xr
 
 from xpatches import labels, lazy
 from xpatches.blocks import Part, Reader
-from xpatches.datasets import Source, check_dims, write_dataset
+from xpatches.datasets import Source, as_encoding, check_dims, write_dataset
 from xpatches.errors import PatchError
 from xpatches.gather import plan_gathering, stitched
 from xpatches.jobs import Report
 from xpatches.kernel import Kernel
-from xpatches.layout import BLOCKS, CHUNK, SAMPLE_DIM, SHARD, given_lengths, given_shards
+from xpatches.layout import (
+    BLOCKS,
+    CHUNK,
+    SAMPLE_DIM,
+    SHARD,
+    check_not_empty,
+    given_lengths,
+    given_shards,
+)
 from xpatches.located import Located
 from xpatches.mapping import Mapped, Outline
 from xpatches.parts import ImagePart, MadePart
@@ -134,13 +142,11 @@ class Painting(_OfModel):
 
     def check(self, store: Folder, encoding: Any, resume: bool, overwrite: bool) -> None:
         """Refuse now what would be refused when the model has been run on all patches."""
+        known = {*map(self.source.stored, self.source.dataset.data_vars), *self.labels}
+        given = as_encoding(encoding, known)
         for name in self.mapped:
             self.objects(name, gathered=True)
-            self.encoding(name, encoding or {})
-        known = {*map(self.source.stored, self.source.dataset.data_vars), *self.labels}
-        for name in encoding or {}:
-            if name not in known:
-                raise PatchError(f"encoding names {name!r}, which is none of {(*known,)}")
+            self.encoding(name, given)
         check_state(store, resume, overwrite)
 
     def coords(self) -> xr.Coordinates:
@@ -344,9 +350,8 @@ def plan_paint(
 
 
 def _check_not_empty(what: str, outline: Outline) -> None:
-    if not prod(outline.shape) or not prod(outline.variable.shape):
-        sizes = dict(zip(outline.dims, outline.shape, strict=True))
-        raise PatchError(f"{what} must have samples along every dim, got {sizes}")
+    check_not_empty(what, outline.dims, outline.shape)
+    check_not_empty(what, outline.variable.dims, outline.variable.shape)
 
 
 def _located(array: xr.DataArray, mapped: Mapped) -> Located:

@@ -1,9 +1,9 @@
 """Arrays that a kernel or a model makes as a job: an image, or what is made of single patches."""
 
-from collections.abc import Hashable, Iterator, Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from itertools import accumulate, pairwise, product
+from itertools import accumulate, pairwise
 from math import prod
 from typing import Any
 
@@ -11,9 +11,9 @@ import numpy as np
 
 from xpatches import lazy
 from xpatches.blocks import Put, Reader, Samples
-from xpatches.geometry import split_run
+from xpatches.geometry import halve, split_run
 from xpatches.kernel import Kernel
-from xpatches.layout import SAMPLE_DIM
+from xpatches.layout import SAMPLE_DIM, divide
 from xpatches.models import Model, Placed, run_patches
 
 
@@ -58,17 +58,9 @@ class ImagePart:
         made = lazy.run_kernel(self.kernel, takes, samples.of(region))
         place, objects = self._place(index), self.shards or self.chunks
         # One stored object after the other, for zarr encodes copies of all it is given.
-        for corner in product(
-            *(range(0, n, length) for n, length in zip(made.shape, objects, strict=True))
-        ):
-            part = tuple(
-                slice(start, min(start + length, n))
-                for start, length, n in zip(corner, objects, made.shape, strict=True)
-            )
-            to = (
-                slice(o.start + s.start, o.start + s.stop) for o, s in zip(place, part, strict=True)
-            )
-            put(tuple(to), made[part])
+        for part in divide(place, objects):
+            pairs = zip(part, place, strict=True)
+            put(part, made[tuple(slice(p.start - b.start, p.stop - b.start) for p, b in pairs)])
 
     def describe(self, number: int) -> str:
         """Say what of the image a block holds."""
@@ -105,8 +97,8 @@ class MadePart:
     model: Model
     axes: tuple[int, ...]
     """Axes of the image along which patches are cut."""
-    others: tuple[int, ...]
-    """Lengths of the image along all axes."""
+    image_shape: tuple[int, ...]
+    """Lengths of the image, along all its axes."""
     chunks: tuple[int, ...]
     shards: tuple[int, ...] | None
     encoding: Mapping[str, Any]
@@ -170,22 +162,15 @@ class MadePart:
         place = self._place(number)
         counts = [axis.count for axis in self.model.grid]
         runs = split_run(counts, place.start, place.stop)
-        return [box for run in runs for box in self._fitting(run)]
+        return [box for run in runs for box in halve(run, self._fits)]
 
-    def _fitting(self, box: tuple[range, ...]) -> Iterator[tuple[range, ...]]:
-        """Halve a box until the samples under it fit."""
-        nbytes = self.itemsize * prod(of.stop - of.start for of in self._region(box))
-        several = [number for number, of in enumerate(box) if len(of) > 1]
-        if nbytes <= self.max_bytes or not several:
-            yield box
-            return
-        number, of = several[0], box[several[0]]
-        middle = (of.start + of.stop) // 2
-        for half in (range(of.start, middle), range(middle, of.stop)):
-            yield from self._fitting((*box[:number], half, *box[number + 1 :]))
+    def _fits(self, box: tuple[range, ...]) -> bool:
+        """Whether the samples under a box do."""
+        nbytes: int = self.itemsize * prod(of.stop - of.start for of in self._region(box))
+        return nbytes <= self.max_bytes
 
     def _region(self, box: Sequence[range]) -> tuple[slice, ...]:
-        region = [slice(0, n) for n in self.others]
+        region = [slice(0, n) for n in self.image_shape]
         for axis, grid, of in zip(self.axes, self.model.grid, box, strict=True):
             region[axis] = slice(*grid.region(of.start, len(of))[:2])
         return tuple(region)

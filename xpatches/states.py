@@ -173,12 +173,14 @@ def finish(folder: Folder, checksums: Mapping[str, int]) -> None:
     clear(folder)
 
 
-def clear(folder: Folder, *, everything: bool = False) -> None:
-    """Remove what is left of the job in a dataset that is complete, or all, but for its writer."""
-    if everything:
-        folder.remove_all(name for name in folder.names() if name != f"{JOB}/writer")
-        folder.prune()
-        return
+def undo(folder: Folder) -> None:
+    """Remove what the setup wrote, and all else but the writer."""
+    folder.remove_all(name for name in folder.names() if name != f"{JOB}/writer")
+    folder.prune()
+
+
+def clear(folder: Folder) -> None:
+    """Remove what is left of the job in a dataset that is complete, but for its writer."""
     if isinstance(folder.store, LocalStore):
         folder.remove_all(name for name in folder.names() if _PARTIAL.search(name))
     kept = {f"{JOB}/complete", f"{JOB}/writer"}

@@ -97,10 +97,7 @@ def stitch(
     >>> stitch(p.extract().isel(x=[0, 5]), taper="hann")[0].values
     array([ 0.,  1., nan, nan,  4.,  5.])
     """
-    if reduce not in REDUCES:
-        raise PatchError(f"reduce must be one of {', '.join(map(repr, REDUCES))}, got {reduce!r}")
-    if reduce != "mean" and not (isinstance(taper, str) and taper == "flat"):
-        raise PatchError(f"taper is for reduce='mean', got reduce={reduce!r}; leave it out")
+    check_reduce(reduce, taper)
     if not (like is None or isinstance(like, xr.DataArray | xr.Dataset)):
         raise PatchError(
             f"like must be the image that was cut, a DataArray or a Dataset, got "
@@ -135,6 +132,14 @@ def stitch(
     variables = {name: array.variable for name, array in every.items()}
     attrs = like.attrs if isinstance(like, xr.Dataset) else patches.attrs
     return xr.Dataset(variables, coords, attrs)
+
+
+def check_reduce(reduce: str, taper: Taper = "flat") -> None:
+    """Refuse a reduction that there is not, or that has no use for a taper."""
+    if reduce not in REDUCES:
+        raise PatchError(f"reduce must be one of {', '.join(map(repr, REDUCES))}, got {reduce!r}")
+    if reduce != "mean" and not (isinstance(taper, str) and taper == "flat"):
+        raise PatchError(f"taper is for reduce='mean', got reduce={reduce!r}; leave it out")
 
 
 def _check_others(every: Mapping[Hashable, xr.DataArray], cut: Sequence[Hashable]) -> None:

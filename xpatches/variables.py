@@ -67,7 +67,7 @@ def extract_variable(
     """
     grid = grid.restrict(variable.dims)
     copy = extract_flat if joined else extract_block
-    threads = available_threads() if _in_memory(variable) else 1  # dask has its own
+    threads = available_threads() if in_memory(variable) else 1  # dask has its own
     kernel = partial(copy, fill_value=fill_value, threads=threads)
     form: Form = "flat" if joined else "grid"
     patches, _ = run(variable, grid, kernel, variable.dtype, form, **how)
@@ -231,7 +231,7 @@ def run(
         None for a variable in memory.
     """
     grids = _by_axis(variable, grid)
-    if _in_memory(variable):
+    if in_memory(variable):
         spans = [Span(axis, of, -of.before, of.count) for axis, of in grids.items()]
         return kernel(variable.to_numpy(), spans), None
     from xpatches import lazy  # dask is loaded for lazy images only
@@ -265,7 +265,7 @@ def plan_variable(
     form: Form = "flat" if joined else "grid"
     kernel = partial(extract_block, fill_value=np.zeros((), variable.dtype))
     tasks, budget = 1, None
-    if _in_memory(variable):
+    if in_memory(variable):
         grids, whole = _by_axis(variable, grid), tuple((length,) for length in variable.shape)
         plan = plan_blocks("map_overlap", grids, whole, variable.dtype.itemsize, sys.maxsize, form)
     else:
@@ -276,7 +276,7 @@ def plan_variable(
         budget = lazy.as_budget(how["max_bytes"])
     dims = labels.patch_dims(variable.dims, grid, flat=bool(joined))
     return {
-        "engine": "numpy" if _in_memory(variable) else plan.engine,
+        "engine": "numpy" if in_memory(variable) else plan.engine,
         "patches": grid.total,
         "blocks": prod(len(axis.blocks) for axis in plan.axes),
         "tasks": tasks,
@@ -311,12 +311,13 @@ def region_reader(variable: xr.Variable) -> Callable[[tuple[slice, ...]], Array]
         from xpatches import lazy  # dask is loaded for dask arrays only
 
         return lazy.stored(variable.data) or lazy.computed(variable.data)
-    if _in_memory(variable):
+    if in_memory(variable):
         variable = xr.Variable(variable.dims, variable.to_numpy())
     return partial(_read_region, variable)
 
 
-def _in_memory(variable: xr.Variable) -> bool:
+def in_memory(variable: xr.Variable) -> bool:
+    """Whether the samples of a variable are NumPy's, in memory."""
     return variable._in_memory and not is_dask(variable._data)
 
 
