@@ -227,17 +227,16 @@ MAP_CODE = """
     layout.BLOCKS = painted.BLOCKS = 10**9
     plain = blocks.Job.write
     def write(self, number):
-        made = plain(self, number)
         with open({log!r}, "a") as log:
             log.write(f"{{self.folder}}:{{number}}\\n")
         time.sleep({pause})
-        return made
+        return plain(self, number)
     blocks.Job.write = write
     def model(batch):
         return batch - batch.mean(axis=(1, 2), keepdims=True)
     if __name__ == "__main__":
         image = xr.open_zarr({image!r}, chunks=None, consolidated=False).image.astype(float)
-        p = image.patches(y=16, x=16, stride=8, padding="same")
+        p = image.patches(y=32, x=32, stride=16, padding="same")
         p.map(model, store={out!r}, materialize={runs!r}, chunks={{"y": 40, "x": 40}},
               shards=False, max_bytes="1 MB", resume=True, progress=False)
 """
