@@ -14,7 +14,7 @@ ORDER = [
     *("tapers", "accumulate", "lazy", "labels", "spec", "variables", "take", "reprs", "parity"),
     *("layout", "workers", "store", "blocks", "states", "jobs", "storable", "datasets", "cuts"),
     *("located", "gather", "stitching", "runs", "models", "mapping", "parts", "painted"),
-    *("progress", "accessor", "pictures", "cli", "__init__"),
+    *("progress", "patches", "accessor", "pictures", "cli", "__init__"),
 ]
 ARRAY_LIBRARIES = {"numpy", "dask", "xarray", "zarr"}
 CORE = {"numpy", "dask", "xarray", "xpatches"}

@@ -5,9 +5,10 @@ Importing xpatches registers the accessor ``.patches`` on xarray's DataArray and
 
 from typing import TYPE_CHECKING, Any
 
-from xpatches.accessor import Patches
+import xpatches.accessor  # noqa: F401  registers it
 from xpatches.errors import BlockFailure, JobError, MapError, PatchError, PatchIndexError
 from xpatches.parity import extract_patches
+from xpatches.patches import Patches
 from xpatches.stitching import stitch
 
 if TYPE_CHECKING:

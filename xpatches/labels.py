@@ -70,6 +70,23 @@ def grid_of(
     return grid
 
 
+def merge(argument: str, given: object, kwargs: Mapping[str, Any]) -> dict[Any, Any]:
+    """Join a mapping from dim to value and the same as keywords."""
+    if given is None:
+        return dict(kwargs)
+    if not isinstance(given, Mapping):
+        raise PatchError(
+            f"{argument} must be a mapping from dim to value, got {given!r}; "
+            f"write for example {{'y': 3, 'x': 3}} or y=3, x=3"
+        )
+    twice = [dim for dim in given if dim in kwargs]
+    if twice:
+        raise PatchError(
+            f"{argument} names {twice[0]!r} twice, in the mapping and as a keyword; name it once"
+        )
+    return {**given, **kwargs}
+
+
 def check_names(obj: xr.Dataset, names: Iterable[str]) -> None:
     """Refuse names that the image already uses.
 

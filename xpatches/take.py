@@ -3,14 +3,15 @@
 from collections.abc import Container, Hashable, Iterable, Iterator, Mapping, Sequence
 from itertools import product
 from math import prod
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import numpy as np
 import xarray as xr
 
 from xpatches import labels
 from xpatches.arrays import Array, is_dask
-from xpatches.geometry import PatchGrid, clip
+from xpatches.errors import PatchError
+from xpatches.geometry import AxisGrid, PatchGrid, clip
 from xpatches.kernel import pad_block
 from xpatches.plan import shrink
 from xpatches.variables import kept_encoding
@@ -62,6 +63,43 @@ def take_patch(
         taken.variables[name].data = patch.data
         taken.variables[name].encoding = patch.encoding
     return taken
+
+
+def find(
+    coords: xr.Coordinates, axis: AxisGrid, label: Any, method: str | None, tolerance: Any
+) -> int:
+    """Index along a dim of the patch whose center has a label; found by xarray itself.
+
+    Raises
+    ------
+    PatchError
+        If the dim has no coord, or the label is not that of exactly one patch.
+    """
+    dim = axis.dim
+    if dim not in coords:
+        raise PatchError(f"sel needs a coord on {dim!r}, got none; use isel, or assign one")
+    if method not in _METHODS:
+        raise PatchError(f"method must be one of {_METHODS}, got {method!r}")
+    before, inside, _ = clip(axis.centers, axis.length)
+    centers = coords.variables[dim][inside].to_base_variable()
+    numbers = xr.DataArray(
+        np.arange(before, before + centers.size), coords={dim: centers}, dims=[dim]
+    )
+    try:
+        found = numbers.sel({dim: label}, method=method, tolerance=tolerance)
+    except KeyError as error:
+        raise PatchError(
+            f"sel found no patch whose center has {dim}={label!r}; "
+            "use method='nearest' with a wide enough tolerance, or isel"
+        ) from error
+    except Exception as error:  # whatever an index raises for what it cannot look up
+        raise PatchError(f"sel on {dim!r} cannot look up {label!r}, {error!r}; use isel") from error
+    if found.ndim:
+        raise PatchError(
+            f"sel on {dim!r} must name one patch, got {label!r}, which names {found.size}; "
+            "give one label, or use isel"
+        )
+    return int(found)
 
 
 def read_ahead(
@@ -150,3 +188,6 @@ def _patch(
         samples = inside.to_numpy() if inside.size else np.empty(inside.shape, inside.dtype)
         data = pad_block(samples, by_axis, fill_value) if pads else np.array(samples, order="C")
     return xr.Variable(inside.dims, data, inside.attrs, kept_encoding(inside))
+
+
+_METHODS = (None, "nearest", "pad", "ffill", "backfill", "bfill")

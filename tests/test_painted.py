@@ -1,0 +1,279 @@
+"""Maps as jobs: written as they are computed, from patches that are run or stored runs."""
+
+import threading
+import tracemalloc
+from pathlib import Path
+from typing import Any
+
+import dask
+import numpy as np
+import pytest
+import xarray as xr
+
+import xpatches
+from reference import Array
+from test_map import CUT, IMAGE, above_least, identity, opened
+from xpatches import JobError, PatchError
+from xpatches.kernel import available_cores
+
+
+class Failing:
+    """The identity, which fails where it is told to."""
+
+    def __init__(self, after: int) -> None:
+        self.left, self.runs = after, 0
+
+    def __call__(self, batch: Array) -> Array:
+        self.left -= len(batch)
+        self.runs += len(batch)
+        if self.left < 0:
+            raise RuntimeError("out of luck")
+        return batch
+
+
+JOB: dict[str, Any] = {"max_bytes": 60_000, "progress": False}
+
+
+def test_a_map_is_written_as_it_is_computed(tmp_path: Path) -> None:
+    image = opened(IMAGE.chunk(y=32, x=32), tmp_path / "a").assign_attrs(unit="m")
+    p = image.patches(**CUT)
+    expected = p.map(above_least).compute()
+    written = p.map(above_least, store=tmp_path / "b", **JOB)
+    assert written.data.npartitions > 1
+    xr.testing.assert_identical(written.compute(), expected)
+    plain = xr.open_zarr(tmp_path / "b", consolidated=False).image
+    np.testing.assert_array_equal(plain, expected)
+    xr.testing.assert_identical(xpatches.open_patches(tmp_path / "b").compute(), expected)
+
+
+@pytest.mark.parametrize("given", [{"chunks": {"y": 10, "x": 7}}, {"shards": False}])
+def test_chunks_may_be_chosen(tmp_path: Path, given: dict[str, Any]) -> None:
+    made = IMAGE.patches(**CUT).map(identity, store=tmp_path / "a", **given, progress=False)
+    np.testing.assert_allclose(made, IMAGE)
+    encoding = xr.open_zarr(tmp_path / "a", consolidated=False).image.encoding
+    if "chunks" in given:
+        assert encoding["chunks"] == (10, 7)
+        plan = IMAGE.patches(**CUT).plan_map(**given)
+        assert (plan["chunks"], plan["shards"]) == (encoding["chunks"], encoding["shards"])
+    else:
+        assert encoding.get("shards") is None
+
+
+def test_a_job_that_failed_goes_on_where_it_stopped(tmp_path: Path) -> None:
+    image = opened(IMAGE.chunk(y=32, x=32), tmp_path / "a")
+    p, how = image.patches(**CUT), {**JOB, "store": tmp_path / "b", "retries": 0}
+    plan = p.plan_map(max_bytes=60_000)
+    broken = Failing(after=plan["runs"] // 2)
+    with pytest.raises(JobError, match="func failed on the patch with origin y="):
+        p.map(broken, **how)
+    with pytest.raises(PatchError, match="is incomplete"):
+        xpatches.open_patches(tmp_path / "b")
+    mended = Failing(after=10**9)
+    made = p.map(mended, **how, resume=True)
+    assert 0 < mended.runs < plan["runs"]
+    xr.testing.assert_identical(made.compute(), p.map(identity).compute())
+    assert plan["tasks"] > 1
+
+
+@pytest.mark.parametrize(
+    ("changed", "difference"),
+    [
+        ({"taper": "flat"}, "map.image.taper"),
+        ({"func": identity}, "map.image.func"),
+        ({"output": {"dtype": "f4"}}, "map.image.dtype"),
+        ({"cut": {**CUT, "stride": 4}}, "map.image.patches"),
+        ({"image": IMAGE + 1}, "the image has changed"),
+    ],
+)
+def test_another_map_does_not_resume(
+    tmp_path: Path, changed: dict[str, Any], difference: str
+) -> None:
+    def go(image: Any = IMAGE, cut: Any = CUT, func: Any = above_least, **how: Any) -> None:
+        image.patches(**cut).map(func, store=tmp_path / "a", progress=False, **how)
+
+    go()
+    go(resume=True, batch_size=3)
+    with pytest.raises(PatchError, match=difference):
+        go(resume=True, **changed)
+
+
+def test_runs_that_are_stored_are_made_once(tmp_path: Path) -> None:
+    image = opened(IMAGE.chunk(y=32, x=32), tmp_path / "a")
+    p, runs = image.patches(**CUT), tmp_path / "runs"
+    output = {"dims": ("of", "y", "x"), "sizes": {"of": 2, "y": 12}}
+
+    def model(batch: Array) -> Array:
+        count.runs += len(batch)
+        return np.stack([batch, above_least(batch)], axis=1)[:, :, 2:-2]
+
+    count = Failing(0)
+    expected = p.map(model, output=output)
+    assert count.runs == 0
+    expected = expected.compute()
+    count.runs = 0
+    made = p.map(model, output=output, materialize=runs, progress=False)
+    assert count.runs == len(p)
+    xr.testing.assert_identical(made.compute(), expected)
+    assert made.chunks is not None
+    written = p.map(
+        model, output=output, materialize=runs, store=tmp_path / "b", resume=True, **JOB
+    )
+    assert count.runs == len(p)
+    assert written.data.npartitions > 1
+    xr.testing.assert_identical(written.compute(), expected)
+
+
+@pytest.mark.parametrize("other", ["a", "a/x", "."])
+def test_runs_and_the_result_are_kept_apart(tmp_path: Path, other: str) -> None:
+    count = Failing(10**9)
+    with pytest.raises(PatchError, match="store and materialize must be two places"):
+        IMAGE.patches(**CUT).map(
+            count, store=tmp_path / "a", materialize=tmp_path / other, overwrite=True
+        )
+    assert count.runs == 0
+    assert not any(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("how", ["map", "stitch", "materialize"])
+def test_what_is_made_of_a_store_does_not_replace_it(tmp_path: Path, how: str) -> None:
+    stored = opened(IMAGE.chunk(y=32, x=32), tmp_path / "a")
+    p = stored.patches(**CUT)
+    given: dict[str, Any] = {"overwrite": True, "progress": False}
+    if how == "map":
+        made = p.map(identity)
+    elif how == "stitch":
+        made = p.extract(engine="region").patches.stitch()
+    else:
+        made = p.map(identity, materialize=tmp_path / "b", progress=False)
+    with pytest.raises(PatchError, match="is where the image lies"):
+        made.patches(y=16, x=16).map(
+            identity, store=tmp_path / ("b" if how == "materialize" else "a"), **given
+        )
+    xr.testing.assert_allclose(made.compute(), IMAGE)
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        {"chunks": {"q": 3}},
+        {"chunks": {"y": 0}},
+        {"shards": "x"},
+        {"encoding": {"zzz": {}}},
+        {"encoding": 5},
+        {"max_bytes": "foo"},
+        {"max_bytes": 10},
+        {"store": 5},
+        {"store": "foreign"},
+    ],
+)
+def test_arguments_of_the_result_are_checked_before_the_model_is_run(
+    tmp_path: Path, given: dict[str, Any]
+) -> None:
+    (tmp_path / "foreign").mkdir()
+    (tmp_path / "foreign" / "file").touch()
+    given = {"store": "b", **given}
+    if isinstance(given["store"], str):
+        given["store"] = tmp_path / given["store"]
+    count = Failing(10**9)
+    with pytest.raises(PatchError):
+        IMAGE.patches(**CUT).map(count, materialize=tmp_path / "a", progress=False, **given)
+    assert count.runs == 0
+    assert not (tmp_path / "a").exists()
+
+
+def test_a_job_may_be_resumed_with_smaller_batches_and_runs_reduced_otherwise(
+    tmp_path: Path,
+) -> None:
+    image = opened(
+        xr.DataArray(np.ones((512, 512), "f4"), dims=("y", "x")).chunk(y=64), tmp_path / "image"
+    )
+    p = image.patches(y=64, x=64, stride=32, padding="same")
+    how: dict[str, Any] = {"max_bytes": "2 MiB", "progress": False, "retries": 0}
+    broken = Failing(p.plan_map(max_bytes="2 MiB")["runs"] // 2)
+    with pytest.raises(JobError):
+        p.map(broken, store=tmp_path / "a", batch_size=64, **how)
+    for batch in (1, 200):
+        plan = p.plan_map(batch_size=batch, max_bytes="2 MiB")
+        assert plan["tasks"] > 1
+        p.map(Failing(10**9), store=tmp_path / "a", batch_size=batch, resume=True, **how)
+    p.map(Failing(10**9), materialize=tmp_path / "b", **how)
+    assert xr.open_zarr(tmp_path / "b", consolidated=False).image.chunks[0][0] < len(p) / 10
+    again = Failing(10**9)
+    made = p.map(again, materialize=tmp_path / "b", taper="flat", resume=True, **how)
+    assert again.runs == 0
+    assert (made == 1).all()
+
+
+def test_a_budget_that_is_too_small_is_refused_not_met_by_slivers(tmp_path: Path) -> None:
+    p = xr.DataArray(np.zeros((600, 600)), dims=("y", "x")).patches(y=64, x=64, stride=32)
+    with pytest.raises(PatchError, match=r"max_bytes must be >= .*, for a block of"):
+        p.map(identity, store=tmp_path / "a", max_bytes=300_000, progress=False)
+    with pytest.raises(PatchError, match=r"max_bytes must be >= .*, for a block of"):
+        p.plan_map(max_bytes=300_000)
+    plan = p.plan_map(max_bytes=2_000_000)
+    assert min(plan["chunks"]) >= 32
+    assert plan["runs_per_patch"] < 9
+
+
+class Reads:
+    """An array that notes how much is read of it at once."""
+
+    def __init__(self, samples: Array) -> None:
+        self.samples, self.most = samples, 0
+        self.shape, self.dtype, self.ndim = samples.shape, samples.dtype, samples.ndim
+
+    def __getitem__(self, key: Any) -> Array:
+        found: Array = self.samples[key]
+        self.most = max(self.most, found.nbytes)
+        return found
+
+
+@pytest.mark.parametrize("stored", [False, True])
+def test_jobs_read_no_more_than_their_budget(tmp_path: Path, stored: bool) -> None:
+    source = Reads(np.ones((8, 1024, 1024), "u2"))
+    array = dask.array.from_array(source, chunks=(8, 128, 128), asarray=False, meta=np.empty(0))
+    image = xr.DataArray(array, dims=("band", "y", "x"))
+    p = image.patches(y=64, x=64)
+    p.map(
+        lambda batch: batch[:, 0].astype("u1"), output={"dims": ("y", "x"), "dtype": "u1"},
+        taper="flat", max_bytes="4 MiB", progress=False, store=tmp_path / "a",
+        materialize=tmp_path / "b" if stored else None,
+    )  # fmt: skip
+    assert 0 < source.most <= 4 << 20
+
+
+def test_a_task_of_a_job_holds_what_is_planned(tmp_path: Path) -> None:
+    image = opened(xr.DataArray(np.ones((2048, 2048), "u1"), dims=("y", "x")), tmp_path / "a")
+    p = image.patches(y=64, x=64, stride=32)
+    how: dict[str, Any] = {"max_bytes": "32 MiB", "batch_size": 8}
+    job: dict[str, Any] = {"fill_value": 0, "progress": False}
+    for reduce in ("mean", "sum"):
+        plan = p.plan_map(reduce=reduce, **how)
+        p.map(identity, reduce=reduce, store=tmp_path / f"{reduce}0", **job, **how)
+        tracemalloc.start()
+        made = p.map(identity, reduce=reduce, store=tmp_path / reduce, **job, **how)
+        _, peak = tracemalloc.get_traced_memory()
+        tracemalloc.stop()
+        assert made.nbytes == plan["bytes"]
+        assert peak <= available_cores() * (plan["bytes_per_task"] + (1 << 23)) + (1 << 22)
+
+
+def test_a_func_that_cannot_be_sent_leaves_nothing_behind(tmp_path: Path) -> None:
+    distributed = pytest.importorskip("distributed")
+    lock = threading.Lock()
+
+    def model(batch: Array) -> Array:
+        with lock:
+            return batch
+
+    with (
+        distributed.Client(processes=True, n_workers=1, dashboard_address=None),
+        pytest.raises(PatchError, match="cannot be sent to the workers"),
+    ):
+        IMAGE.patches(**CUT).map(model, store=tmp_path / "a", progress=False)
+    IMAGE.patches(**CUT).map(model, store=tmp_path / "a", progress=False)
+
+
+def test_options_of_a_job_need_a_store() -> None:
+    with pytest.raises(PatchError, match="resume and overwrite are for store or materialize"):
+        IMAGE.patches(**CUT).map(identity, resume=True)

@@ -1,0 +1,810 @@
+"""The patches of a labelled image, `Patches`, and all that can be done with them."""
+
+from collections.abc import Callable, Hashable, Iterator, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from math import prod
+from typing import Any, Generic, TypeVar, cast
+
+import numpy as np  # noqa: F401  for the examples
+import xarray as xr
+
+from xpatches import labels, mapping, reprs, take, variables
+from xpatches.arrays import Array
+from xpatches.errors import PatchError
+from xpatches.geometry import PatchGrid, as_integer
+from xpatches.layout import SAMPLE_DIM
+from xpatches.models import Function
+from xpatches.reductions import SEPARABLE
+from xpatches.tapers import Taper
+from xpatches.variables import kept_encoding
+
+T = TypeVar("T", xr.DataArray, xr.Dataset)
+
+ARRAY = "<this-array>"
+"""Name of a DataArray's variable in the Dataset that stands for it."""
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Patches(Generic[T]):
+    """The patches of a labelled image: an immutable, lazy sequence.
+
+    Made by ``image.patches(...)``. Its length is the number of patches; ``p[i]`` is the i-th one,
+    the last dim running fastest, ``p[i, j]`` the one at an index per dim, and iteration gives them
+    all, each as a labelled array on the image's own dims. Iteration over an image that was opened
+    without dask reads ahead, up to dask's ``array.chunk-size``, so that little is read twice.
+
+    Examples
+    --------
+    >>> image = xr.DataArray(np.arange(100).reshape(10, 10), dims=("y", "x"))
+    >>> p = image.patches(y=3, x=3, stride=5)
+    >>> p
+    <xpatches.Patches: 4 patches, 288 bytes in all>
+    Source: DataArray int64 (y: 10, x: 10)
+    Fill:   0
+    Grid:
+        dim  count  size  stride  rate  padding
+        y        2     3       5     1  valid
+        x        2     3       5     1  valid
+    >>> p[0, 1].values
+    array([[ 5,  6,  7],
+           [15, 16, 17],
+           [25, 26, 27]])
+    >>> p.extract().sizes
+    Frozen({'y': 2, 'x': 2, 'y_patch': 3, 'x_patch': 3})
+    """
+
+    source: T
+    """The image."""
+    grid: PatchGrid
+    """The patches per dim, in the image's order of dims."""
+    _dataset: xr.Dataset
+    _fill_values: Mapping[Hashable, Array]
+
+    @property
+    def sizes(self) -> dict[Hashable, int]:
+        """Samples per patch per dim."""
+        return self.grid.sizes
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all patches, as `extract` gives them."""
+        counts = self.grid.counts
+        return sum(
+            variable.dtype.itemsize
+            * prod(counts.get(dim, length) for dim, length in variable.sizes.items())
+            * prod(self.sizes[dim] for dim in variable.dims if dim in counts)
+            for _, variable, _ in self._extracted()
+        )
+
+    def __len__(self) -> int:
+        return self.grid.total
+
+    def __iter__(self) -> Iterator[T]:
+        for part, indices in take.read_ahead(self._indexed, self._fill_values, self.grid):
+            for index in indices:
+                yield self._take(index, part)
+
+    def __getitem__(self, index: int | tuple[int, ...]) -> T:
+        if not isinstance(index, tuple):
+            return self._take(self.grid.unravel(index))
+        if len(index) != len(self.grid.axes):
+            raise PatchError(
+                f"index must have one integer for each of the dims {self.grid.dims}, got {index}"
+            )
+        return self._take(self.grid.index(dict(zip(self.grid.dims, index, strict=True))))
+
+    def isel(self, /, indexers: Mapping[Any, int] | None = None, **kwargs: int) -> T:
+        """Take one patch by its index along every dim of the grid.
+
+        Parameters
+        ----------
+        indexers, **kwargs
+            An integer for every dim; a negative one counts from the end.
+
+        Returns
+        -------
+        DataArray or Dataset
+            On the image's own dims, with its labels, and ``{dim}_index`` (int64), the source index
+            of every sample. Outside the image the samples are `fill_value` and the labels are
+            missing (NaN, NaT, None). Lazy if the image is a dask array, in memory otherwise; only
+            the chunks under the patch are read.
+
+        Raises
+        ------
+        PatchError
+            If a dim is unknown or left out, or an index is not an integer.
+        PatchIndexError
+            If an index lies outside the grid.
+        """
+        return self._take(self.grid.index(self._one_each("isel", indexers, kwargs)))
+
+    def sel(
+        self,
+        /,
+        indexers: Mapping[Any, Any] | None = None,
+        method: str | None = None,
+        tolerance: Any = None,
+        **kwargs: Any,
+    ) -> T:
+        """Take one patch by the label of its center along every dim of the grid.
+
+        Parameters
+        ----------
+        indexers, **kwargs
+            A label for every dim.
+        method, tolerance
+            As in `xarray.DataArray.sel`; ``method="nearest"`` takes the patch whose center is the
+            nearest to the label.
+
+        Returns
+        -------
+        DataArray or Dataset
+            As `isel`.
+
+        Raises
+        ------
+        PatchError
+            If a dim is unknown, left out or has no coord, or if the label is not that of exactly
+            one patch.
+        """
+        index = {
+            dim: take.find(self._dataset.coords, self.grid[dim], label, method, tolerance)
+            for dim, label in self._one_each("sel", indexers, kwargs).items()
+        }
+        return self._take(self.grid.index(index))
+
+    def extract(
+        self,
+        flatten: str | None = None,
+        label: str = "center",
+        engine: str = "auto",
+        max_bytes: int | str | None = None,
+    ) -> T:
+        """Extract all patches.
+
+        Parameters
+        ----------
+        flatten
+            None, or ``"patch"`` to join the patch dims and the image's dims behind them into one
+            dim ``patch``, TensorFlow's layout, with the coords of all of them along it.
+        label
+            Which source index gives a patch its labels: ``"center"`` or ``"origin"``.
+        engine
+            How an image that is not in memory is computed: ``"map_overlap"`` exchanges halos
+            between the chunks of a dask array; ``"region"`` lets every block read its own region,
+            for images that were opened, with dask or without, and not computed on since;
+            ``"auto"`` is ``"region"`` for images opened with ``chunks=None`` where no sample is
+            read more than 1.3 times on average. The values are the same.
+        max_bytes
+            Budget of a task, for its input and its output together: a number of bytes or a string
+            like ``"64 MiB"``; dask's ``array.chunk-size`` (128 MiB) by default.
+
+        Returns
+        -------
+        DataArray or Dataset
+            The image's dims, in their order, with ``{dim}_patch`` inserted right after the last
+            spatial dim. Coords along the grid are the labels of the patches' centers (or origins;
+            missing where that lies outside the image); ``{dim}_origin`` (int64) is the source
+            index of each patch's first sample and may be negative; ``{dim}_patch`` (int64) are the
+            offsets, so that the source index of every sample is their sum. Other coords, the
+            attrs and the name pass through; the attr ``xpatches`` holds the geometry as JSON.
+            Lazy, in chunks, if the image is a dask array or was opened without dask; NumPy in,
+            NumPy out.
+
+        Raises
+        ------
+        PatchError
+            If `flatten`, `label` or `engine` is unknown, the source cannot be read by region, one
+            patch does not fit `max_bytes`, or the variables of a Dataset cannot share one dim
+            ``patch``.
+
+        Examples
+        --------
+        >>> image = xr.DataArray([1, 2, 3], {"x": [0.5, 1.5, 2.5]}, name="image")
+        >>> image.patches(x=3, stride=1, padding="same").extract()
+        <xarray.DataArray 'image' (x: 3, x_patch: 3)> Size: 72B
+        array([[0, 1, 2],
+               [1, 2, 3],
+               [2, 3, 0]])
+        Coordinates:
+          * x         (x) float64 24B 0.5 1.5 2.5
+            x_origin  (x) int64 24B -1 0 1
+          * x_patch   (x_patch) int64 24B 0 1 2
+        Attributes:
+            xpatches:  {"version": 1, "dims": ["x"], "axes": [{"dim": "x", "length": ...
+        """
+        _check_choice("flatten", flatten, (None, labels.FLAT_DIM))
+        how = _how(engine, max_bytes)
+        coords = self._coords(label)
+        joined = self._joined_dims() if flatten else {}
+        if joined:
+            coords = labels.flatten_coords(coords, joined)
+        return self._wrap(
+            {
+                name: variables.extract_variable(
+                    variable, self.grid, fill_value, label, joined, how
+                )
+                for name, variable, fill_value in self._extracted()
+            },
+            coords,
+        )
+
+    def reduce(
+        self,
+        how: Callable[..., Any] | str,
+        *,
+        skipna: bool | None = None,
+        min_count: int | None = None,
+        ignore_padding: bool = False,
+        label: str = "center",
+        engine: str = "auto",
+        max_bytes: int | str | None = None,
+    ) -> T:
+        """Reduce every patch to one sample: pooling, with any stride, rate and padding.
+
+        The result is that of reducing what `extract` gives over its patch dims, but no patches
+        stand in memory, except for a median or a function: each dim is reduced by itself.
+
+        Parameters
+        ----------
+        how
+            ``"min"``, ``"max"``, ``"sum"``, ``"mean"``, ``"var"``, ``"std"`` (both with ``ddof``
+            0), ``"any"``, ``"all"``, ``"count"`` (of samples that are not missing), ``"argmin"``,
+            ``"argmax"`` (index of the first extreme among the samples of the patch, in C order),
+            ``"median"``, or a function that is called as ``how(patches, axis=axes)`` with NumPy
+            patches of a block and reduces those axes.
+        skipna
+            Whether NaN is no sample; None is True for floating dtypes, as in xarray.
+        min_count
+            Patches with fewer samples become NaN. It counts where samples are skipped: for
+            floating dtypes, or with `ignore_padding`.
+        ignore_padding
+            Whether padding is no sample; it takes part as `fill_value` otherwise.
+        label, engine, max_bytes
+            As for `extract`.
+
+        Returns
+        -------
+        DataArray or Dataset
+            The image's dims, with the number of patches as lengths, and the patches' labels. The
+            dtype is xarray's: that of the image for extremes and for floating sums and means,
+            float64 for means of integers, int64 for counts and indices. Lazy as with `extract`.
+
+        Raises
+        ------
+        PatchError
+            As `extract`; or if `how` is unknown or does not fit the dtype or `ignore_padding`.
+
+        Examples
+        --------
+        >>> image = xr.DataArray(np.arange(36).reshape(6, 6), dims=("y", "x"))
+        >>> image.patches(y=2, x=2, stride=2, rate=3, padding="same").reduce("max").values
+        array([[14, 16, 15],
+               [26, 28, 27],
+               [20, 22, 21]])
+        """
+        if not callable(how):
+            _check_choice("how", how, (*SEPARABLE, "median"))
+        if min_count is not None:
+            as_integer("min_count", min_count, 0)
+        options = {"skipna": skipna, "min_count": min_count, "ignore_padding": ignore_padding}
+        by = _how(engine, max_bytes)
+        coords = self._coords(label).to_dataset()
+        coords = coords.drop_vars([f"{dim}_patch" for dim in self.grid.dims])
+        return self._wrap(
+            {
+                name: variables.reduce_variable(variable, self.grid, fill, how, options, by)
+                for name, variable, fill in self._extracted()
+            },
+            coords.coords,
+        )
+
+    def map(
+        self,
+        func: Callable[..., Any],
+        *,
+        batch_size: int = 32,
+        taper: Taper = "hann",
+        reduce: str = "mean",
+        output: Mapping[str, Any] | None = None,
+        labelled: bool = False,
+        factory: bool = False,
+        fill_value: Any = None,
+        max_bytes: int | str | None = None,
+        store: Any = None,
+        materialize: Any = None,
+        chunks: Mapping[Any, int] | None = None,
+        shards: Mapping[Any, int] | bool | None = None,
+        encoding: Mapping[Any, Mapping[str, Any]] | None = None,
+        resume: bool = False,
+        overwrite: bool = False,
+        retries: int = 2,
+        progress: bool = True,
+    ) -> T:
+        """Run a model on all patches, and stitch what it returns into an image.
+
+        No patches are stored. Every block of the result extracts the patches that reach into it,
+        runs the model on them and stitches what it returns; patches that reach into several blocks
+        are run several times, as often as `plan` says.
+
+        Parameters
+        ----------
+        func
+            Is called with a batch of patches: a NumPy array, the patches along the first axis, then
+            the image's own dims with the sizes of a patch, as if ``p[i]`` were stacked. It returns
+            an array with the batch first. It may be called by several threads at once.
+        batch_size
+            Patches of a batch, at most.
+        taper, reduce
+            How several patches become one sample, as for `xpatches.stitch`. The taper is for
+            "mean".
+        output
+            What `func` returns for a patch, where that differs from the patch; a mapping with some
+            of
+
+            - ``"dims"``: behind the batch, in order: all dims along which patches are cut, and
+              others, new ones or the image's;
+            - ``"sizes"``: lengths by dim: of new dims, and of patches that come back smaller, as
+              many samples cut off on both sides;
+            - ``"scale"``: samples returned per sample of the patch, an integer or 1 divided by
+              one, for all dims or a mapping;
+            - ``"dtype"``: that of the image if it is left out.
+        labelled
+            Call `func` with a DataArray instead: the patches along ``sample``, with their labels
+            and origins as coords along it, and ``{dim}_patch`` for the dims that are cut.
+        factory
+            `func` takes no arguments and gives the function. It is called once in this process, or
+            once on every worker of a dask cluster that runs blocks, for all variables.
+        fill_value
+            Value of samples that no patch holds, as for `xpatches.stitch`.
+        max_bytes
+            Budget of a task: for the samples that it reads, the rows of patches that it holds, and
+            its block of the result. A batch and what the model takes for itself are not counted.
+        store
+            Write the result to this zarr store, as a job, like `to_zarr`; it is opened lazily.
+        materialize
+            Run the model on every patch once, and write what it returns to this zarr store, as a
+            job; the result is stitched from there. This costs disk, for a model that takes long.
+        chunks, shards, encoding
+            Of the result in `store`, as for `to_zarr`. Chunks have 1 MiB by default, shards up to
+            32 MiB; blocks are whole shards.
+        resume, overwrite, retries, progress
+            Of the jobs, as for `to_zarr`. `func` is known by its name: a job that is resumed may
+            have another function of that name, and another `batch_size`.
+
+        Returns
+        -------
+        DataArray or Dataset
+            Of the dims that `output` names, with the image's coords as far as they fit. `func` is
+            run on each variable of a Dataset by itself. Lazy if the image is; an image in memory
+            is one block, every patch of which is run once.
+
+        Raises
+        ------
+        PatchError
+            If an argument does not fit, or samples that no patch holds have no value; for jobs, as
+            `to_zarr`.
+        MapError
+            When the result is computed: if `func` fails, with the origin and the labels of the
+            patch; or if it returns something else than `output` says.
+        JobError
+            If blocks of a job failed; all others are written then.
+
+        Examples
+        --------
+        >>> image = xr.DataArray(np.arange(24.0).reshape(1, 4, 6), dims=("band", "y", "x"))
+        >>> def brighter(batch):
+        ...     return np.concatenate([batch, batch + 1], axis=1)
+        >>> p = image.patches(y=2, x=2, stride=1)
+        >>> made = p.map(brighter, output={"dims": ("of", "y", "x"), "sizes": {"of": 2}})
+        >>> made.sizes
+        Frozen({'of': 2, 'y': 4, 'x': 6})
+        >>> bool((made[1] == image[0] + 1).all())
+        True
+        """
+        every = self._mapped(
+            func,
+            batch_size=batch_size,
+            taper=taper,
+            reduce=reduce,
+            output=output,
+            labelled=labelled,
+            factory=factory,
+            missing=fill_value,
+        )
+        as_integer("retries", retries, 0)
+        if store is None and any(given is not None for given in (chunks, shards, encoding)):
+            raise PatchError("chunks, shards and encoding are for store; give one, or leave them")
+        coords = mapping.mapped_coords(self._dataset, every)
+        if store is None and materialize is None:
+            if resume or overwrite:
+                raise PatchError("resume and overwrite are for store or materialize; give one")
+            data = {name: of.compute(max_bytes) for name, of in every.items()}
+            return self._made(every, data, coords)
+        from xpatches import painted  # zarr and dask are loaded for jobs only
+
+        made: Any = painted.paint(
+            self._written(),
+            every,
+            coords,
+            store=store,
+            materialize=materialize,
+            chunks=chunks,
+            shards=shards,
+            encoding=encoding,
+            max_bytes=max_bytes,
+            report=_report(progress),
+            resume=resume,
+            overwrite=overwrite,
+            retries=retries,
+        )
+        return self._made(every, made, coords) if store is None else cast(T, made)
+
+    def to_zarr(
+        self,
+        store: Any,
+        *,
+        layout: str = "grid",
+        chunks: Mapping[Any, int] | None = None,
+        shards: Mapping[Any, int] | bool | None = None,
+        encoding: Mapping[Any, Mapping[str, Any]] | None = None,
+        resume: bool = False,
+        overwrite: bool = False,
+        retries: int = 2,
+        progress: bool = True,
+    ) -> T:
+        """Write all patches to a zarr store, as a job that can be resumed.
+
+        The store is set up, then independent tasks write blocks, each reading what it needs of the
+        image and writing whole chunks or shards. They run on the workers of the dask client that is
+        active, or in threads of this process. A block that fails is tried again; blocks that are
+        done are recorded in the store, and a job that was killed or failed goes on from there.
+
+        Parameters
+        ----------
+        store
+            Where to: a path, a URL of fsspec or obstore, or a zarr store.
+        layout
+            ``"grid"``: dims as `extract` gives them. ``"samples"``: the patches along one dim
+            ``sample``, in the order of iteration, then the patch dims, then all others, with each
+            sample's labels and origins as coords along it.
+        chunks, shards
+            Lengths by dim of the result, -1 for a whole dim; a shard is a stored object of several
+            chunks, False for none. By default a chunk is one patch, or patches of 1 MiB in all
+            where they are smaller, and a shard has 32 MiB.
+        encoding
+            By variable, how values are stored, as in `xarray.Dataset.to_zarr`: ``compressors``,
+            ``dtype``, ``scale_factor``, ...
+        resume
+            Finish what an earlier call with the same arguments began in the store.
+        overwrite
+            Replace whatever zarr holds there.
+        retries
+            How many times a block that fails is tried again.
+        progress
+            Whether to tell of the progress on stderr.
+
+        Returns
+        -------
+        DataArray or Dataset
+            What was written, opened lazily, as `open_patches` does.
+
+        Raises
+        ------
+        PatchError
+            If an argument does not fit; if the store holds something and neither `resume` nor
+            `overwrite` is given, or another job's blocks, or is being written; if the image is not
+            the one that was cut so far.
+        JobError
+            If blocks failed; all others are written then.
+
+        Examples
+        --------
+        >>> from zarr.storage import MemoryStore
+        >>> image = xr.DataArray(np.arange(36).reshape(6, 6), {"x": range(6)}, ("y", "x"), "image")
+        >>> made = image.patches(y=3, x=3).to_zarr(MemoryStore(), layout="samples", progress=False)
+        >>> made.drop_attrs()
+        <xarray.DataArray 'image' (sample: 4, y_patch: 3, x_patch: 3)> Size: 288B
+        dask.array<...>
+        Coordinates:
+        ...
+        """
+        from xpatches import datasets  # zarr and dask are loaded for jobs only
+
+        as_integer("retries", retries, 0)
+        made: Any = datasets.write_dataset(
+            self._cut(layout, chunks, shards),
+            store,
+            encoding,
+            _report(progress)(),
+            resume=resume,
+            overwrite=overwrite,
+            retries=retries,
+        )
+        return cast(T, made)
+
+    def plan_zarr(
+        self,
+        layout: str = "grid",
+        chunks: Mapping[Any, int] | None = None,
+        shards: Mapping[Any, int] | bool | None = None,
+    ) -> dict[Any, Any]:
+        """Say how `to_zarr` will work, as plain data; nothing is read or written.
+
+        Parameters
+        ----------
+        layout, chunks, shards
+            As for `to_zarr`.
+
+        Returns
+        -------
+        dict
+            For a Dataset, one such dict per variable that is cut:
+
+            - ``patches``, ``bytes``: number of patches, and their bytes;
+            - ``dims``, ``chunks``, ``shards``: lengths of the result, of its chunks and shards;
+            - ``tasks``: number of blocks;
+            - ``bytes_per_task``: projected peak of one: the patches that it writes at a time, three
+              times for zarr encodes them, and the samples that it reads at a time, twice for they
+              may be padded;
+            - ``read_amplification``: how often a stored sample of the image is read, on average,
+              estimated from 100 blocks.
+
+        Raises
+        ------
+        PatchError
+            As `to_zarr`.
+
+        Examples
+        --------
+        >>> image = xr.DataArray(np.zeros((1024, 1024), "uint8"), dims=("y", "x"))
+        >>> plan = image.patches(y=64, x=64, stride=32).plan_zarr("samples")
+        >>> plan["dims"], plan["chunks"], plan["tasks"]
+        ({'sample': 961, 'y_patch': 64, 'x_patch': 64}, (256, 64, 64), 1)
+        """
+        from xpatches import cuts  # zarr and dask are loaded for jobs only
+
+        plans = cuts.plan_patches(self._cut(layout, chunks, shards))
+        return plans[ARRAY] if isinstance(self.source, xr.DataArray) else plans
+
+    def plan_map(
+        self,
+        output: Mapping[str, Any] | None = None,
+        batch_size: int = 32,
+        reduce: str = "mean",
+        max_bytes: int | str | None = None,
+        chunks: Mapping[Any, int] | None = None,
+        shards: Mapping[Any, int] | bool | None = None,
+    ) -> dict[Any, Any]:
+        """Say how `map` will work that writes to a store, as plain data; nothing is read or run.
+
+        Parameters
+        ----------
+        output, batch_size, reduce, max_bytes, chunks, shards
+            As for `map`.
+
+        Returns
+        -------
+        dict
+            For a Dataset, one such dict per variable that is cut: ``patches``, ``runs``,
+            ``runs_per_patch`` and ``bytes_per_task`` as in `plan`; ``bytes``, ``dims``, ``chunks``
+            and ``shards`` of the result; ``tasks``, the number of blocks.
+
+        Raises
+        ------
+        PatchError
+            As `map`.
+
+        Examples
+        --------
+        >>> image = xr.DataArray(np.zeros((1024, 1024), "uint8"), dims=("y", "x"))
+        >>> plan = image.patches(y=64, x=64, stride=32).plan_map({"dtype": "float32"})
+        >>> plan["tasks"], plan["patches"], plan["runs"]
+        (1, 961, 961)
+        """
+        from xpatches import painted  # zarr and dask are loaded for jobs only
+
+        outlines = self._outlines(output, batch_size, reduce)
+        plans = painted.plan_paint(self._written(), outlines, max_bytes, chunks, shards)
+        return plans[ARRAY] if isinstance(self.source, xr.DataArray) else plans
+
+    def plan(
+        self,
+        flatten: str | None = None,
+        engine: str = "auto",
+        max_bytes: int | str | None = None,
+        output: Mapping[str, Any] | None = None,
+        batch_size: int = 32,
+        reduce: str = "mean",
+    ) -> dict[Any, Any]:
+        """Say how `extract` and `map` will work, as plain data; nothing is read or computed.
+
+        Parameters
+        ----------
+        flatten, engine, max_bytes
+            As for `extract`.
+        output, batch_size, reduce
+            As for `map`.
+
+        Returns
+        -------
+        dict
+            For a Dataset, one such dict per extracted variable:
+
+            - ``engine``: ``"map_overlap"``, ``"region"``, or ``"numpy"`` for an image in memory;
+            - ``patches``: number of patches;
+            - ``blocks``: number of regions of the source that patches are computed from;
+            - ``tasks``: tasks of the whole dask graph after optimisation, the source's included
+              (1 for an image in memory);
+            - ``halo``: per dim, the samples ``[before, after]`` that blocks share;
+            - ``regions``: per dim of the source, ``[start, stop)`` of every block;
+            - ``chunks``: per dim of the result, the lengths of its chunks;
+            - ``max_bytes``: the budget (None for an image in memory);
+            - ``bytes_per_task``: projected peak of the largest task: what it is given, makes on
+              the way and returns;
+            - ``read_amplification``: how often a stored sample is read, on average;
+            - ``map``: the same of `map`: ``blocks`` and ``chunks`` of its result, its
+              ``bytes_per_task`` with one batch, but without what the model takes for itself,
+              ``runs``, the number of patches that the model is run on, and ``runs_per_patch``, how
+              often on each, since those that reach into several blocks are run for each of them.
+
+        Raises
+        ------
+        PatchError
+            As `extract`.
+
+        Examples
+        --------
+        >>> image = xr.DataArray(np.zeros((8, 8), "uint8"), dims=("y", "x"))
+        >>> image.chunk(y=4, x=8).patches(y=3, x=3, stride=1).plan()["halo"]
+        {'y': [0, 2], 'x': [0, 0]}
+        """
+        _check_choice("flatten", flatten, (None, labels.FLAT_DIM))
+        how = _how(engine, max_bytes)
+        joined = self._joined_dims() if flatten else {}
+        outlines = self._outlines(output, batch_size, reduce)
+        plans = {
+            name: {
+                **variables.plan_variable(variable, self.grid, joined, how),
+                "map": mapping.plan_map(outlines[name], max_bytes),
+            }
+            for name, variable, _ in self._extracted()
+        }
+        return plans[ARRAY] if isinstance(self.source, xr.DataArray) else plans
+
+    def __repr__(self) -> str:
+        return reprs.text(self.source, self.grid, self._fill_values, self.nbytes)
+
+    def _repr_html_(self) -> str:
+        return reprs.html(self.source, self.grid, self._fill_values, self.nbytes)
+
+    @cached_property
+    def _indexed(self) -> xr.Dataset:
+        """The image with ``{dim}_index`` (int64), the position of every sample, as coords."""
+        names = [f"{dim}_index" for dim in self.grid.dims]
+        labels.check_names(self._dataset, names)
+        positions = (labels.integers(axis.dim, range(axis.length)) for axis in self.grid.axes)
+        return self._dataset.assign_coords(dict(zip(names, positions, strict=True)))
+
+    def _take(self, index: tuple[int, ...], part: take.Part | None = None) -> T:
+        part = part or (self._indexed, dict.fromkeys(self.grid.dims, 0))
+        samples = {axis.dim: axis.samples(i) for axis, i in zip(self.grid.axes, index, strict=True)}
+        return self._as_source(take.take_patch(part, self._fill_values, samples))
+
+    def _extracted(self) -> Iterator[tuple[Hashable, xr.Variable, Array]]:
+        """Iterate over the variables that are cut into patches, with their fill values."""
+        for name, fill_value in self._fill_values.items():
+            yield name, self._dataset.variables[name], fill_value
+
+    def _cut(self, layout: str, chunks: Any, shards: Any) -> Any:
+        from xpatches import cuts  # zarr and dask are loaded for jobs only
+
+        _check_choice("layout", layout, ("grid", "samples"))
+        return cuts.Cut(self._written(), layout, chunks, shards)
+
+    def _written(self) -> Any:
+        """Give what jobs take of the image."""
+        from xpatches import datasets  # zarr and dask are loaded for jobs only
+
+        array = (ARRAY, self.source.name) if isinstance(self.source, xr.DataArray) else None
+        return datasets.Source(self._dataset, self.grid, self._fill_values, array)
+
+    def _one_each(
+        self, method: str, indexers: Mapping[Any, Any] | None, kwargs: Mapping[str, Any]
+    ) -> dict[Hashable, Any]:
+        merged = labels.merge(method, indexers, kwargs)
+        if set(merged) != set(self.grid.dims):
+            raise PatchError(
+                f"{method} must name each of the dims {self.grid.dims} once, got {tuple(merged)}"
+            )
+        return merged
+
+    def _coords(self, label: str) -> xr.Coordinates:
+        """Give all patches their coords."""
+        _check_choice("label", label, ("center", "origin"))
+        return labels.patch_coords(self._dataset.coords, self.grid, label)
+
+    def _mapped(
+        self, func: Callable[..., Any], factory: bool, **how: Any
+    ) -> dict[Hashable, mapping.Mapped]:
+        function, every = Function(func, factory), {}
+        if how["labelled"]:
+            labels.check_names(self._dataset, [SAMPLE_DIM])
+        for name, variable, fill_value in self._extracted():
+            grid = self.grid.restrict(variable.dims)
+            shown = self.source.name if isinstance(self.source, xr.DataArray) else name
+            coords = self._dataset.coords
+            given = (shown, variable, grid, coords, fill_value, function)
+            every[name] = mapping.as_mapped(*given, **how)
+        return every
+
+    def _outlines(self, *how: Any) -> dict[Hashable, mapping.Outline]:
+        """Normalise the arguments `output`, `batch_size` and `reduce` of `map`, by variable."""
+        coords = self._dataset.coords
+        return {
+            name: mapping.as_outline(variable, self.grid.restrict(variable.dims), coords, *how)
+            for name, variable, _ in self._extracted()
+        }
+
+    def _made(
+        self,
+        every: Mapping[Hashable, mapping.Mapped],
+        data: Mapping[Hashable, Any],
+        coords: xr.Coordinates,
+    ) -> T:
+        """Label what was made of every variable."""
+        made = {
+            name: xr.Variable(of.dims, data[name], of.attrs, kept_encoding(of.variable))
+            for name, of in every.items()
+        }
+        return self._wrap(made, coords)
+
+    def _joined_dims(self) -> dict[Hashable, int]:
+        """Dims that flattening joins, with their lengths; the same for every variable."""
+        joined = {
+            tuple(labels.joined_dims(variable, self.grid).items())
+            for _, variable, _ in self._extracted()
+        }
+        dims = dict(joined.pop())
+        kept = self._dataset.data_vars.keys() - self._fill_values.keys()
+        shared = [name for name in kept if not dims.keys().isdisjoint(self._dataset[name].dims)]
+        if joined or shared:
+            raise PatchError(
+                f"flatten='patch' joins the dims {tuple(dims)}, and the Dataset has variables "
+                "without all of them or that are no patches; flatten each variable by itself"
+            )
+        labels.check_names(self._dataset, [labels.FLAT_DIM])
+        return dims
+
+    def _wrap(self, made: Mapping[Hashable, xr.Variable], coords: xr.Coordinates) -> T:
+        """Join what was made of variables to the untouched ones, and give what the source is."""
+        every = {**self._dataset.data_vars.variables, **made}
+        return self._as_source(xr.Dataset(every, coords, self.source.attrs))
+
+    def _as_source(self, dataset: xr.Dataset) -> T:
+        """Give what the source is: a Dataset, or the array that it stands for."""
+        if isinstance(self.source, xr.Dataset):
+            return dataset
+        array = dataset[ARRAY]
+        array.name = self.source.name
+        return array
+
+
+def _check_choice(argument: str, value: object, choices: tuple[object, ...]) -> None:
+    if value not in choices:
+        *most, last = map(repr, choices)
+        raise PatchError(f"{argument} must be {', '.join(most)} or {last}, got {value!r}")
+
+
+def _report(progress: bool) -> Callable[[], Any]:
+    """Give what makes what is told of the progress of a job."""
+    from xpatches.jobs import Report  # zarr and dask are loaded for jobs only
+    from xpatches.progress import Progress
+
+    return Progress if progress else Report
+
+
+def _how(engine: str, max_bytes: int | str | None) -> dict[str, Any]:
+    _check_choice("engine", engine, ("auto", "map_overlap", "region"))
+    return {"engine": engine, "max_bytes": max_bytes}
