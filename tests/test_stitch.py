@@ -203,6 +203,46 @@ def test_extracting_and_stitching_gives_the_image(
         np.testing.assert_array_equal(back, finite)
 
 
+@given(
+    problems(max_spatial=2),
+    st.sampled_from(["flat", "hann", "gaussian", lambda size: np.arange(size) % 3 + (size == 1)]),
+    st.integers(0, 99),
+    st.booleans(),
+)
+@settings(max_examples=150)
+def test_means_of_floats_are_as_close_as_weighted_sums(
+    problem: tuple[Array, dict[int, AxisGrid]], taper: Any, seed: int, some: bool
+) -> None:
+    image, grids = problem
+    if not image.size:
+        return
+    rng = np.random.default_rng(seed)
+    patches = extracted(image, grids)
+    # Of any size, up to the largest floats there are.
+    values = rng.choice([-1, 1], patches.shape) * 10 ** rng.uniform(-4, 38.5, patches.shape)
+    patches = patches.copy(data=values.astype("f4"))
+    weights = weights_of(taper, {grid.dim: grid.size for grid in grids.values()})
+    assert weights is not None
+    lost = rng.random([grid.count for grid in grids.values()]) < (0.3 if some else 0)
+    stacked = patches.stack(sample=[*weights], create_index=False).transpose("sample", ...)
+    kept = stacked.isel(sample=np.flatnonzero(~lost.ravel()))
+    if not kept.size:
+        return
+    back = stitch(kept if some else patches, taper=taper, fill_value=7)
+    made = back.transpose(*(f"d{axis}" for axis in range(image.ndim))).to_numpy()
+    axes = {axis: (g.size, g.stride, g.rate, g.padding) for axis, g in grids.items()}
+    for place, terms in terms_over(patches.to_numpy(), axes, image.shape).items():
+        terms = [term for term in terms if not lost[term[0]]]
+        wanted = expected_of(terms, "mean", [*weights.values()], [*grids.values()])
+        if wanted is None:
+            assert made[place] == 7
+            continue
+        sizes = [(patch, taps, abs(value)) for patch, taps, value in terms]
+        size = expected_of(sizes, "mean", [*weights.values()], [*grids.values()])
+        error = abs(Fraction(float(made[place])) - wanted)
+        assert error <= 2 * (len(terms) + 2) * float(np.finfo("f4").eps) * size
+
+
 @given(problems(), st.sampled_from([*HOWS, "hann", "gaussian"]), st.data())
 def test_the_result_is_the_same_bits_for_every_chunking(
     problem: tuple[Array, dict[int, AxisGrid]], how: str, data: st.DataObject

@@ -12,7 +12,7 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property, reduce
-from itertools import product
+from itertools import pairwise, product
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -186,10 +186,11 @@ class _Rows:
         """Make samples that are all the same."""
         return np.full(self.shape, value, dtype)
 
-    def steps(self, *, backwards: bool = False) -> Iterator[tuple[Array, _Place, Any, Any]]:
+    def steps(
+        self, along: Sequence[list[_Step]] | None = None
+    ) -> Iterator[tuple[Array, _Place, Any, Any]]:
         """Give for every step: samples of patches, their place, their number, and which count."""
-        along = [steps[::-1] for steps in self._steps] if backwards else self._steps
-        for step in product(*along):
+        for step in product(*(along or self._steps)):
             source = self._laid[(*self._whole, *(of for pair in step for of in pair[:2]))]
             place = (*self._whole, *(of for pair in step for of in pair[2:]))
             samples = tuple(pair[1] for pair in step)
@@ -198,6 +199,10 @@ class _Rows:
                 some = self._present[tuple(pair[0] for pair in step)]
                 there = some.reshape([n for count in some.shape for n in (count, 1)])
             yield source, place, samples, there
+
+    def backwards(self) -> Iterator[tuple[Array, _Place, Any, Any]]:
+        """Give the steps in reverse, patches with high numbers first."""
+        return self.steps([steps[::-1] for steps in self._steps])
 
     def spread(self, along: Sequence[Array]) -> list[Array]:
         """Lay one vector a dim, over the samples of a patch, along that dim of many patches."""
@@ -217,6 +222,62 @@ class _Rows:
         most = [of.cover.axis.most_over(1) for of in self._tiles]
         whole = self._present is None and self.stitching.weights is None
         return whole and max(most) <= 2 and math.prod(most) <= 4
+
+    @property
+    def scale(self) -> float:
+        """Give a power of two by which sums of weights are less than 1/2; 1 if they are anyway."""
+        most = sum(np.log2(of.sum()) for of in self._weights)
+        return float(2 ** min(0.0, -np.ceil(most + 1)))
+
+    @cached_property
+    def _weights(self) -> tuple[Array, ...]:
+        """Weights along every dim, or ones."""
+        ones = (np.ones(of.cover.axis.size) for of in self._tiles)
+        return self.stitching.weights or tuple(ones)
+
+    def heaviest(self) -> Array:
+        """Give what the patch of the greatest weight holds over every sample, the first of several.
+
+        It is found along every dim by itself: weights are products.
+        """
+        held = self.full(0, self.stitching.within)
+        if self._present is not None:
+            best = np.zeros(self.shape[len(self._whole) :])
+            for source, place, samples, there in self.steps():
+                weight = self.weight(samples)
+                better = there & (weight > best[place[len(self._whole) :]])
+                np.copyto(held[place], source, where=better)
+                np.copyto(best[place[len(self._whole) :]], weight, where=better)
+            return held
+        for source, place, *_ in self.steps([self._wins(n) for n in range(len(self._tiles))]):
+            held[place] = source
+        return held
+
+    def _wins(self, number: int) -> list[_Step]:
+        """List the parts of the steps along a dim in which patches are the heaviest."""
+        of, steps = self._tiles[number], self._steps[number]
+        winner, best = np.full((of.count, of.stride), -1), np.zeros((of.count, of.stride))
+        for step, (_, samples, *place) in enumerate(steps):
+            weight = self._weights[number][samples]
+            heavier = weight > best[*place]
+            np.copyto(best[*place], weight, where=heavier)
+            winner[*place][heavier] = step
+        found = []
+        for step, (patches, samples, tiles, places) in enumerate(steps):
+            wins = winner[tiles, places] == step
+            changes = np.flatnonzero((wins[1:] != wins[:-1]).any(1)) + 1
+            for first, stop in pairwise([0, *changes, len(wins)]):  # all but the outer tiles alike
+                edges = np.flatnonzero(np.diff(wins[first], prepend=False, append=False))
+                for begin, end in edges.reshape(-1, 2):
+                    found.append(
+                        (
+                            _some(patches, first, stop),
+                            _some(samples, begin, end),
+                            _some(tiles, first, stop),
+                            _some(places, begin, end),
+                        )
+                    )
+        return found
 
     @cached_property
     def _totals(self) -> list[Array]:
@@ -262,19 +323,26 @@ class _Rows:
 
     def weight(self, samples: tuple[slice, ...]) -> Array:
         """Give the weights of some samples of a patch."""
-        weights = self.stitching.weights or ()
-        some = [of[part] for of, part in zip(weights, samples, strict=True)]
+        some = [of[part] for of, part in zip(self._weights, samples, strict=True)]
         return reduce(np.multiply, self.spread(some))
 
 
-def _sum(rows: _Rows, base: Array | None = None) -> Array:
-    """Sum what patches hold over every sample, or how far it is from a base."""
+def _some(of: slice, first: int, stop: int) -> slice:
+    """Take some of what a slice takes."""
+    step = of.step or 1
+    return slice(of.start + first * step, of.start + (stop - 1) * step + 1, step)
+
+
+def _sum(rows: _Rows, base: Array | None = None, scale: float | None = None) -> Array:
+    """Sum what patches hold over every sample, or how far it is from a base, or part of it."""
     within = rows.stitching.within
     total = rows.full(0, within)
     real = within.type(0).real.dtype
     for source, place, samples, there in rows.steps():
         if base is not None:
             source = np.subtract(source, base[place], dtype=within)
+        elif scale is not None:
+            source = np.multiply(source, within.type(scale), dtype=within)
         if there is not None:
             source = np.where(there, source, np.zeros((), source.dtype))
         if rows.stitching.weights is None:
@@ -308,25 +376,30 @@ def _mean(rows: _Rows) -> Array:
 def _mean_of_floats(rows: _Rows, totals: Array) -> Array:
     """Give the mean, which is exactly what patches hold where they agree, whatever the weights."""
     with np.errstate(all="ignore"):
-        if not rows.sums_are_exact:
-            return _mean_around_first(rows, totals)
-        mean = _sum(rows)
-        mean /= totals
-        # NaN stays what it is; Inf may be a sum that was too large, for which a mean is not.
-        if np.isfinite(mean.sum()) or not np.isinf(mean).any():
-            return mean
-        return np.where(np.isfinite(mean), mean, _mean_around_first(rows, totals))
+        if rows.sums_are_exact:
+            mean = _sum(rows)
+            mean /= totals
+            # NaN stays what it is; Inf may be a sum that was too large, for which a mean is not.
+            if np.isfinite(mean.sum()) or not np.isinf(mean).any():
+                return mean
+            return np.where(np.isfinite(mean), mean, _mean_around_heaviest(rows, totals))
+        return _mean_around_heaviest(rows, totals)
 
 
-def _mean_around_first(rows: _Rows, totals: Array) -> Array:
-    """Give the first patch's value, and the mean of how far all are from it."""
-    base = _first_of(rows, 0, rows.stitching.within)
+def _mean_around_heaviest(rows: _Rows, totals: Array) -> Array:
+    """Give the value of the patch of the greatest weight, and the mean of how far all are from it.
+
+    Where that is too far, or Inf is no base, sums are scaled down.
+    """
+    base = rows.heaviest()
     mean = _sum(rows, base)
     mean /= totals
     mean += base
-    if not np.isfinite(mean.sum()):  # Inf, or what has no weight, is no base
-        mean = np.where(np.isfinite(mean), mean, _sum(rows) / totals)
-    return mean
+    if np.isfinite(mean.sum()) or not (np.isinf(mean).any() or np.isinf(base).any()):
+        return mean
+    scaled = _sum(rows, scale=rows.scale)
+    scaled /= totals * totals.dtype.type(rows.scale)
+    return np.where(np.isfinite(mean), mean, scaled)
 
 
 def _mean_of_integers(rows: _Rows, count: Array) -> Array:
@@ -371,12 +444,8 @@ def _extreme(rows: _Rows) -> Array:
 
 
 def _first(rows: _Rows) -> Array:
-    return _first_of(rows, rows.stitching.fill_value, rows.stitching.dtype)
-
-
-def _first_of(rows: _Rows, fill_value: Any, dtype: np.dtype[Any]) -> Array:
-    first = rows.full(fill_value, dtype)
-    for source, place, _, there in rows.steps(backwards=True):
+    first = rows.full(rows.stitching.fill_value, rows.stitching.dtype)
+    for source, place, _, there in rows.backwards():
         np.copyto(first[place], source, where=True if there is None else there)
     return first
 
