@@ -121,6 +121,8 @@ def test_runs_that_are_stored_are_made_once(tmp_path: Path) -> None:
     assert count.runs == len(p)
     assert written.data.npartitions > 1
     xr.testing.assert_identical(written.compute(), expected)
+    p.map(model, output=output, materialize=runs, store=tmp_path / "b", resume=True, **JOB)
+    assert count.runs == len(p)
 
 
 @pytest.mark.parametrize("other", ["a", "a/x", "."])
@@ -160,8 +162,14 @@ def test_what_is_made_of_a_store_does_not_replace_it(tmp_path: Path, how: str) -
         {"shards": "x"},
         {"encoding": {"zzz": {}}},
         {"encoding": 5},
+        {"encoding": {"y": 5}},
+        {"encoding": {"image": {"nonsense": 5}}},
+        {"encoding": {"image": {"compressors": "zstd"}}},
         {"max_bytes": "foo"},
         {"max_bytes": 10},
+        {"max_bytes": 30_000},
+        {"max_bytes": 30_000, "store": None},
+        {"max_bytes": 100_000, "chunks": {"y": 50, "x": 60}},
         {"store": 5},
         {"store": "foreign"},
     ],
@@ -179,6 +187,26 @@ def test_arguments_of_the_result_are_checked_before_the_model_is_run(
         IMAGE.patches(**CUT).map(count, materialize=tmp_path / "a", progress=False, **given)
     assert count.runs == 0
     assert not (tmp_path / "a").exists()
+
+
+def test_what_a_store_cannot_take_is_refused_before_the_model_is_run(tmp_path: Path) -> None:
+    image = opened(IMAGE.chunk(y=32, x=32), tmp_path / "image")
+    p, count = image.patches(**CUT), Failing(10**9)
+    p.map(identity, store=tmp_path / "other", progress=False)
+    how: dict[str, Any] = {"materialize": tmp_path / "a", "progress": False}
+    with pytest.raises(PatchError, match="is of another job"):
+        p.map(count, store=tmp_path / "other", resume=True, **how)
+    (tmp_path / "other" / "image" / "letter").touch()
+    with pytest.raises(PatchError, match="holds a file that is no zarr, image/letter"):
+        p.map(count, store=tmp_path / "other", overwrite=True, **how)
+    with pytest.raises(PatchError, match="is where the image lies"):
+        p.map(count, store=tmp_path / "image", overwrite=True, **how)
+    odd = image.assign_coords({"a/b": 5}).patches(**CUT)
+    with pytest.raises(PatchError, match="'a/b'"):
+        odd.map(count, store=tmp_path / "b", **how)
+    assert count.runs == 0
+    assert not (tmp_path / "a").exists()
+    xr.testing.assert_identical(image.compute(), IMAGE)
 
 
 def test_a_job_may_be_resumed_with_smaller_batches_and_runs_reduced_otherwise(

@@ -2,7 +2,7 @@
 
 import json
 import posixpath
-from collections.abc import Collection, Hashable, Iterable, Mapping, Sequence
+from collections.abc import Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from types import MappingProxyType
@@ -16,7 +16,7 @@ from xpatches.arrays import Array, is_dask
 from xpatches.blocks import Job, Part
 from xpatches.errors import PatchError
 from xpatches.geometry import PatchGrid
-from xpatches.jobs import Report, write_job
+from xpatches.jobs import Report, check_job, write_job
 from xpatches.states import done_blocks, holds_patches, state_of
 from xpatches.storable import check_storable, decoding_of, open_kwargs, without_codecs
 from xpatches.store import JOB, Folder, open_folder
@@ -88,38 +88,50 @@ def write_dataset(
     **how
         Its arguments `resume`, `overwrite` and `retries`.
     """
-    parts = written.parts(as_encoding(encoding))
+    job, template, given = _prepared(written, store, encoding)
+    write_job(job, template, given, report=report, **how)
+    return open_patches(job.folder)
+
+
+def check_dataset(
+    written: Written,
+    store: Any,
+    encoding: Mapping[Any, Mapping[str, Any]] | None,
+    *,
+    resume: bool,
+    overwrite: bool,
+) -> None:
+    """Refuse what `write_dataset` would refuse before the first block; nothing is touched."""
+    check_job(*_prepared(written, store, encoding), resume=resume, overwrite=overwrite)
+
+
+def _prepared(
+    written: Written, store: Any, encoding: Mapping[Any, Mapping[str, Any]] | None
+) -> tuple[Job, xr.Dataset, dict[Any, Mapping[str, Any]]]:
+    """Give the arguments of `write_job`."""
+    given = _as_encoding(encoding)
+    parts = written.parts(given)
     template = _template(written, parts)
-    given = {name: dict(of) for name, of in as_encoding(encoding, template.variables).items()}
+    for name in given:
+        if name not in template.variables:
+            raise PatchError(f"encoding names {name!r}, which is none of {(*template.variables,)}")
     for part in parts:
         given[part.name] = {**part.encoding, "chunks": part.chunks, "shards": part.shards}
-    folder = open_folder(store)
-    source = written.source
+    folder, source = open_folder(store), written.source
     for name in source.fill_values:
         if same_place(source.dataset.variables[name], folder):
             raise PatchError(f"store {folder} is where the image lies; give another store")
-    write_job(Job(folder, tuple(parts)), template, given, report=report, **how)
-    return open_patches(folder)
+    return Job(folder, tuple(parts)), template, given
 
 
-def as_encoding(
-    encoding: Any, known: Collection[Hashable] | None = None
-) -> Mapping[Any, Mapping[str, Any]]:
-    """Normalise encodings by variable, of those that are known if they are.
-
-    Raises
-    ------
-    PatchError
-        If it is no mapping, or names others.
-    """
-    if encoding is None:
-        return {}
-    if not isinstance(encoding, Mapping):
+def _as_encoding(encoding: Any) -> dict[Any, Mapping[str, Any]]:
+    """Normalise encodings by variable."""
+    if not isinstance(encoding, Mapping | None):
         raise PatchError(f"encoding must be a mapping by variable, got {encoding!r}")
-    for name in encoding:
-        if known is not None and name not in known:
-            raise PatchError(f"encoding names {name!r}, which is none of {(*known,)}")
-    return encoding
+    for name, of in (encoding or {}).items():
+        if not isinstance(of, Mapping):
+            raise PatchError(f"encoding of {name!r} must be a mapping, got {of!r}")
+    return dict(encoding or {})
 
 
 def check_dims(dims: Iterable[Iterable[Hashable]], **given: Any) -> None:

@@ -49,11 +49,10 @@ def gather(located: Located, stitching: Stitching, max_bytes: int | str | None) 
     return stitched(plan_gathering(located, stitching, max_bytes), stitching.dtype)
 
 
-def stitched(gathering: Gathering, dtype: np.dtype[Any]) -> Any:
+def stitched(of: Gathering, dtype: np.dtype[Any]) -> Any:
     """Stitch lazily."""
     from xpatches import lazy  # dask is loaded for lazy patches only
 
-    of = gathering
     if of.read is None:
         return lazy.exchange(of.data, of.plan, of.kernel, dtype)
     return lazy.read(of.read, of.token, of.plan, of.kernel, dtype)

@@ -21,6 +21,7 @@ import xarray as xr
 from xpatches.blocks import Job, checksum_in, mark_of
 from xpatches.errors import BlockFailure, JobError, PatchError
 from xpatches.states import (
+    check_files,
     check_same,
     check_state,
     clear,
@@ -53,6 +54,23 @@ class Report:
 
     def end(self) -> None:
         """No more blocks will be."""
+
+
+def check_job(
+    job: Job,
+    template: xr.Dataset,
+    encoding: Mapping[str, Mapping[str, Any]],
+    *,
+    resume: bool,
+    overwrite: bool,
+) -> None:
+    """Refuse what `write_job` would refuse before the first block; nothing is touched."""
+    first = prepare(template, encoding)
+    state = check_state(job.folder, resume, overwrite)
+    if resume and state in ("writing", "complete"):
+        check_same(first, job.folder)
+    else:
+        check_files(job.folder)
 
 
 def write_job(

@@ -15,6 +15,7 @@ The edges of the image are padded in the kernel, which costs no task.
 from bisect import bisect_left, bisect_right
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
+from dataclasses import dataclass
 from functools import partial
 from itertools import accumulate, pairwise, product
 from math import prod
@@ -150,6 +151,26 @@ def _compute(array: Any, region: Slices) -> Array:
 def placeholder(shape: tuple[int, ...], dtype: Any) -> Any:
     """Give an array of one chunk, of any size, that is never to be computed."""
     return da.zeros(shape, dtype=dtype, chunks=shape)
+
+
+def promised(shape: tuple[int, ...], dtype: Any, chunks: tuple[int, ...]) -> Any:
+    """Give an array to plan with, as it will be when it is opened; nothing of it can be read."""
+    name = f"promised-{tokenize(shape, dtype, chunks)}"
+    meta = np.empty((0,) * len(shape), dtype)
+    return da.from_array(_Promised(shape, dtype), chunks, name, meta=meta, asarray=False)
+
+
+@dataclass(frozen=True, slots=True)
+class _Promised:
+    shape: tuple[int, ...]
+    dtype: Any
+
+    @property
+    def ndim(self) -> int:
+        return len(self.shape)
+
+    def __getitem__(self, region: Slices) -> Array:
+        raise TypeError("what is promised is not there yet")
 
 
 def _slice(source: Any, dtype: Any, lock: Any, region: Slices) -> Array:

@@ -111,7 +111,8 @@ class Outline:
         over = (
             cover.size * cover.most_over(n) for cover, n in zip(self.covers, lengths, strict=True)
         )
-        return self._costs.made * prod(over) + self._costs.result * prod(lengths)
+        # Patches twice: encoded, and put together.
+        return 2 * self._costs.made * prod(over) + self._costs.result * prod(lengths)
 
     @property
     def _others(self) -> int:

@@ -11,9 +11,9 @@ import xarray as xr
 
 from xpatches import labels, lazy
 from xpatches.blocks import Part, Reader
-from xpatches.datasets import Source, as_encoding, check_dims, write_dataset
+from xpatches.datasets import Source, check_dataset, check_dims, write_dataset
 from xpatches.errors import PatchError
-from xpatches.gather import plan_gathering, stitched
+from xpatches.gather import Gathering, plan_gathering, stitched
 from xpatches.jobs import Report
 from xpatches.kernel import Kernel
 from xpatches.layout import (
@@ -29,9 +29,8 @@ from xpatches.located import Located
 from xpatches.mapping import Mapped, Outline
 from xpatches.parts import ImagePart, MadePart
 from xpatches.spec import Spec, write_spec
-from xpatches.states import check_state
 from xpatches.storable import encoding_of
-from xpatches.store import Folder, open_folder
+from xpatches.store import open_folder
 from xpatches.variables import region_reader
 
 
@@ -88,7 +87,7 @@ class Runs(_OfModel):
                     f"{name!r} has {mapped.grid.dims}; map it by itself"
                 )
             made, variable, budget = mapped.made, mapped.variable, lazy.as_budget(self.max_bytes)
-            _check_not_empty(self.source.stored(name), mapped)
+            _check_not_empty(repr(self.source.stored(name)), mapped)
             returned = made.dtype.itemsize * prod(made.shape)
             shard = min(SHARD // returned, 4 * budget // mapped.given_bytes)
             shard = max(1, min(shard, -(-mapped.grid.total // BLOCKS)))
@@ -114,6 +113,29 @@ class Runs(_OfModel):
         """Give no coords: the geometry is that of the map."""
         return xr.Coordinates()
 
+    def promised(self) -> dict[Hashable, Located]:
+        """Give what will be stored, to plan with."""
+        return self.located(
+            {
+                part.name: xr.DataArray(
+                    lazy.promised(part.shape, part.dtype, part.shards or part.chunks),
+                    dims=part.dims,
+                )
+                for part in self.parts({})
+            }
+        )
+
+    def located(self, arrays: Mapping[Any, xr.DataArray]) -> dict[Hashable, Located]:
+        """Lay what is stored over the image."""
+        found = {}
+        for name, mapped in self.mapped.items():
+            spec = Spec(mapped.dims, mapped.grid, "center", {}, "samples")
+            origins = tuple(axis.origins for axis in mapped.grid)
+            every = np.arange(mapped.grid.total)
+            array = arrays[self.source.stored(name)]
+            found[name] = Located(array, spec, mapped.covers, origins, every)
+        return found
+
 
 @dataclass(frozen=True)
 class Painting(_OfModel):
@@ -131,23 +153,16 @@ class Painting(_OfModel):
     def parts(self, encoding: Mapping[Any, Mapping[str, Any]]) -> list[Part]:
         """Choose the blocks of every variable: whole chunks or shards."""
         parts: list[Part] = []
+        check_dims([of.dims for of in self.mapped.values()], chunks=self.chunks, shards=self.shards)
+        objects = (self.runs is not None, lazy.as_budget(self.max_bytes), self.chunks, self.shards)
         for name, mapped in self.mapped.items():
-            chunks, shards = self.objects(name, gathered=self.runs is not None)
+            stored = self.source.stored(name)
+            chunks, shards = stored_lengths(repr(stored), mapped, *objects)
             units = dict(zip(mapped.dims, shards or chunks, strict=True))
             read, plan, kernel, itemsize = self._way(name, mapped, units)
             given = (chunks, shards, self.encoding(name, encoding), itemsize)
-            stored = self.source.stored(name)
             parts.append(ImagePart(stored, read, plan, kernel, mapped.dims, mapped.dtype, *given))
         return parts
-
-    def check(self, store: Folder, encoding: Any, resume: bool, overwrite: bool) -> None:
-        """Refuse now what would be refused when the model has been run on all patches."""
-        known = {*map(self.source.stored, self.source.dataset.data_vars), *self.labels}
-        given = as_encoding(encoding, known)
-        for name in self.mapped:
-            self.objects(name, gathered=True)
-            self.encoding(name, given)
-        check_state(store, resume, overwrite)
 
     def coords(self) -> xr.Coordinates:
         """Label the image."""
@@ -163,16 +178,6 @@ class Painting(_OfModel):
             "fill_value": str(stitching.fill_value),
         }
 
-    def objects(
-        self, name: Hashable, gathered: bool
-    ) -> tuple[tuple[int, ...], tuple[int, ...] | None]:
-        """Choose chunks and shards of a variable."""
-        every = [of.dims for of in self.mapped.values()]
-        check_dims(every, chunks=self.chunks, shards=self.shards)
-        what, budget = repr(self.source.stored(name)), lazy.as_budget(self.max_bytes)
-        given = (budget, self.chunks, self.shards)
-        return stored_lengths(what, self.mapped[name], gathered, *given)
-
     def _way(
         self, name: Hashable, mapped: Mapped, units: Mapping[Hashable, int]
     ) -> tuple[Reader, lazy.Blocks, Kernel, int]:
@@ -183,11 +188,22 @@ class Painting(_OfModel):
             mapped.check(plan, budget)
             read = region_reader(mapped.variable)
             return read, plan, mapped.kernel, mapped.variable.dtype.itemsize
-        found = plan_gathering(
-            self.runs[name], mapped.stitching, self.max_bytes, mapped.dims, units
-        )
+        found = self._gathering(name, mapped, units)
         assert found.read is not None
         return found.read, found.plan, found.kernel, mapped.made.dtype.itemsize
+
+    def lazily(self) -> dict[Hashable, Any]:
+        """Stitch what is stored lazily, by variable."""
+        return {
+            name: stitched(self._gathering(name, of, {}), of.dtype)
+            for name, of in self.mapped.items()
+        }
+
+    def _gathering(
+        self, name: Hashable, mapped: Mapped, units: Mapping[Hashable, int]
+    ) -> Gathering:
+        assert self.runs is not None
+        return plan_gathering(self.runs[name], mapped.stitching, self.max_bytes, mapped.dims, units)
 
 
 def paint(
@@ -224,37 +240,23 @@ def paint(
     """
     painting = Painting(source, mapped, max_bytes, coords, chunks, shards)
     if materialize is not None:
-        if store is not None:
+        runs = Runs(source, mapped, max_bytes)
+        # What cannot be made of them is refused before the model is run.
+        promised = replace(painting, runs=runs.promised())
+        if store is None:
+            promised.lazily()
+        else:
             out, kept = open_folder(store), open_folder(materialize)
             if out.overlaps(kept):
                 raise PatchError(f"store and materialize must be two places, got {out} and {kept}")
-            painting.check(out, encoding, how["resume"], how["overwrite"])
-        _check_gathering(mapped, lazy.as_budget(max_bytes))
-        made = write_dataset(Runs(source, mapped, max_bytes), materialize, None, report(), **how)
-        runs = {}
-        for name, of in mapped.items():
-            array = made if isinstance(made, xr.DataArray) else made[source.stored(name)]
-            runs[name] = _located(array, of)
+            begin = {argument: how[argument] for argument in ("resume", "overwrite")}
+            check_dataset(promised, out, encoding, **begin)
+        made = write_dataset(runs, materialize, None, report(), **how)
+        arrays = made if isinstance(made, xr.Dataset) else {source.stored(*mapped): made}
+        painting = replace(painting, runs=runs.located(arrays))
         if store is None:
-            return {
-                name: stitched(
-                    plan_gathering(runs[name], of.stitching, max_bytes, of.dims), of.dtype
-                )
-                for name, of in mapped.items()
-            }
-        painting = replace(painting, runs=runs)
+            return painting.lazily()
     return write_dataset(painting, store, encoding, report(), **how)
-
-
-def _check_gathering(mapped: Mapping[Hashable, Mapped], max_bytes: int) -> None:
-    """Refuse a budget that what is made of the patches over the smallest block exceeds."""
-    for of in mapped.values():
-        needed = of.gathered_bytes([cover.stride for cover in of.covers])
-        if needed > max_bytes:
-            raise PatchError(
-                f"max_bytes must be >= {needed}, for what is made of the patches over a block of "
-                f"a stride, got {max_bytes}; raise it"
-            )
 
 
 def stored_lengths(
@@ -352,13 +354,6 @@ def plan_paint(
 def _check_not_empty(what: str, outline: Outline) -> None:
     check_not_empty(what, outline.dims, outline.shape)
     check_not_empty(what, outline.variable.dims, outline.variable.shape)
-
-
-def _located(array: xr.DataArray, mapped: Mapped) -> Located:
-    """Lay what was made of all patches over the image."""
-    spec = Spec(mapped.dims, mapped.grid, "center", {}, "samples")
-    origins = tuple(axis.origins for axis in mapped.grid)
-    return Located(array, spec, mapped.covers, origins, np.arange(mapped.grid.total))
 
 
 def _name_of(func: Any) -> str:

@@ -75,8 +75,8 @@ def check_state(folder: Folder, resume: bool, overwrite: bool) -> str:
     return state
 
 
-def set_up(objects: Mapping[str, bytes], folder: Folder) -> None:
-    """Remove what there is, and write everything but the patches.
+def check_files(folder: Folder) -> list[str]:
+    """List the objects in a folder, which are to be removed.
 
     Raises
     ------
@@ -91,6 +91,12 @@ def set_up(objects: Mapping[str, bytes], folder: Folder) -> None:
                 f"store {folder} holds a file that is no zarr, {name}; remove it, or give another "
                 "path"
             )
+    return names
+
+
+def set_up(objects: Mapping[str, bytes], folder: Folder) -> None:
+    """Remove what there is, as `check_files` lists it, and write everything but the patches."""
+    names = check_files(folder)
     group = json.dumps({"zarr_format": 3, "node_type": "group", "attributes": {}}).encode()
     folder.put(f"{JOB}/zarr.json", group)
     for mark in ("complete", "ready"):
