@@ -3,6 +3,7 @@
 import pickle
 import threading
 import tracemalloc
+import weakref
 from collections import Counter
 from collections.abc import Callable
 from fractions import Fraction
@@ -401,9 +402,13 @@ def test_what_is_sent_to_a_process_that_has_it_is_what_is_there() -> None:
     assert pickle.loads(pickle.dumps(function)) is function
     sent = pickle.dumps(function)
     del function
-    first, second = pickle.loads(sent), pickle.loads(sent)
-    assert first is second
-    assert first.get() is second.get()
+    first = pickle.loads(sent)
+    model = weakref.ref(first.get())
+    assert pickle.loads(sent) is first
+    del first  # between two tasks nobody has it
+    assert pickle.loads(sent).get() is model()
+    pickle.loads(pickle.dumps(Function(Slow, factory=True)))
+    assert model() is None
 
 
 def fails() -> Any:

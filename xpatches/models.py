@@ -8,7 +8,7 @@ import threading
 import uuid
 import weakref
 from collections.abc import Callable, Hashable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import InitVar, dataclass
 from itertools import product
 from math import prod
 from typing import Any, NamedTuple
@@ -37,27 +37,26 @@ class Made:
     """Which samples of the patch these are, along dims without a scale."""
 
 
-@dataclass(frozen=True)
+@dataclass(eq=False)
 class Function:
     """What is run on patches, or a factory that gives it, which is called once in a process.
 
-    However often it is sent to a process, there is one of it there as long as any is in use.
+    However often it is sent to a process, there is one of it there: as long as any is in use, and
+    until another is sent.
     """
 
     func: Callable[..., Any]
     factory: bool
+    identity: InitVar[str | None] = None
 
-    def __post_init__(self) -> None:
-        self.known_as(uuid.uuid4().hex)
-
-    def known_as(self, identity: str) -> None:
-        """Be the one with this identity in this process."""
-        # No fields: they do not tell one function from others.
-        self.__dict__.update(_id=identity, _lock=threading.Lock())
-        _FUNCTIONS[identity] = self
+    def __post_init__(self, identity: str | None) -> None:
+        self._identity = identity or uuid.uuid4().hex
+        self._making = threading.Lock()
+        self._made: Callable[[Any], Any] | None = None
+        _FUNCTIONS[self._identity] = self
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return _received, (self.func, self.factory, self.__dict__["_id"])
+        return _received, (self.func, self.factory, self._identity)
 
     def get(self) -> Callable[[Any], Any]:
         """Give the function.
@@ -69,8 +68,8 @@ class Function:
         """
         if not self.factory:
             return self.func
-        with self.__dict__["_lock"]:
-            if "_made" not in self.__dict__:
+        with self._making:
+            if self._made is None:
                 try:
                     made = self.func()
                 except Exception as error:
@@ -79,21 +78,21 @@ class Function:
                     ) from error
                 if not callable(made):
                     raise MapError(f"func, a factory, must give a function, got {made!r}")
-                self.__dict__["_made"] = made
-            found: Callable[[Any], Any] = self.__dict__["_made"]
-            return found
+                self._made = made
+            return self._made
 
 
 _FUNCTIONS: "weakref.WeakValueDictionary[str, Function]" = weakref.WeakValueDictionary()
+_LAST: list[Function] = []
+"""What this process was sent last. Between two tasks nothing else may hold it, and a model can take
+long to make."""
 _RECEIVING = threading.Lock()
 
 
 def _received(func: Callable[..., Any], factory: bool, identity: str) -> Function:
     with _RECEIVING:
-        found = _FUNCTIONS.get(identity)
-        if found is None:
-            found = Function(func, factory)
-            found.known_as(identity)
+        found = _FUNCTIONS.get(identity) or Function(func, factory, identity)
+        _LAST[:] = [found]
         return found
 
 
