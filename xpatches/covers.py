@@ -17,7 +17,7 @@ from typing import TypeAlias
 
 from xpatches.errors import PatchError
 from xpatches.geometry import AxisGrid
-from xpatches.plan import Engine, shrink
+from xpatches.plan import Engine, grow, shrink
 
 Group: TypeAlias = tuple[int, slice, slice]
 """Number of a tile of a patch, the patch's samples that lie in it, and their places there."""
@@ -271,14 +271,13 @@ def plan_stitch(
             f"max_bytes must be >= {nbytes(most)}, for a block of {block} and the patches over it, "
             f"got {max_bytes}; raise it"
         )
-    growing = engine == "region"
-    while growing:
-        growing = False
+    if engine == "region":
         # What is read more than once is least where blocks are many strides long.
-        for axis in [*others, *sorted(spatial, key=lambda axis: most[axis])]:
-            larger = [*most[:axis], min(2 * most[axis], along(axis)), *most[axis + 1 :]]
-            if larger != most and fits(larger):
-                most, growing = larger, True
-                break
+        most = grow(
+            most,
+            lambda most: [*others, *sorted(spatial, key=lambda axis: most[axis])],
+            lambda axis, count: min(2 * count, along(axis)),
+            fits,
+        )
     lengths = [unit.get(axis, 1) * count for axis, count in enumerate(most)]
     return StitchPlan(chunks, tuple(axes), tuple(covers), tuple(lengths), tuple(order))

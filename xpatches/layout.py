@@ -15,6 +15,7 @@ from typing import Any, TypeVar
 
 from xpatches.errors import PatchError
 from xpatches.geometry import AxisGrid, Span, as_integer, halve, split_run
+from xpatches.plan import grow
 
 T = TypeVar("T")
 
@@ -233,17 +234,17 @@ def lay_out(
         lengths: Sequence[int] = (),
     ) -> tuple[int, ...]:
         """Double lengths of some units, the shortest of a group first, as long as they fit."""
-        lengths = list(lengths or units)
+
+        def longer(dim: int, length: int) -> int:
+            return min(2 * length, -(-shape[dim] // units[dim]) * units[dim])
+
+        lengths = lengths or units
         for group in groups:
-            growing = True
-            while growing:
-                growing = False
-                for dim in sorted(group, key=lambda dim: (lengths[dim], -dim)):
-                    more = min(2 * lengths[dim], -(-shape[dim] // units[dim]) * units[dim])
-                    larger = _replaced(lengths, [dim], [more])
-                    if larger != lengths and fits(larger):
-                        lengths, growing = larger, True
-                        break
+
+            def order(lengths: Sequence[int], group: list[int] = group) -> list[int]:
+                return sorted(group, key=lambda dim: (lengths[dim], -dim))
+
+            lengths = grow(lengths, order, longer, fits)
         return tuple(lengths)
 
     fixed = given_lengths("chunks", what, chunks, dims, shape)

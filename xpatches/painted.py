@@ -28,6 +28,7 @@ from xpatches.layout import (
 from xpatches.located import Located
 from xpatches.mapping import Mapped, Outline
 from xpatches.parts import ImagePart, MadePart
+from xpatches.plan import grow
 from xpatches.spec import Spec, write_spec
 from xpatches.storable import encoding_of
 from xpatches.store import open_folder
@@ -291,15 +292,12 @@ def stored_lengths(
         """Double lengths along the spatial dims, the shortest first, as long as they fit."""
         lengths = [fixed.get(number, unit) for number, unit in enumerate(units)]
         free = [number for number in spatial if number not in fixed]
-        while True:
-            for number in sorted(free, key=lambda number: lengths[number]):
-                larger = list(lengths)
-                larger[number] *= 2
-                if lengths[number] < shape[number] and fits(larger, most):
-                    lengths = larger
-                    break
-            else:
-                return lengths
+        return grow(
+            lengths,
+            lambda lengths: sorted(free, key=lambda number: lengths[number]),
+            lambda number, length: 2 * length if length < shape[number] else length,
+            lambda lengths: fits(lengths, most),
+        )
 
     def fits(lengths: Sequence[int], most: int) -> bool:
         """Whether a block of one object, but no less than a stride, takes half of the budget."""

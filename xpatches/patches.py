@@ -355,8 +355,8 @@ class Patches(Generic[T]):
             and origins as coords along it, and ``{dim}_patch`` for the dims that are cut.
         factory
             `func` takes no arguments and gives the function. It is called once in this process, or
-            once on every worker of a dask cluster that runs blocks, for all variables; what it gives
-            stays there until another is sent.
+            once on every worker of a dask cluster that runs blocks, for all variables; what it
+            gives stays there until another is sent.
         fill_value
             Value of samples that no patch holds, as for `xpatches.stitch`.
         max_bytes

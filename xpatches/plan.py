@@ -15,7 +15,7 @@ A source that can be sliced is read region by region. What lies in two regions i
 blocks grow, chunk by chunk of the storage, until little is, or the budget is reached.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import accumulate, pairwise
 from math import prod
@@ -388,6 +388,31 @@ def shrink(
                 high = middle - 1
         most = [*most[:axis], low, *most[axis + 1 :]]
     return list(most)
+
+
+def grow(
+    lengths: Sequence[int],
+    order: Callable[[Sequence[int]], Iterable[int]],
+    longer: Callable[[int, int], int],
+    fits: Callable[[Sequence[int]], bool],
+) -> list[int]:
+    """Lengthen one axis at a time, the first in order that still fits, as long as there is one.
+
+    Examples
+    --------
+    >>> grow([1, 1], lambda of: sorted([0, 1], key=of.__getitem__), lambda axis, n: 2 * n,
+    ...      lambda of: of[0] * of[1] <= 8)
+    [4, 2]
+    """
+    lengths = list(lengths)
+    while True:
+        for axis in order(lengths):
+            larger = [*lengths[:axis], longer(axis, lengths[axis]), *lengths[axis + 1 :]]
+            if larger != lengths and fits(larger):
+                lengths = larger
+                break
+        else:
+            return lengths
 
 
 def _divide(count: int, limit: int) -> int:

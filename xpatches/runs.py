@@ -16,6 +16,7 @@ from typing import NamedTuple
 from xpatches.covers import AxisCover, Cover
 from xpatches.errors import PatchError
 from xpatches.geometry import AxisGrid, Span
+from xpatches.plan import grow
 
 _FEW = 1.1
 """Runs per patch from which on blocks need not be larger: several can be made at once."""
@@ -261,23 +262,19 @@ def block_lengths(costs: MapCosts, units: Sequence[int], max_bytes: int) -> tupl
     pairs = zip(covers, units, strict=True)
     lengths = [-(-min(cover.stride, cover.length) // unit) * unit for cover, unit in pairs]
 
-    def again(axis: int) -> float:
+    def again(axis: int, length: int) -> float:
         """Estimate how often a patch is run because blocks are no longer."""
-        cover, length = covers[axis], lengths[axis]
+        cover = covers[axis]
         return max(1.0, cover.most_over(length) * cover.stride / min(length, cover.length))
 
-    growing = True
-    while growing:
-        growing = False
-        factors = list(map(again, range(len(lengths))))
-        if prod(factors) <= _FEW:
-            break
-        for axis in sorted(range(len(lengths)), key=lambda axis: -factors[axis]):
-            unit, length = units[axis], lengths[axis]
-            whole = -(-covers[axis].length // unit) * unit
-            larger = list(lengths)
-            larger[axis] = min(whole, length + unit * max(1, length // unit // 4))
-            if larger != lengths and costs.nbytes(larger) <= max_bytes:
-                lengths, growing = larger, True
-                break
-    return tuple(lengths)
+    def order(lengths: Sequence[int]) -> list[int]:
+        factors = [again(axis, length) for axis, length in enumerate(lengths)]
+        axes = sorted(range(len(lengths)), key=lambda axis: -factors[axis])
+        return [] if prod(factors) <= _FEW else axes
+
+    def longer(axis: int, length: int) -> int:
+        unit = units[axis]
+        whole = -(-covers[axis].length // unit) * unit
+        return min(whole, length + unit * max(1, length // unit // 4))
+
+    return tuple(grow(lengths, order, longer, lambda of: costs.nbytes(of) <= max_bytes))
