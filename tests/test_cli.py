@@ -264,6 +264,10 @@ def test_map_takes_what_the_library_takes(source: str, models: None) -> None:
     how = (*options, "--scale", "1", "--fill-value", "9", "--chunks", "y=10,x=20")
     dry = run("map", source, "out.zarr", "--func", "mymodels:brighter", *MAP, *how, "--dry-run")
     assert "runs_per_patch: 1.00" in dry.stdout, dry.output
+    both = run("map", source, "out.zarr", "--func", "mymodels:brighter", *MAP, *how, "--dry-run",
+               "--materialize", "runs.zarr")  # fmt: skip
+    assert both.exit_code == 2
+    assert "--dry-run plans maps without --materialize" in both.stderr
     assert not Path("out.zarr").exists()
     runs = ("--materialize", "runs.zarr")
     result = run("map", source, "out.zarr", "--func", "mymodels:brighter", *MAP, *how, *runs)

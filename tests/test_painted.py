@@ -15,6 +15,7 @@ from reference import Array
 from test_map import CUT, IMAGE, above_least, identity, opened
 from xpatches import JobError, PatchError
 from xpatches.kernel import available_cores
+from xpatches.store import open_folder, writing
 
 
 class Failing:
@@ -189,6 +190,15 @@ def test_arguments_of_the_result_are_checked_before_the_model_is_run(
     assert not (tmp_path / "a").exists()
 
 
+def test_runs_of_a_dataset_may_have_their_dims_in_any_order(tmp_path: Path) -> None:
+    image = xr.Dataset({"image": IMAGE.drop_vars("y").transpose("x", "y")}, {"y": IMAGE.y})
+    for dataset in (image, image.transpose("y", "x"), image.assign_coords(y=IMAGE.y, x=IMAGE.x)):
+        made = dataset.patches(**CUT).map(
+            identity, materialize=tmp_path / "a", overwrite=True, progress=False
+        )
+        xr.testing.assert_allclose(made.compute(), dataset)
+
+
 def test_what_a_store_cannot_take_is_refused_before_the_model_is_run(tmp_path: Path) -> None:
     image = opened(IMAGE.chunk(y=32, x=32), tmp_path / "image")
     p, count = image.patches(**CUT), Failing(10**9)
@@ -204,8 +214,17 @@ def test_what_a_store_cannot_take_is_refused_before_the_model_is_run(tmp_path: P
     odd = image.assign_coords({"a/b": 5}).patches(**CUT)
     with pytest.raises(PatchError, match="'a/b'"):
         odd.map(count, store=tmp_path / "b", **how)
+    with (
+        writing(open_folder(tmp_path / "held")),
+        pytest.raises(PatchError, match="is being written by process"),
+    ):
+        p.map(count, store=tmp_path / "held", overwrite=True, **how)
+    p.map(identity, materialize=tmp_path / "kept", progress=False)
+    with pytest.raises(PatchError, match="exists already"):
+        p.map(count, store=tmp_path / "b", materialize=tmp_path / "kept", progress=False)
     assert count.runs == 0
     assert not (tmp_path / "a").exists()
+    assert not (tmp_path / "b").exists()
     xr.testing.assert_identical(image.compute(), IMAGE)
 
 

@@ -252,8 +252,17 @@ def test_the_result_is_the_same_bits_for_every_chunking(
         return
     patches = extracted(image, grids)
     rng = np.random.default_rng(data.draw(st.integers(0, 99)))
-    dtype = "u2" if how == "vote" else "f4"
-    patches = patches.copy(data=(9 * rng.random(patches.shape)).astype(dtype))
+    dtype, values = "f4", 9 * rng.random((*patches.shape, 2))
+    if how == "vote":
+        dtype = "u2"
+    else:  # of what is missing, or too large to be summed, too
+        dtype = "f4" if how in ("max", "min") else data.draw(st.sampled_from(["f4", "c8"]))
+        large = float(np.finfo("f4").max)
+        odd = rng.choice([large, -large, np.inf, -np.inf, np.nan, -np.nan], values.shape)
+        share = data.draw(st.sampled_from([0.01, 0.3]))
+        values = np.where(rng.random(values.shape) < share, odd, values)
+    parts = values.astype("f4").view("c8")[..., 0]
+    patches = patches.copy(data=parts if dtype == "c8" else parts.real.astype(dtype))
     options: dict[str, Any] = {"reduce": how, "fill_value": 5}
     if how in TAPERS:
         options = {"taper": how, "fill_value": 5}
@@ -264,6 +273,24 @@ def test_the_result_is_the_same_bits_for_every_chunking(
     assert same_bits(chunked.to_numpy(), whole)
     with dask.config.set(scheduler="threads"):
         assert same_bits(chunked.to_numpy(), whole)
+
+
+def test_weights_too_small_for_the_dtype_count_where_there_are_no_others() -> None:
+    image = np.random.default_rng(0).random((9, 9)).astype("f4")
+    patches = extracted(image, {axis: AxisGrid(f"d{axis}", 9, 3, 2) for axis in (0, 1)})
+    back = stitch(patches, taper=[1e-30, 1, 1e-30])
+    np.testing.assert_array_equal(back, image)
+
+
+def test_what_one_block_holds_changes_no_other() -> None:
+    large = float(np.finfo("f8").max)
+    patches = extracted(np.zeros(40, "c16"), {0: AxisGrid("d0", 40, 3, 1)})
+    patches[2], patches[3], patches[30, 1] = large, -large, np.inf
+    whole = stitch(patches, taper="triangular")
+    assert np.isfinite(whole[:30]).all()
+    chunked = stitch(patches.chunk(d0=1), taper="triangular", max_bytes=1200)
+    assert chunked.data.npartitions > 9
+    assert same_bits(chunked.to_numpy(), whole.to_numpy())
 
 
 def labelled(length: int = 24, dtype: str = "f4") -> xr.DataArray:

@@ -10,7 +10,7 @@ The work is done for a few rows of tiles at a time, which stay in cache until th
 
 import math
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property, reduce
 from itertools import pairwise, product
 from typing import Any, TypeAlias
@@ -22,6 +22,8 @@ from xpatches.covers import Cover
 
 _ROWS = 1 << 18
 """Samples of the rows of tiles that are made at once, about."""
+_PARTS = 32
+"""Parts of a step, at most, in which patches are the heaviest, up to which they are listed."""
 _PAIRS = 9
 """Patches over a sample up to which their labels are compared with each other, not counted."""
 
@@ -99,7 +101,8 @@ def stitch_block(
     make, whole = _MAKE[stitching.how], (slice(None),) * len(others)
     for first in range(0, tiles[0].count, rows):
         part = [tiles[0].some(first, rows), *tiles[1:]]
-        made = make(_Rows(laid, shape, part, stitching, present))
+        with np.errstate(all="ignore"):  # Inf and NaN are what they are
+            made = make(_Rows(laid, shape, part, stitching, present))
         made = made.reshape(*shape, *(of.length for of in part))
         to, of = zip(*map(_Tiles.inside, part), strict=True)
         target[(*whole, *to)] = made[(*whole, *of)]
@@ -173,6 +176,7 @@ class _Rows:
         present: Array | None,
     ) -> None:
         self.stitching, self._laid, self._present = stitching, laid, present
+        self._others = others
         self.shape = (*others, *(n for of in tiles for n in (of.count, of.stride)))
         self._steps = [of.steps() for of in tiles]
         self._tiles, self._whole = tiles, (slice(None),) * len(others)
@@ -181,6 +185,12 @@ class _Rows:
     def dtype(self) -> np.dtype[Any]:
         """Dtype of the patches."""
         return self._laid.dtype
+
+    def part(self, name: str) -> "_Rows":
+        """Give the real or the imaginary part, ``"real"`` or ``"imag"``."""
+        within = np.empty(0, self.stitching.within).real.dtype
+        laid, stitching = getattr(self._laid, name), replace(self.stitching, within=within)
+        return _Rows(laid, self._others, self._tiles, stitching, self._present)
 
     def full(self, value: Any, dtype: Any) -> Array:
         """Make samples that are all the same."""
@@ -238,19 +248,24 @@ class _Rows:
     def heaviest(self) -> Array:
         """Give what the patch of the greatest weight holds over every sample, the first of several.
 
-        It is found along every dim by itself: weights are products.
+        Weights are products: it is found along every dim by itself, if that leaves large parts.
         """
         held = self.full(0, self.stitching.within)
-        if self._present is not None:
-            best = np.zeros(self.shape[len(self._whole) :])
-            for source, place, samples, there in self.steps():
-                weight = self.weight(samples)
-                better = there & (weight > best[place[len(self._whole) :]])
-                np.copyto(held[place], source, where=better)
-                np.copyto(best[place[len(self._whole) :]], weight, where=better)
-            return held
-        for source, place, *_ in self.steps([self._wins(n) for n in range(len(self._tiles))]):
-            held[place] = source
+        if self._present is None:
+            parts = [self._wins(number) for number in range(len(self._tiles))]
+            if math.prod(map(len, parts)) <= _PARTS * math.prod(map(len, self._steps)):
+                for source, place, *_ in self.steps(parts):
+                    held[place] = source
+                return held
+        before = len(self._whole)
+        best = np.zeros(self.shape[before:])
+        for source, place, samples, there in self.steps():
+            weight = self.weight(samples)
+            better = weight > best[place[before:]]
+            if there is not None:
+                better &= there
+            np.copyto(held[place], source, where=better)
+            np.copyto(best[place[before:]], weight, where=better)
         return held
 
     def _wins(self, number: int) -> list[_Step]:
@@ -337,7 +352,6 @@ def _sum(rows: _Rows, base: Array | None = None, scale: float | None = None) -> 
     """Sum what patches hold over every sample, or how far it is from a base, or part of it."""
     within = rows.stitching.within
     total = rows.full(0, within)
-    real = within.type(0).real.dtype
     for source, place, samples, there in rows.steps():
         if base is not None:
             source = np.subtract(source, base[place], dtype=within)
@@ -351,55 +365,59 @@ def _sum(rows: _Rows, base: Array | None = None, scale: float | None = None) -> 
         weight = rows.weight(samples)
         if not weight.all():  # not even NaN counts there
             source = np.where(weight, source, np.zeros((), source.dtype))
-        total[place] += source * weight.astype(real)
+        total[place] += source * weight.astype(within)
     return total
 
 
 def _sums(rows: _Rows) -> Array:
-    return _finished(rows, _sum(rows))
+    return _finished(rows, _settled(_sum(rows)))
 
 
 def _mean(rows: _Rows) -> Array:
     dtype = rows.stitching.dtype
     if dtype.kind in "iu" and rows.stitching.weights is None:
         mean = _mean_of_integers(rows, np.maximum(rows.totals(np.int64), 1))
-    elif rows.dtype.kind in "fc":
-        mean = _mean_of_floats(rows, rows.totals(rows.stitching.within.type(0).real.dtype))
+    elif rows.dtype.kind == "c":
+        mean = rows.full(0, rows.stitching.within)
+        for part in ("real", "imag"):  # Inf in one of them is nothing to the other
+            some = rows.part(part)
+            getattr(mean, part)[...] = _mean_of_floats(some)
+    elif rows.dtype.kind == "f":
+        mean = _mean_of_floats(rows)
     else:
-        with np.errstate(all="ignore"):
-            mean = _sum(rows) / rows.totals(float)
+        mean = _sum(rows) / rows.totals(float)
         if dtype.kind in "iu":
             mean = _as_integers(mean, dtype)
     return _finished(rows, mean)
 
 
-def _mean_of_floats(rows: _Rows, totals: Array) -> Array:
+def _mean_of_floats(rows: _Rows) -> Array:
     """Give the mean, which is exactly what patches hold where they agree, whatever the weights."""
-    with np.errstate(all="ignore"):
-        if rows.sums_are_exact:
-            mean = _sum(rows)
-            mean /= totals
-            # NaN stays what it is; Inf may be a sum that was too large, for which a mean is not.
-            if np.isfinite(mean.sum()) or not np.isinf(mean).any():
-                return mean
-            return np.where(np.isfinite(mean), mean, _mean_around_heaviest(rows, totals))
-        return _mean_around_heaviest(rows, totals)
-
-
-def _mean_around_heaviest(rows: _Rows, totals: Array) -> Array:
-    """Give the value of the patch of the greatest weight, and the mean of how far all are from it.
-
-    Where that is too far, or Inf is no base, sums are scaled down.
-    """
-    base = rows.heaviest()
-    mean = _sum(rows, base)
-    mean /= totals
-    mean += base
-    if np.isfinite(mean.sum()) or not (np.isinf(mean).any() or np.isinf(base).any()):
+    totals = rows.totals(rows.stitching.within)
+    if not totals.all():  # no patch holds these samples, or its weight is too small for the dtype
+        totals[totals == 0] = 1
+    if rows.sums_are_exact:
+        mean = _sum(rows)
+        mean /= totals
+    else:  # what the heaviest patch holds, and the mean of how far all are from it
+        base = rows.heaviest()
+        mean = _sum(rows, base)
+        mean /= totals
+        mean += base
+    if np.isfinite(mean.sum()):
         return mean
+    # A sum was too large, for which a mean is not, or Inf was no base; or it is Inf or NaN.
     scaled = _sum(rows, scale=rows.scale)
     scaled /= totals * totals.dtype.type(rows.scale)
-    return np.where(np.isfinite(mean), mean, scaled)
+    return _settled(np.where(np.isfinite(mean), mean, scaled))
+
+
+def _settled(made: Array) -> Array:
+    """Give all NaN the same bits: those that adding them up leaves depend on where they stand."""
+    if made.dtype.kind in "fc" and not np.isfinite(made.sum()):
+        parts = made.view(made.real.dtype)
+        np.copyto(parts, np.nan, where=np.isnan(parts))
+    return made
 
 
 def _mean_of_integers(rows: _Rows, count: Array) -> Array:

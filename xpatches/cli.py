@@ -314,6 +314,8 @@ def map_(
     }
     output = {name: value for name, value in output.items() if value is not None}
     left = _left(out, given["resume"], given["overwrite"])
+    if dry_run and given["materialize"]:
+        raise click.UsageError("--dry-run plans maps without --materialize; leave out one of them")
     if dry_run:
         sizes = {
             name: given[name] for name in ("batch_size", "reduce", "max_bytes", "chunks", "shards")

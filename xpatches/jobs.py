@@ -7,6 +7,7 @@ image.
 """
 
 import heapq
+import os
 import threading
 import time
 import zlib
@@ -32,7 +33,7 @@ from xpatches.states import (
     set_up,
     undo,
 )
-from xpatches.store import writing
+from xpatches.store import check_free, writing
 from xpatches.workers import TICK, Window, Workers, workers_for
 
 _CHECKED = 1 << 30
@@ -65,12 +66,15 @@ def check_job(
     overwrite: bool,
 ) -> None:
     """Refuse what `write_job` would refuse before the first block; nothing is touched."""
-    first = prepare(template, encoding)
-    state = check_state(job.folder, resume, overwrite)
+    first, folder = prepare(template, encoding), job.folder
+    if folder.on_disk is not None and not os.path.exists(folder.on_disk):
+        return  # opening it would make it
+    state = check_state(folder, resume, overwrite)
+    check_free(folder)
     if resume and state in ("writing", "complete"):
-        check_same(first, job.folder)
+        check_same(first, folder)
     else:
-        check_files(job.folder)
+        check_files(folder)
 
 
 def write_job(

@@ -42,7 +42,7 @@ class Function:
     """What is run on patches, or a factory that gives it, which is called once in a process.
 
     However often it is sent to a process, there is one of it there: as long as any is in use, and
-    until another is sent.
+    a factory until another is sent.
     """
 
     func: Callable[..., Any]
@@ -84,15 +84,16 @@ class Function:
 
 _FUNCTIONS: "weakref.WeakValueDictionary[str, Function]" = weakref.WeakValueDictionary()
 _LAST: list[Function] = []
-"""What this process was sent last. Between two tasks nothing else may hold it, and a model can take
-long to make."""
+"""The factory that this process was sent last. Between two tasks nothing else may hold it, and a
+model can take long to make."""
 _RECEIVING = threading.Lock()
 
 
 def _received(func: Callable[..., Any], factory: bool, identity: str) -> Function:
     with _RECEIVING:
         found = _FUNCTIONS.get(identity) or Function(func, factory, identity)
-        _LAST[:] = [found]
+        if factory:
+            _LAST[:] = [found]
         return found
 
 

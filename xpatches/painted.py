@@ -82,7 +82,7 @@ class Runs(_OfModel):
         parts: list[Part] = []
         labels.check_names(self.source.dataset, [SAMPLE_DIM])
         for name, mapped in self.mapped.items():
-            if mapped.grid.dims != self.source.grid.dims:
+            if len(mapped.grid.dims) < len(self.source.grid.dims):
                 raise PatchError(
                     f"materialize needs variables with all of the dims {self.source.grid.dims}, "
                     f"{name!r} has {mapped.grid.dims}; map it by itself"

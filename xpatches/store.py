@@ -257,11 +257,7 @@ def writing(folder: Folder) -> Iterator[threading.Event]:
         found = _holder(folder)  # someone else may have been faster
     if found is None or found.get("id") != me["id"]:
         _HELD.discard(me["id"])
-        who = writer_of(folder) or "another process"
-        raise PatchError(
-            f"store {folder} is being written by {who}; wait until it ends, or, if it is dead, "
-            f"for {_FORGOTTEN:.0f} seconds"
-        )
+        raise _held_by(folder, writer_of(folder) or "another process")
     stop, lost = threading.Event(), threading.Event()
 
     def renew() -> None:
@@ -290,6 +286,25 @@ def writing(folder: Folder) -> Iterator[threading.Event]:
         if not lost.is_set():
             folder.remove(name)
             folder.prune(JOB)
+
+
+def check_free(folder: Folder) -> None:
+    """Refuse a folder to which someone writes.
+
+    Raises
+    ------
+    PatchError
+        It says who.
+    """
+    if who := writer_of(folder):
+        raise _held_by(folder, who)
+
+
+def _held_by(folder: Folder, who: str) -> PatchError:
+    return PatchError(
+        f"store {folder} is being written by {who}; wait until it ends, or, if it is dead, "
+        f"for {_FORGOTTEN:.0f} seconds"
+    )
 
 
 def _parsed(content: bytes) -> dict[str, Any] | None:
