@@ -176,7 +176,6 @@ class _Rows:
         present: Array | None,
     ) -> None:
         self.stitching, self._laid, self._present = stitching, laid, present
-        self._others = others
         self.shape = (*others, *(n for of in tiles for n in (of.count, of.stride)))
         self._steps = [of.steps() for of in tiles]
         self._tiles, self._whole = tiles, (slice(None),) * len(others)
@@ -190,7 +189,8 @@ class _Rows:
         """Give the real or the imaginary part, ``"real"`` or ``"imag"``."""
         within = np.empty(0, self.stitching.within).real.dtype
         laid, stitching = getattr(self._laid, name), replace(self.stitching, within=within)
-        return _Rows(laid, self._others, self._tiles, stitching, self._present)
+        others = self.shape[: len(self._whole)]
+        return _Rows(laid, others, self._tiles, stitching, self._present)
 
     def full(self, value: Any, dtype: Any) -> Array:
         """Make samples that are all the same."""
@@ -380,8 +380,7 @@ def _mean(rows: _Rows) -> Array:
     elif rows.dtype.kind == "c":
         mean = rows.full(0, rows.stitching.within)
         for part in ("real", "imag"):  # Inf in one of them is nothing to the other
-            some = rows.part(part)
-            getattr(mean, part)[...] = _mean_of_floats(some)
+            getattr(mean, part)[...] = _mean_of_floats(rows.part(part))
     elif rows.dtype.kind == "f":
         mean = _mean_of_floats(rows)
     else:
