@@ -117,12 +117,17 @@ def test_labels_are_those_of_the_center() -> None:
     result = source.patches(y=3, x=4, stride=5).extract()
     # Centers, counted by hand: rows 1, 6, 11, 16; columns 1, 6, 11, ...
     rows, columns = [1, 6, 11, 16], [1, 6, 11, 16, 21, 26]
-    for name in ("y", "time", "station", "odd", "lat"):
+    for name in ("y", "time", "station", "odd"):
         dims = {"y": rows, "x": columns}
         expected = source[name].isel({d: i for d, i in dims.items() if d in source[name].dims})
         assert result[name].values.tolist() == expected.values.tolist()
         assert result[name].dtype == source[name].dtype
         assert result[name].attrs == source[name].attrs
+    # Patches of four columns have their middle between two of them.
+    left, right = (
+        source.lat.values[np.ix_(np.array(rows), np.array(columns) + one)] for one in (0, 1)
+    )
+    np.testing.assert_allclose(result.lat.values, (left + right) / 2, rtol=1e-15)
     assert result.y_origin.values.tolist() == [0, 5, 10, 15]
     assert (result.y_origin.dtype, result.y_origin.dims) == (np.int64, ("y",))
     assert result.x_patch.values.tolist() == [0, 1, 2, 3]
@@ -138,27 +143,86 @@ def test_everything_else_passes_through() -> None:
     assert image().attrs == {"units": "1"}
 
 
-def test_labels_of_an_origin_outside_the_image_are_missing() -> None:
+def test_labels_outside_the_image_go_on_where_they_are_even_and_are_missing_elsewhere() -> None:
     result = image().patches(y=4, x=3, stride=1, padding="same").extract(label="origin")
     assert result.y_origin.values[:2].tolist() == [-1, 0]
-    assert np.isnan(result.y.values[0])
+    assert result.y.values[0] == pytest.approx(50 + 10 / 19)
     assert result.y.values[1:].tolist() == image().y.values[:19].tolist()
-    assert np.isnat(result.time.values[0])
+    assert result.time.values[0] == np.datetime64("1999-12-31")
     assert result.station.values[:2].tolist() == [None, "s0"]
     assert result.odd.values[:3].tolist() == [None, False, True]
     assert np.isnan(result.lat.values[0]).all()
     assert result.time.dtype == image().time.dtype
 
 
-def test_integer_labels_outside_the_image_are_nan_and_inside_stay_integers() -> None:
-    source = xr.DataArray(np.arange(9), {"x": np.arange(9) * 10}, name="a")
+@pytest.mark.parametrize("last", [80, 81])
+def test_integer_labels_outside_the_image_go_on_or_are_nan(last: int) -> None:
+    even = last == 80
+    source = xr.DataArray(np.arange(9), {"x": [*range(0, 80, 10), last]}, name="a")
     p = source.patches(x=3, stride=3, padding=(1, 2))
     assert p[0].x.values[1:].tolist() == [0, 10]
-    assert np.isnan(p[0].x.values[0])
+    assert p[0].x.values[0] == -10 if even else np.isnan(p[0].x.values[0])
+    assert (p[0].x.dtype == source.x.dtype) == even
     assert p[1].x.dtype == source.x.dtype
-    far = source.patches(x=2, stride=4, padding=(6, 0))
-    assert np.isnan(far[0].x.values).all()
-    assert far.extract().x.values[1:].tolist()[-2:] == [20, 60]
+    far = source.patches(x=3, stride=4, padding=(6, 0))
+    expected = [-60.0, -50, -40] if even else [np.nan] * 3
+    np.testing.assert_array_equal(far[0].x.values, expected)
+    np.testing.assert_array_equal(
+        far.extract().x, [-50 if even else np.nan, -10 if even else np.nan, 30, 70]
+    )
+
+
+def test_labels_that_a_narrow_dtype_cannot_hold_get_a_wider_one() -> None:
+    source = xr.DataArray(np.arange(4), {"x": np.array([250, 252, 254, 255], "uint8")})
+    assert np.isnan(source.patches(x=3, padding="same", stride=1)[0].x.values[0])
+    source = source.assign_coords(x=np.array([249, 251, 253, 255], "uint8"))
+    edge = source.patches(x=3, padding=(0, 1), stride=1)[-1]
+    assert (edge.x.values.tolist(), edge.x.dtype) == ([253, 255, 257], np.int64)
+
+
+def test_labels_that_are_even_within_rounding_go_on() -> None:
+    for x in (np.arange(90, dtype="f4") * np.float32(0.1) + 30, np.arange(90) * 0.1):
+        for stored in (x, x.astype("f4").astype("f8")):
+            edge = xr.DataArray(np.zeros(90), {"x": stored}).patches(x=3, stride=1, padding="same")[
+                0
+            ]
+            assert edge.x.dtype == stored.dtype
+            assert edge.x.values[0] == pytest.approx(stored[0] - 0.1, abs=1e-5)
+    gaussian = np.degrees(np.arcsin(np.polynomial.legendre.leggauss(160)[0]))
+    for uneven in (gaussian, np.geomspace(1, 2, 90), [0.0, np.nan, 2.0], np.ones(5)):
+        edge = xr.DataArray(np.zeros(len(uneven)), {"x": uneven}).patches(x=3, padding=(1, 1))[0]
+        assert np.isnan(edge.x.values[0])
+
+
+def test_the_label_of_a_patch_is_that_of_its_true_middle() -> None:
+    days = np.datetime64("2000-01-01", "s") + np.arange(9) * np.timedelta64(1, "D")
+    source = xr.DataArray(
+        np.zeros((9, 9)),
+        {
+            "y": [0.0, 1, 3, 6, 10, 15, 21, 28, 36],
+            "x": np.arange(9) * 10,
+            "day": ("y", days),
+            "second": ("y", np.datetime64("2000-01-01", "s") + np.arange(9)),
+            "name": ("x", list("abcdefghi")),
+            "lat": (("y", "x"), np.arange(81.0).reshape(9, 9)),
+        },
+        ("y", "x"),
+    )
+    for chunks in (None, {"y": 4, "x": 5}):
+        shown = source if chunks is None else source.chunk(chunks)
+        patches = shown.patches(y=4, x=2, stride=4).extract().compute()
+        assert patches.y.values.tolist() == [2.0, 18.0]  # between 1 and 3, and 15 and 21
+        assert patches.x.values.tolist() == [5.0, 45.0]
+        noon = np.datetime64("2000-01-02T12", "s")
+        assert patches.day.values.tolist() == [noon, noon + np.timedelta64(4, "D")] or chunks
+        assert patches["name"].values.tolist() == ["a", "e"]
+        assert patches.lat.values.tolist() == [[14.0, 18.0], [50.0, 54.0]]
+    assert source.patches(y=2).extract().second.dtype == "M8[ns]"
+    assert source.patches(y=3).extract().y.values.tolist() == [1.0, 10.0, 28.0]
+    # Half a sample beyond the last one, which even labels have and uneven ones have not.
+    last = source.patches(y=2, x=2, stride=1, padding="same").extract()
+    assert last.x.values[-1] == 85.0
+    assert np.isnan(last.y.values[-1])
 
 
 def test_a_patch_at_the_edge_is_filled_and_says_where_it_lies() -> None:
@@ -168,9 +232,9 @@ def test_a_patch_at_the_edge_is_filled_and_says_where_it_lies() -> None:
     assert patch.dims == source.dims
     assert patch.y_index.values.tolist() == [-1, 1, 3, 5]
     assert (patch.isel(y=0) == -1).all()
-    assert np.isnan(patch.y.values[0])
+    assert patch.y.values[0] == pytest.approx(50 + 10 / 19)
     assert patch.y.values[1:].tolist() == source.y.values[1:6:2].tolist()
-    assert np.isnat(patch.time.values[0])
+    assert patch.time.values[0] == np.datetime64("1999-12-31")
     assert patch.station.values[0] is None
     inner = p[1, 1]
     assert inner.y_index.values.tolist() == [3, 5, 7, 9]
@@ -206,16 +270,98 @@ def test_sel_takes_the_patch_by_the_label_of_its_center() -> None:
     p = image().assign_coords(x=np.arange(31.0)).patches(y=5, x=3, stride=2, padding="same")
     # Centers lie on odd rows and even columns: row 5 is at 47.37, row 3 at 48.42.
     assert p.sel(y=47.5, x=7.2, method="nearest").identical(p[2, 4])
-    assert p.sel(y=99, x=-99, method="nearest").identical(p[0, 0])
+    assert p.sel(y=99, x=-99, method="nearest", tolerance=200).identical(p[0, 0])
     with pytest.raises(PatchError, match="sel found no patch"):
         p.sel(y=47.5, x=7.2, method="nearest", tolerance=0.01)
 
 
-def test_sel_looks_at_centers_inside_the_image_only() -> None:
+def test_sel_looks_at_centers_that_have_a_label() -> None:
     source = xr.DataArray(np.arange(9), {"x": np.arange(9.0)})
     p = source.patches(x=3, stride=1, padding=(4, 4))
     assert p.sel(x=0.2, method="nearest").x_index.values.tolist() == [-1, 0, 1]
     assert p.sel(x=8.0).x_index.values.tolist() == [7, 8, 9]
+    assert p.sel(x=-2.0).x_index.values.tolist() == [-3, -2, -1]
+    uneven = source.assign_coords(x=np.arange(9.0) ** 2).patches(x=3, stride=1, padding=(4, 4))
+    assert uneven.sel(x=0.2, method="nearest").x_index.values.tolist() == [-1, 0, 1]
+
+
+def test_sel_takes_the_nearest_center_of_a_label_outside_within_half_a_stride() -> None:
+    source = xr.DataArray(np.arange(20), {"x": np.arange(20.0)})
+    p = source.patches(x=8, stride=8)  # centers at 3.5 and 11.5
+    assert p.sel(x=19.0, method="nearest").x_index.values[0] == 8  # inside
+    assert p.sel(x=-0.5, method="nearest").x_index.values[0] == 0
+    for label in (-0.6, 19.1, 300.0):
+        with pytest.raises(
+            PatchError, match=r"outside the image, whose labels go from 0.0 to 19.0"
+        ):
+            p.sel(x=label, method="nearest")
+    assert p.sel(x=300.0, method="nearest", tolerance=np.inf).x_index.values[0] == 8
+    days = np.datetime64("2000-01-01", "ns") + np.arange(20) * np.timedelta64(1, "D")
+    p = source.rename(x="time").assign_coords(time=days).patches(time=4)
+    assert p.sel(time="1999-12-31T12", method="nearest").time_index.values[0] == 0
+    with pytest.raises(PatchError, match="outside the image"):
+        p.sel(time="1999-12-31", method="nearest")
+
+
+@pytest.mark.parametrize("size", [3, 4])
+@pytest.mark.parametrize("chunks", [None, {"y": 7, "x": 9}])
+def test_sel_of_several_labels_takes_what_it_would_of_all_patches(size: int, chunks: Any) -> None:
+    source = (
+        image().assign_coords(x=np.linspace(5, -10, 31)).drop_vars(["station", "odd", "row_depth"])
+    )
+    ds = xr.Dataset(
+        {
+            "image": source,
+            "mask": source[0, ..., 0].transpose("x", "y"),
+            "row": source[0, :, 0, 0].drop_vars(["lat", "x"]),
+        },
+    ).drop_vars(["batch"], errors="ignore")
+    for shown in (source, ds) if chunks is None else (source.chunk(chunks), ds.chunk(chunks)):
+        p = shown.patches(y=size, x=size, stride=3, padding="same")
+        whole = p.extract()
+        y, x = whole.y.values, whole.x.values
+        pair, square = (
+            xr.DataArray(np.array(i), dims=d)
+            for i, d in (([3, 1], "point"), ([[4, 0], [1, 2]], ("a", "b")))
+        )
+        for labels in (
+            {"y": y[[3, 1]], "x": x[[2, 2, 5]]},
+            {"x": list(x[[1, 7]]), "y": y[2]},
+            {"y": whole.y[pair].drop_vars("y"), "x": whole.x[pair].drop_vars("x")},
+            {"x": whole.x[square].drop_vars("x"), "y": y[[0, 0]]},
+        ):
+            expected = whole.sel(labels)
+            taken = p.sel(labels)
+            taken = taken[list(expected)] if isinstance(taken, xr.Dataset) else taken
+            xr.testing.assert_identical(taken.compute(), expected.compute())
+    with pytest.raises(PatchError, match="sel found no patch"):
+        p.sel(y=y[:2], x=[99.0])
+
+
+def test_sel_of_several_labels_reads_no_other_patches(no_compute: None) -> None:
+    source = xr.DataArray(
+        da.zeros((400, 400), chunks=20), {"y": range(400), "x": range(400)}, ("y", "x")
+    )
+    taken = source.patches(y=5, x=5).sel(y=[2, 397], x=[7])
+    assert taken.sizes == {"y": 2, "x": 1, "y_patch": 5, "x_patch": 5}
+    assert len(dask.optimize(taken.data)[0].__dask_graph__()) < 20
+
+
+def test_sel_by_texts_of_times_of_another_calendar() -> None:
+    pytest.importorskip("cftime")
+    times = xr.date_range("2000-02-25", periods=12, calendar="noleap", use_cftime=True)
+    p = xr.DataArray(np.arange(12), {"time": times}).patches(time=3)
+    assert p.sel(time="2000-02-26").values.tolist() == [0, 1, 2]
+    assert p.sel(time=["2000-03-01", "2000-03-04"]).values.tolist() == [[3, 4, 5], [6, 7, 8]]
+    assert p.sel(time="2000-03-02", method="nearest").values.tolist() == [3, 4, 5]
+    with pytest.raises(PatchError, match="cannot look up 'soon'"):
+        p.sel(time="soon", method="nearest")
+    even = p.source.patches(time=2, stride=1, padding="same").extract().time
+    assert [str(time) for time in even.values[[0, 3, -1]]] == [
+        "2000-02-25 12:00:00",
+        "2000-02-28 12:00:00",
+        "2000-03-08 12:00:00",
+    ]
 
 
 def test_sel_on_times() -> None:
@@ -239,7 +385,7 @@ def test_sel_on_coords_that_cannot_be_looked_up_names_the_dim() -> None:
 def test_uneven_and_unindexed_coords_need_nothing() -> None:
     source = xr.DataArray(np.arange(6), {"x": [0.0, 5, 1, 1, 9, 2]}).drop_indexes("x")
     result = source.patches(x=2).extract()
-    assert result.x.values.tolist() == [0.0, 1.0, 9.0]
+    assert result.x.values.tolist() == [2.5, 1.0, 5.5]
     assert source.patches(x=2)[1].x.values.tolist() == [1.0, 1.0]
 
 
@@ -270,7 +416,10 @@ def test_a_dataset_is_cut_variable_by_variable() -> None:
         dims = {d: k for d, k in {"y": 3, "x": 2}.items() if d in ds[name].dims}
         fill = np.nan if name == "profile" else None
         alone = ds[name].patches(dims, stride=2, padding="same", fill_value=fill).extract()
-        xr.testing.assert_identical(result[name].variable, alone.variable)
+        xr.testing.assert_equal(result[name].variable, alone.variable)
+        # Alone, the mask is numbered in its own order.
+        order = ["y", "x"] if name != "profile" else ["y"]
+        assert [axis["dim"] for axis in json.loads(result[name].attrs["xpatches"])["axes"]] == order
     assert result.mask.dims == ("x", "y", "x_patch", "y_patch")
     assert result.version.identical(ds.version)
     assert result.weights.identical(ds.weights)
@@ -419,7 +568,7 @@ def test_the_reprs_say_what_there_is() -> None:
     assert repr(p).splitlines() == [
         "<xpatches.Patches: 160 patches, 61.4 kB in all>",
         "Source: DataArray 'image' int64 (batch: 2, y: 20, x: 31, depth: 2)",
-        "Fill:   0",
+        "Fill:   0 (no nodata declared)",
         "Grid:",
         "    dim  count  size  stride  rate  padding",
         "    y       10     3       2     1  (1, 0)",
@@ -429,7 +578,7 @@ def test_the_reprs_say_what_there_is() -> None:
     assert "<td>same (1, 2)</td>" in markup
     assert "&lt;xpatches.Patches: 160 patches" in markup
     ds = image().to_dataset().patches(y=3, x=4)
-    assert "Fill:   image 0" in repr(ds)
+    assert "Fill:   image 0 (no nodata declared)" in repr(ds)
     assert "1 patch," in repr(image().patches(y=20, x=31))
 
 
@@ -474,14 +623,28 @@ def test_flattening_keeps_labels_that_are_not_numpys() -> None:
     assert list(flat.indexes.get("depth", flat.depth.to_index())) == [*days] * 12
 
 
-def test_the_transform_of_the_image_is_not_that_of_its_patches() -> None:
-    crs = xr.Variable((), 0, {"crs_wkt": "...", "GeoTransform": "0 10 0 0 0 -10"})
+def test_the_transform_of_the_image_becomes_that_of_its_patches() -> None:
+    crs = xr.Variable((), 0, {"crs_wkt": "...", "GeoTransform": "7 10 0 5 0 -10"})
     source = image().assign_coords(spatial_ref=crs)
-    p = source.patches(y=4, x=4)
+    p = source.patches(y=4, x=4, stride=(4), rate={"x": 2}, padding={"x": "same"})
+
+    def transform(obj: xr.DataArray) -> list[float]:
+        return [float(number) for number in obj.spatial_ref.attrs["GeoTransform"].split()]
+
     before = p[0]
-    assert p.extract().spatial_ref.attrs == {"crs_wkt": "..."}
+    # Rows 0, 4, ... have their middles at 2, 6, ... of pixels, columns from -3 on at 0.5 + 0.5.
+    assert p.grid["x"].before == 2
+    assert transform(p.extract()) == [7 + 10 * (1.5 - 2.0), 40, 0, 5, 0, -40]
+    assert transform(p[1, 1]) == [7 + 10 * (2 - 0.5), 20, 0, 5 - 40, 0, -10]
     assert p[0].identical(before)
     assert source.spatial_ref.attrs == crs.attrs
+    for renamed in ({"x": "column", "y": "row"}, {"y": "row"}):
+        shown = source.rename(dict(renamed))
+        named = shown.patches({renamed.get("x", "x"): 4, "row": 4}).extract().spatial_ref.attrs
+        assert ("GeoTransform" in named) == ("x" not in renamed)
+    damaged = source.assign_coords(spatial_ref=crs.copy())
+    damaged.spatial_ref.attrs["GeoTransform"] = "no numbers"
+    assert damaged.patches(y=4)[0].spatial_ref.attrs == {"crs_wkt": "..."}
 
 
 def test_dims_need_not_be_strings() -> None:

@@ -451,7 +451,7 @@ def test_an_error_names_the_patch_by_its_origin_and_its_labels(chunks: Any) -> N
     image[21, 34] = 7
     p = (image.chunk(chunks) if chunks else image).patches(y=10, x=10, padding="same")
     message = (
-        r"func failed on the patch with origin y=20, x=30 \(center y=12.0, x=34\): "
+        r"func failed on the patch with origin y=20, x=30 \(center y=12.25, x=34.5\): "
         "ValueError: seven"
     )
     with pytest.raises(MapError, match=message) as caught:
@@ -546,7 +546,7 @@ def test_a_map_with_a_scale_leaves_the_image_as_it_is() -> None:
     image = xr.DataArray(np.zeros((8, 8)), {"spatial_ref": crs}, ("y", "x"))
     p = image.patches(y=4, x=4)
     scaled = p.map(lambda batch: batch.repeat(2, 1).repeat(2, 2), output={"scale": 2})
-    assert not scaled.spatial_ref.attrs
+    assert scaled.spatial_ref.attrs == {"GeoTransform": "0.0 0.5 0.0 0.0 0.0 0.5"}
     assert p.map(identity).spatial_ref.attrs == image.spatial_ref.attrs == crs.attrs
 
 

@@ -10,6 +10,7 @@ from xpatches import labels, variables
 from xpatches.arrays import Array, as_fill_value
 from xpatches.errors import PatchError
 from xpatches.geometry import Padding, PatchGrid
+from xpatches.packing import default_fill
 from xpatches.patches import ARRAY, Patches, T
 from xpatches.stitching import stitch
 
@@ -50,13 +51,18 @@ class PatchesAccessor(Generic[T]):
             one for all dims, or a mapping. "valid" where left out.
         fill_value
             Value of the samples outside the image: one for all, or for a Dataset a mapping from
-            variable to value. Zero, False, "" or NaT where left out.
+            variable to value. Where left out it is that of missing samples, if the image declares
+            one: integers have that of their attrs or encoding (``_FillValue``, ``missing_value``,
+            ``nodata``), floats that were decoded from it NaN; a ``_FillValue`` of NaN on data
+            stored as floats declares nothing, for xarray writes it for all. Else it is zero, False,
+            "" or NaT. The repr says which and why.
 
         Returns
         -------
         Patches
             The variables of a Dataset are cut along those of the dims that they have; variables
-            with none of them pass through.
+            with none of them pass through. Patches are numbered along the dims in the order on
+            which the variables that are cut agree, where they do not in that of the sizes.
 
         Raises
         ------
@@ -75,14 +81,20 @@ class PatchesAccessor(Generic[T]):
         source = self._obj.copy(deep=False)  # what is done to the image later changes nothing
         merged = labels.merge("size", size, sizes)
         dataset = source if isinstance(source, xr.Dataset) else source.to_dataset(name=ARRAY)
+        arrays = []
         for name, variable in dataset.data_vars.variables.items():
             if not merged.keys().isdisjoint(variable.dims):
                 what = "the image" if name == ARRAY else repr(name)
                 variables.check_variable(what, variable)
+                arrays.append(variable.dims)
         lengths = {dim: dataset.sizes[dim] for dim in source.dims}
-        grid = labels.grid_of(lengths, merged, stride, rate, padding)
+        grid = labels.grid_of(lengths, arrays, merged, stride, rate, padding)
         labels.check_names(dataset, (f"{dim}_{word}" for dim in merged for word in _ADDED))
-        return Patches(source, grid, dataset, _fill_values(dataset, grid, fill_value))
+        fills = _fill_values(dataset, grid, fill_value)
+        values = {name: value for name, (value, _) in fills.items()}
+        return Patches(
+            source, grid, dataset, values, {name: why for name, (_, why) in fills.items()}
+        )
 
     def stitch(self, **how: Any) -> T:
         """Put patches together into an image: `xpatches.stitch` of this array or Dataset.
@@ -115,8 +127,16 @@ _ADDED = ("patch", "origin")
 """Ends of the names that an extraction adds for every dim."""
 
 
-def _fill_values(dataset: xr.Dataset, grid: PatchGrid, fill_value: Any) -> dict[Hashable, Array]:
-    """Give every variable that is to be cut its fill value; refuse values that none holds."""
+def _fill_values(
+    dataset: xr.Dataset, grid: PatchGrid, fill_value: Any
+) -> dict[Hashable, tuple[Array, str]]:
+    """Give every variable that is to be cut its fill value, and why it is that.
+
+    Raises
+    ------
+    PatchError
+        If a dtype does not hold the value that is given.
+    """
     names = [name for name, v in dataset.data_vars.items() if not set(v.dims).isdisjoint(grid.dims)]
     if not names:
         raise PatchError(f"no variable of the Dataset has any of the dims {grid.dims}; name others")
@@ -129,5 +149,8 @@ def _fill_values(dataset: xr.Dataset, grid: PatchGrid, fill_value: Any) -> dict[
     for name in names:
         variable, whole = dataset.variables[name], name == ARRAY
         argument = "fill_value" if whole else f"fill_value for {name!r}"
-        values[name] = as_fill_value(given.get(name), variable.dtype, argument)
+        if given.get(name) is None:
+            values[name] = default_fill(variable)
+        else:
+            values[name] = as_fill_value(given[name], variable.dtype, argument), "given"
     return values

@@ -150,13 +150,14 @@ class PatchPart:
         lengths = tuple(along.stop - along.start for along in step)
         patches: Array | None = None
         for piece in layout.pieces(step):
-            made = extract_block(samples.of(piece.region), piece.spans, self.fill_value)
+            spans = sorted(piece.spans, key=lambda span: span.axis)
+            made = extract_block(samples.of(piece.region), spans, self.fill_value)
             if layout.flat:
-                spatial = list(layout.spatial)
+                numbered, spatial = layout.spatial, sorted(layout.spatial)
                 behind = spatial[-1] + 1
-                sizes = range(behind, behind + len(spatial))
+                sizes = [behind + spatial.index(axis) for axis in numbered]
                 others = [axis for axis in range(made.ndim) if axis not in (*spatial, *sizes)]
-                made = made.transpose(*spatial, *sizes, *others)
+                made = made.transpose(*numbered, *sizes, *others)
                 made = made.reshape(-1, *made.shape[len(spatial) :])
             if made.shape == lengths:
                 patches = made

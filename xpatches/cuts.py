@@ -56,7 +56,8 @@ class Cut:
                     f"layout='samples' needs variables with all of the dims {grid.dims}, "
                     f"{name!r} lacks {missing[0]!r}; drop it, or use layout='grid'"
                 )
-        return labels.flatten_coords(coords, grid.counts, SAMPLE_DIM)
+        flat = labels.flatten_coords(coords, grid.counts, SAMPLE_DIM)
+        return labels.without_transforms(flat)  # samples are no raster
 
     def attrs(self, name: Hashable) -> dict[Any, Any]:
         """Give the attrs of a variable's patches, with their geometry."""
@@ -71,9 +72,11 @@ class Cut:
 
     def _lay_out(self, stored: str, variable: xr.Variable) -> Layout:
         """Lay out the patches of a variable along those dims of the grid that it has."""
-        grid, flat = self.source.grid.restrict(variable.dims), self.layout == "samples"
+        flat = self.layout == "samples"
+        grid = self.source.grid.arrange(variable.dims)
         dims = labels.patch_dims(variable.dims, grid, flat=False)
-        if flat:
+        if flat:  # in the order of the numbers, the same for all variables
+            grid = self.source.grid.restrict(variable.dims)
             others = [dim for dim in variable.dims if dim not in grid.dims]
             dims = (SAMPLE_DIM, *(f"{dim}_patch" for dim in grid.dims), *others)
         return lay_out(

@@ -17,12 +17,12 @@ from xpatches.blocks import Job, Part
 from xpatches.errors import PatchError
 from xpatches.geometry import PatchGrid
 from xpatches.jobs import Report, check_job, write_job
+from xpatches.packing import kept_encoding, links_of, relink
 from xpatches.states import done_blocks, holds_patches, state_of
 from xpatches.storable import check_storable, decoding_of, open_kwargs, without_codecs
 from xpatches.store import JOB, Folder, open_folder
-from xpatches.variables import kept_encoding
 
-_VERSION = 3
+_VERSION = 4
 """Of what describes a dataset."""
 
 
@@ -117,6 +117,8 @@ def _prepared(
             raise PatchError(f"encoding names {name!r}, which is none of {(*template.variables,)}")
     for part in parts:
         given[part.name] = {**part.encoding, "chunks": part.chunks, "shards": part.shards}
+    for name in given:  # what is given replaces the variable's own
+        given[name] = {**links_of(template.variables[name]), **given[name]}
     folder, source = open_folder(store), written.source
     for name in source.fill_values:
         if same_place(source.dataset.variables[name], folder):
@@ -187,6 +189,9 @@ def _template(written: Written, parts: Sequence[Part]) -> xr.Dataset:
     }
     template = xr.Dataset(made, coords, source.dataset.attrs)
     check_storable(template)
+    job["coords"] = sorted(map(str, template.coords))
+    links = {str(name): sorted(links_of(of)) for name, of in template.variables.items()}
+    job["links"] = {name: links[name] for name in sorted(links) if links[name]}
     template.attrs[JOB] = json.dumps({**job, **decoding_of(template)})
     placeholders = {part.name for part in parts}
     for name, variable in template.variables.items():
@@ -247,6 +252,10 @@ def open_patches(
             **open_kwargs(described),
         )
     )
+    # xarray takes coords that an attr of another variable names, such as the CRS, for variables.
+    dataset = dataset.set_coords([name for name in described["coords"] if name in dataset])
+    for name, links in described["links"].items():
+        relink(dataset.variables[name], links)
     for name in () if chunks is None else described["blocks"]:
         variable = dataset.variables[name]
         lengths = variable.encoding.get("shards") or variable.encoding["chunks"]

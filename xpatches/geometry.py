@@ -181,7 +181,7 @@ class AxisGrid:
 
 @dataclass(frozen=True, slots=True)
 class PatchGrid:
-    """The patches of an image: one `AxisGrid` per spatial dim, in the image's order of dims.
+    """The patches of an image: one `AxisGrid` per spatial dim, in the order of numbering.
 
     Examples
     --------
@@ -226,7 +226,11 @@ class PatchGrid:
         return iter(self.axes)
 
     def restrict(self, dims: tuple[Hashable, ...]) -> "PatchGrid":
-        """Keep the axes that are among `dims`, in the order of `dims`."""
+        """Keep the axes that are among `dims`, in the grid's order: that of the numbers."""
+        return PatchGrid(tuple(axis for axis in self.axes if axis.dim in dims))
+
+    def arrange(self, dims: tuple[Hashable, ...]) -> "PatchGrid":
+        """Keep the axes that are among `dims`, in the order of `dims`: that of an array's axes."""
         return PatchGrid(tuple(self[dim] for dim in dims if dim in self.dims))
 
     def index(self, position: Mapping[Hashable, object]) -> tuple[int, ...]:

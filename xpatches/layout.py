@@ -69,7 +69,7 @@ class Layout:
     grids: tuple[AxisGrid, ...]
     """One for each axis of the image; an axis without patches has patches of one sample."""
     spatial: tuple[int, ...]
-    """Numbers of the axes that are cut into patches."""
+    """Numbers of the axes that are cut into patches, in the order in which patches are numbered."""
     itemsize: int
     """Bytes of one sample."""
     chunks: tuple[int, ...]

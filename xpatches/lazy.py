@@ -29,6 +29,7 @@ from dask.base import optimize, tokenize
 from dask.highlevelgraph import HighLevelGraph
 from dask.utils import parse_bytes
 
+from xpatches import lines
 from xpatches.arrays import Array
 from xpatches.errors import PatchError
 from xpatches.geometry import as_integer
@@ -336,6 +337,17 @@ def pad(array: Any, pads: Mapping[int, tuple[int, int]], fill_value: Array) -> A
     return array.map_blocks(
         pad_block, pads=dict(pads), fill_value=fill_value, **_result(tuple(chunks), array.dtype)
     )
+
+
+def halfway(lower: Any, upper: Any) -> Any:
+    """Build the graph of `xpatches.lines.halfway`; times keep their unit."""
+    dtype = np.dtype(float) if lower.dtype.kind in "iu" else lower.dtype
+    return da.map_blocks(_halfway, lower, upper.rechunk(lower.chunks), dtype=dtype)
+
+
+def _halfway(lower: Array, upper: Array) -> Array:
+    made = lines.halfway(lower, upper)
+    return made.astype(lower.dtype) if lower.dtype.kind in "mM" else made
 
 
 def count_tasks(array: Any) -> int:

@@ -10,21 +10,33 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
-from xpatches import labels
+from xpatches import labels, lines
 from xpatches.accumulate import Stitching
-from xpatches.arrays import Array, check_dtype
+from xpatches.arrays import Array, as_fill_value, check_dtype
 from xpatches.covers import AxisCover
 from xpatches.errors import PatchError
 from xpatches.geometry import PatchGrid, as_integer
 from xpatches.layout import SAMPLE_DIM
 from xpatches.models import Function, Made, Model, map_block
+from xpatches.packing import kept_attrs, of_another_quantity
 from xpatches.runs import MapCosts, MapPlan, block_lengths, cover_of
 from xpatches.stitching import check_reduce, dtype_of, stitching_of
 from xpatches.tapers import Taper
 from xpatches.variables import in_memory, sliceable
 
-_KEYS = ("dims", "sizes", "dtype", "scale")
+_KEYS = ("dims", "sizes", "dtype", "scale", "name", "attrs", "nodata")
 """What `output` may declare."""
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What the numbers of a result are."""
+
+    name: Hashable
+    """None for the image's."""
+    attrs: Mapping[Any, Any]
+    nodata: Array | None
+    """0-d, of the dtype of the result."""
 
 
 @dataclass(frozen=True)
@@ -39,6 +51,7 @@ class Outline:
     dtype: np.dtype[Any]
     """Of the result."""
     batch_size: int
+    answer: Answer
 
     @property
     def dims(self) -> tuple[Hashable, ...]:
@@ -150,9 +163,8 @@ class Mapped(Outline):
 
     @property
     def attrs(self) -> Mapping[Any, Any]:
-        """Attrs of the result: those of the image, if xarray is configured to keep them."""
-        keep = bool(xr.Variable((), 0, {"kept": True}).max().attrs)
-        return self.variable.attrs if keep else {}
+        """Attrs of the result: of the image's those that fit it, and what `output` says."""
+        return {**of_another_quantity(kept_attrs(self.variable.attrs)), **self.answer.attrs}
 
     @property
     def kernel(self) -> Callable[[Array, Sequence[Any]], Array]:
@@ -219,6 +231,8 @@ def as_mapped(
     check_reduce(reduce, taper)
     outline = as_outline(variable, grid, coords, output, batch_size, reduce)
     covers, made = outline.covers, outline.made
+    if missing is None:
+        missing = outline.answer.nodata
     stitching = stitching_of(covers, made.dtype, name, taper, reduce, missing)
     patches = labels.patch_coords(coords, grid, "center").to_dataset()
     fitting = {*variable.dims, *(f"{dim}_patch" for dim in grid.dims)}
@@ -227,7 +241,7 @@ def as_mapped(
         function, outline.batch_size, labelled, variable.dims, grid, patches[kept].coords,
         name, variable.attrs, fill_value, made,
     )  # fmt: skip
-    parts = (variable, grid, covers, made, stitching.dtype, outline.batch_size)
+    parts = (variable, grid, covers, made, stitching.dtype, outline.batch_size, outline.answer)
     return Mapped(*parts, model, stitching)
 
 
@@ -311,7 +325,24 @@ def as_outline(
         if cover.stride == axis.stride
     }
     made = Made(dims, tuple(shape), dtype, offsets)
-    return Outline(variable, grid, tuple(covers), made, dtype_of(dtype, reduce), batch_size)
+    result = dtype_of(dtype, reduce)
+    answer = _as_answer(output, result)
+    return Outline(variable, grid, tuple(covers), made, result, batch_size, answer)
+
+
+def _as_answer(output: Mapping[str, Any], dtype: np.dtype[Any]) -> Answer:
+    """Normalise what `output` says of the numbers of a result."""
+    name, attrs, nodata = output.get("name"), output.get("attrs", {}), output.get("nodata")
+    if not isinstance(name, str | None):
+        raise PatchError(f"output name must be a string, got {name!r}")
+    if not isinstance(attrs, Mapping):
+        raise PatchError(f"output attrs must be a mapping, got {attrs!r}")
+    if nodata is None:
+        return Answer(name, dict(attrs), None)
+    if "_FillValue" in attrs:
+        raise PatchError("output nodata becomes the attr '_FillValue', which attrs has too")
+    value = as_fill_value(nodata, dtype, "output nodata")
+    return Answer(name, {**attrs, "_FillValue": value[()]}, value)
 
 
 def plan_map(outline: Outline, max_bytes: int | str | None) -> dict[str, Any]:
@@ -353,7 +384,8 @@ def mapped_coords(dataset: xr.Dataset, every: Mapping[Hashable, Mapped]) -> xr.C
     """
     coords = dataset.coords
     sizes: dict[Hashable, int] = {}
-    moved: dict[Hashable, Array] = {}
+    middles: dict[Hashable, Array] = {}
+    moved: dict[Hashable, tuple[float, float]] = {}
     for name, variable in dataset.data_vars.variables.items():
         made = every.get(name, variable)
         for dim, n in zip(made.dims, made.shape, strict=True):
@@ -364,40 +396,25 @@ def mapped_coords(dataset: xr.Dataset, every: Mapping[Hashable, Mapped]) -> xr.C
                 )
     for mapped in every.values():
         for axis, cover in zip(mapped.grid, mapped.covers, strict=True):
-            scale = Fraction(cover.stride, axis.stride)
-            if scale != 1:
-                middle = (np.arange(cover.length) + 0.5) / float(scale) - 0.5
-                moved[axis.dim] = middle
-    kept = {
+            step = axis.stride / cover.stride
+            if step != 1:
+                middles[axis.dim] = (np.arange(cover.length) + 0.5) * step - 0.5
+                moved[axis.dim] = 0.5 * step - 0.5, step
+    gone = {dim for variable in dataset.data_vars.values() for dim in variable.dims} - sizes.keys()
+    changed = gone | middles.keys()
+    kept = [
         name
-        for name, of in coords.items()
-        if moved.keys().isdisjoint(of.dims) and all(sizes.get(d) == n for d, n in of.sizes.items())
-    }
-    labelled = coords.to_dataset()[[name for name in coords if name in kept]]
-    for name, of in coords.items():
-        if of.ndim == 1 and of.dims[0] in moved and of.dtype.kind in "iufmM" and of.size > 1:
-            values = _interpolated(of.to_numpy(), moved[of.dims[0]])
-            labelled = labelled.assign_coords({name: (of.dims, values, of.attrs)})
-    if moved:  # a GeoTransform holds the image's spacing
-        labelled = labelled.copy(deep=False)
-        for of in labelled.coords.values():
-            of.attrs = {key: value for key, value in of.attrs.items() if key != "GeoTransform"}
+        for name, coord in coords.items()
+        if changed.isdisjoint(coord.dims)
+        and all(sizes.get(dim, n) == n for dim, n in coord.sizes.items())
+    ]
+    labelled = coords.to_dataset()[kept]
+    for name, coord in coords.items():
+        if coord.ndim == 1 and coord.dims[0] in middles and coord.size > 1:
+            known = coord.to_numpy()
+            if lines.is_quantity(known):
+                values = lines.interpolated(known, middles[coord.dims[0]])
+                labelled = labelled.assign_coords({name: (coord.dims, values, coord.attrs)})
+    if moved:
+        labelled = labelled.assign_coords(labels.moved_transforms(labelled.coords, moved))
     return labelled.coords
-
-
-def _interpolated(values: Array, at: Array) -> Array:
-    """Interpolate labels linearly at positions, and go on likewise beyond both ends."""
-    kind = values.dtype.kind
-    before = np.clip(np.floor(at).astype(np.intp), 0, len(values) - 2)
-    share = at - before
-    if kind not in "mM":
-        values = values.astype(float) if kind in "iu" else values
-        return np.asarray(values[before] + (values[before + 1] - values[before]) * share)
-    fine = values.astype(f"{kind}8[ns]")
-    same = (fine.astype(values.dtype) == values) | np.isnat(values)
-    values = fine if same.all() else values  # where they are too far from now for that
-    numbers = values.astype("i8")
-    step = np.rint((numbers[before + 1] - numbers[before]) * share).astype("i8")
-    made = (numbers[before] + step).astype(values.dtype)
-    made[np.isnat(values[before]) | np.isnat(values[before + 1])] = "NaT"
-    return np.asarray(made)

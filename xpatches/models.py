@@ -294,14 +294,15 @@ def _extract(
         Span(axis, grid, zero + of.start * grid.stride, len(of))
         for (axis, grid, zero), of in zip(placed, numbers, strict=True)
     ]
-    patches = extract_block(samples, spans, fill_value)
-    spatial = [span.axis for span in spans]
+    patches = extract_block(samples, sorted(spans, key=lambda span: span.axis), fill_value)
+    numbered = [span.axis for span in spans]
+    spatial = sorted(numbered)
     behind, lead = spatial[-1] + 1, len(spatial)
     order = [
         behind + spatial.index(axis) if axis in spatial else axis + (lead if axis >= behind else 0)
         for axis in range(samples.ndim)
     ]
-    laid = patches.transpose(*spatial, *order)
+    laid = patches.transpose(*numbered, *order)
     return np.ascontiguousarray(laid).reshape(prod(map(len, numbers)), *laid.shape[lead:])
 
 
@@ -325,6 +326,8 @@ def map_block(samples: Array, runs: Sequence[Run], model: Model, stitching: Stit
         Of `Made.dims`, with the block's lengths along the spatial ones.
     """
     made, lead = model.made, len(runs)
+    by_axis = {run.span.axis: run for run in runs}
+    runs = [by_axis[model.dims.index(dim)] for dim in model.grid.dims]
     places = [made.dims.index(model.dims[run.span.axis]) for run in runs]
     axes = [(number, lead + place) for number, place in enumerate(places)]
     order = [places.index(of) if of in places else lead + of for of in range(len(made.dims))]

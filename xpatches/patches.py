@@ -14,10 +14,11 @@ from xpatches.arrays import Array
 from xpatches.errors import PatchError
 from xpatches.geometry import PatchGrid, as_integer
 from xpatches.layout import SAMPLE_DIM
+from xpatches.lines import Line
 from xpatches.models import Function
+from xpatches.packing import kept_encoding
 from xpatches.reductions import SEPARABLE
 from xpatches.tapers import Taper
-from xpatches.variables import kept_encoding
 
 T = TypeVar("T", xr.DataArray, xr.Dataset)
 
@@ -41,7 +42,7 @@ class Patches(Generic[T]):
     >>> p
     <xpatches.Patches: 4 patches, 288 bytes in all>
     Source: DataArray int64 (y: 10, x: 10)
-    Fill:   0
+    Fill:   0 (no nodata declared)
     Grid:
         dim  count  size  stride  rate  padding
         y        2     3       5     1  valid
@@ -57,9 +58,10 @@ class Patches(Generic[T]):
     source: T
     """The image."""
     grid: PatchGrid
-    """The patches per dim, in the image's order of dims."""
+    """The patches per dim, in the order in which they are numbered: the last one runs fastest."""
     _dataset: xr.Dataset
     _fill_values: Mapping[Hashable, Array]
+    _fill_reasons: Mapping[Hashable, str]
 
     @property
     def sizes(self) -> dict[Hashable, int]:
@@ -106,9 +108,9 @@ class Patches(Generic[T]):
         -------
         DataArray or Dataset
             On the image's own dims, with its labels, and ``{dim}_index`` (int64), the source index
-            of every sample. Outside the image the samples are `fill_value` and the labels are
-            missing (NaN, NaT, None). Lazy if the image is a dask array, in memory otherwise; only
-            the chunks under the patch are read.
+            of every sample. Outside the image the samples are `fill_value`, and labels go on where
+            those of the dim are evenly spaced; others are missing (NaN, NaT, None). Lazy if the
+            image is a dask array, in memory otherwise; only the chunks under the patch are read.
 
         Raises
         ------
@@ -127,32 +129,47 @@ class Patches(Generic[T]):
         tolerance: Any = None,
         **kwargs: Any,
     ) -> T:
-        """Take one patch by the label of its center along every dim of the grid.
+        """Take patches by the labels of their centers along every dim of the grid.
 
         Parameters
         ----------
         indexers, **kwargs
-            A label for every dim.
+            A label for every dim, or several: an array takes patches along the dim, DataArrays that
+            share a dim take them pointwise, as in xarray.
         method, tolerance
             As in `xarray.DataArray.sel`; ``method="nearest"`` takes the patch whose center is the
-            nearest to the label.
+            nearest to the label. A label outside the image must then lie within `tolerance`, half a
+            stride if there is none.
 
         Returns
         -------
         DataArray or Dataset
-            As `isel`.
+            As `isel` for one patch; as ``extract().sel(...)`` for several, of which no others are
+            taken.
 
         Raises
         ------
         PatchError
-            If a dim is unknown, left out or has no coord, or if the label is not that of exactly
-            one patch.
+            If a dim is unknown, left out or has no coord, or if a label is not that of exactly one
+            patch.
+
+        Examples
+        --------
+        >>> image = xr.DataArray(np.arange(9), {"x": np.arange(9) / 2})
+        >>> p = image.patches(x=3)
+        >>> p.sel(x=2.0).values
+        array([3, 4, 5])
+        >>> p.sel(x=[3.5, 0.5]).values
+        array([[6, 7, 8],
+               [0, 1, 2]])
         """
-        index = {
+        at = {
             dim: take.find(self._dataset.coords, self.grid[dim], label, method, tolerance)
             for dim, label in self._one_each("sel", indexers, kwargs).items()
         }
-        return self._take(self.grid.index(index))
+        if any(numbers.ndim for numbers in at.values()):
+            return self._take_several(at)
+        return self._take(self.grid.index({dim: int(number) for dim, number in at.items()}))
 
     def extract(
         self,
@@ -169,7 +186,9 @@ class Patches(Generic[T]):
             None, or ``"patch"`` to join the patch dims and the image's dims behind them into one
             dim ``patch``, TensorFlow's layout, with the coords of all of them along it.
         label
-            Which source index gives a patch its labels: ``"center"`` or ``"origin"``.
+            What of a patch labels it: ``"center"``, its true middle, between two samples for even
+            effective sizes (numbers and times are their mean, other kinds the first of the two), or
+            ``"origin"``, its first sample.
         engine
             How an image that is not in memory is computed: ``"map_overlap"`` exchanges halos
             between the chunks of a dask array; ``"region"`` lets every block read its own region,
@@ -185,7 +204,8 @@ class Patches(Generic[T]):
         DataArray or Dataset
             The image's dims, in their order, with ``{dim}_patch`` inserted right after the last
             spatial dim. Coords along the grid are the labels of the patches' centers (or origins;
-            missing where that lies outside the image); ``{dim}_origin`` (int64) is the source
+            where that lies outside the image they go on if they are evenly spaced, and are missing
+            otherwise); ``{dim}_origin`` (int64) is the source
             index of each patch's first sample and may be negative; ``{dim}_patch`` (int64) are the
             offsets, so that the source index of every sample is their sum. Other coords, the
             attrs and the name pass through; the attr ``xpatches`` holds the geometry as JSON.
@@ -349,7 +369,12 @@ class Patches(Generic[T]):
               many samples cut off on both sides;
             - ``"scale"``: samples returned per sample of the patch, an integer or 1 divided by
               one, for all dims or a mapping;
-            - ``"dtype"``: that of the image if it is left out.
+            - ``"dtype"``: that of the image if it is left out;
+            - ``"name"``: of the result, for a DataArray;
+            - ``"attrs"``: of the result. Of the image's attrs it keeps those that say nothing of
+              the numbers: no units, names and flags, and nothing of how they are stored;
+            - ``"nodata"``: its value of missing samples, which becomes the attr ``_FillValue`` and
+              the `fill_value`.
         labelled
             Call `func` with a DataArray instead: the patches along ``sample``, with their labels
             and origins as coords along it, and ``{dim}_patch`` for the dims that are cut.
@@ -423,10 +448,11 @@ class Patches(Generic[T]):
                 raise PatchError("resume and overwrite are for store or materialize; give one")
             data = {name: of.compute(max_bytes) for name, of in every.items()}
             return self._made(every, data, coords)
+        (called, *_) = (of.answer.name for of in every.values())
         from xpatches import painted  # zarr and dask are loaded for jobs only
 
         made: Any = painted.paint(
-            self._written(),
+            self._written(called),
             every,
             coords,
             store=store,
@@ -675,10 +701,17 @@ class Patches(Generic[T]):
         return plans[ARRAY] if isinstance(self.source, xr.DataArray) else plans
 
     def __repr__(self) -> str:
-        return reprs.text(self.source, self.grid, self._fill_values, self.nbytes)
+        return reprs.text(self.source, self.grid, self._fills(), self.nbytes)
 
     def _repr_html_(self) -> str:
-        return reprs.html(self.source, self.grid, self._fill_values, self.nbytes)
+        return reprs.html(self.source, self.grid, self._fills(), self.nbytes)
+
+    def _fills(self) -> dict[Hashable, str]:
+        """Say by variable which value padding has, and why."""
+        return {
+            name: f"{value} ({self._fill_reasons[name]})"
+            for name, value in self._fill_values.items()
+        }
 
     @cached_property
     def _indexed(self) -> xr.Dataset:
@@ -688,10 +721,23 @@ class Patches(Generic[T]):
         positions = (labels.integers(axis.dim, range(axis.length)) for axis in self.grid.axes)
         return self._dataset.assign_coords(dict(zip(names, positions, strict=True)))
 
+    @cached_property
+    def _lines(self) -> dict[Hashable, Line]:
+        """The coords along the grid whose labels are evenly spaced."""
+        return labels.lines_of(self._indexed.coords, self.grid.dims)
+
     def _take(self, index: tuple[int, ...], part: take.Part | None = None) -> T:
         part = part or (self._indexed, dict.fromkeys(self.grid.dims, 0))
         samples = {axis.dim: axis.samples(i) for axis, i in zip(self.grid.axes, index, strict=True)}
-        return self._as_source(take.take_patch(part, self._fill_values, samples))
+        return self._as_source(take.take_patch(part, self._fill_values, samples, self._lines))
+
+    def _take_several(self, at: Mapping[Hashable, xr.Variable]) -> T:
+        coords = self._coords("center").to_dataset().isel(at).coords
+        made = {
+            name: take.take_patches(self._indexed, name, fill_value, self.grid, at)
+            for name, fill_value in self._fill_values.items()
+        }
+        return self._wrap(made, coords)
 
     def _extracted(self) -> Iterator[tuple[Hashable, xr.Variable, Array]]:
         """Iterate over the variables that are cut into patches, with their fill values."""
@@ -704,11 +750,13 @@ class Patches(Generic[T]):
         _check_choice("layout", layout, ("grid", "samples"))
         return cuts.Cut(self._written(), layout, chunks, shards)
 
-    def _written(self) -> Any:
-        """Give what jobs take of the image."""
+    def _written(self, called: Hashable = None) -> Any:
+        """Give what jobs take of the image, which calls a DataArray by its own name by default."""
         from xpatches import datasets  # zarr and dask are loaded for jobs only
 
-        array = (ARRAY, self.source.name) if isinstance(self.source, xr.DataArray) else None
+        array = None
+        if isinstance(self.source, xr.DataArray):
+            array = ARRAY, self.source.name if called is None else called
         return datasets.Source(self._dataset, self.grid, self._fill_values, array)
 
     def _one_each(
@@ -730,6 +778,7 @@ class Patches(Generic[T]):
         self, func: Callable[..., Any], factory: bool, **how: Any
     ) -> dict[Hashable, mapping.Mapped]:
         function, every = Function(func, factory), {}
+        self._check_name(how["output"])
         if how["labelled"]:
             labels.check_names(self._dataset, [SAMPLE_DIM])
         for name, variable, fill_value in self._extracted():
@@ -740,9 +789,18 @@ class Patches(Generic[T]):
             every[name] = mapping.as_mapped(*given, **how)
         return every
 
+    def _check_name(self, output: object) -> None:
+        name = output.get("name") if isinstance(output, Mapping) else None
+        if name is not None and isinstance(self.source, xr.Dataset):
+            raise PatchError(
+                f"output name is for a DataArray, got {name!r} for a Dataset, whose variables keep "
+                "their names; rename them afterwards"
+            )
+
     def _outlines(self, *how: Any) -> dict[Hashable, mapping.Outline]:
         """Normalise the arguments `output`, `batch_size` and `reduce` of `map`, by variable."""
         coords = self._dataset.coords
+        self._check_name(how[0])
         return {
             name: mapping.as_outline(variable, self.grid.restrict(variable.dims), coords, *how)
             for name, variable, _ in self._extracted()
@@ -759,7 +817,11 @@ class Patches(Generic[T]):
             name: xr.Variable(of.dims, data[name], of.attrs, kept_encoding(of.variable))
             for name, of in every.items()
         }
-        return self._wrap(made, coords)
+        result = self._wrap(made, coords)
+        (called, *_) = (of.answer.name for of in every.values())
+        if called is not None:
+            result.name = called
+        return result
 
     def _joined_dims(self) -> dict[Hashable, int]:
         """Dims that flattening joins, with their lengths; the same for every variable."""
@@ -781,6 +843,7 @@ class Patches(Generic[T]):
     def _wrap(self, made: Mapping[Hashable, xr.Variable], coords: xr.Coordinates) -> T:
         """Join what was made of variables to the untouched ones, and give what the source is."""
         every = {**self._dataset.data_vars.variables, **made}
+        coords = labels.chunk_alike(coords, made.values())
         return self._as_source(xr.Dataset(every, coords, self.source.attrs))
 
     def _as_source(self, dataset: xr.Dataset) -> T:

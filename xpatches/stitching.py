@@ -7,7 +7,7 @@ from typing import Any, TypeVar
 import numpy as np
 import xarray as xr
 
-from xpatches import variables
+from xpatches import labels, variables
 from xpatches.accumulate import Stitching
 from xpatches.arrays import Array, as_fill_value
 from xpatches.covers import AxisCover
@@ -129,6 +129,11 @@ def stitch(
         for key, coord in array.coords.items():
             if array is not patches or changed.isdisjoint(coord.dims):
                 coords.setdefault(key, coord)
+    sizes = {dim: n for array in every.values() for dim, n in array.sizes.items()}
+    for key, coord in like.coords.items() if isinstance(like, xr.Dataset) else ():
+        # No variable has its dims, as with bounds of times.
+        if all(sizes.get(dim, n) == n for dim, n in coord.sizes.items()):
+            coords.setdefault(key, coord)
     variables = {name: array.variable for name, array in every.items()}
     attrs = like.attrs if isinstance(like, xr.Dataset) else patches.attrs
     return xr.Dataset(variables, coords, attrs)
@@ -332,7 +337,8 @@ def _coords(
         labelled = rebuilt(at, values, sizes[dim])
         if labelled is not None:
             made[dim] = (dim, labelled, located.array.coords[dim].attrs)
-    return kept.assign_coords(made).coords
+    spec = located.spec
+    return labels.image_transforms(kept.assign_coords(made).coords, spec.grid, spec.label)
 
 
 def rebuilt(at: range, values: Array, length: int) -> Array | None:

@@ -8,20 +8,25 @@ from typing import Any, TypeAlias
 import numpy as np
 import xarray as xr
 
-from xpatches import labels
+from xpatches import labels, lines
 from xpatches.arrays import Array, is_dask
 from xpatches.errors import PatchError
 from xpatches.geometry import AxisGrid, PatchGrid, clip
 from xpatches.kernel import pad_block
+from xpatches.lines import Line
+from xpatches.packing import kept_encoding
 from xpatches.plan import shrink
-from xpatches.variables import kept_encoding
+from xpatches.spec import SPEC_ATTR, write_spec
 
 Part: TypeAlias = tuple[xr.Dataset, Mapping[Hashable, int]]
 """A part of an image, and the index in the image of its first sample along dims of the grid."""
 
 
 def take_patch(
-    part: Part, fill_values: Mapping[Hashable, Array], samples: Mapping[Hashable, range]
+    part: Part,
+    fill_values: Mapping[Hashable, Array],
+    samples: Mapping[Hashable, range],
+    known: Mapping[Hashable, Line],
 ) -> xr.Dataset:
     """Take one patch, from no more than the samples under it.
 
@@ -33,6 +38,8 @@ def take_patch(
         0-d array of the dtype of every variable that is cut, by name, for samples that are padding.
     samples
         Index in the image of the patch's samples along every dim of the grid.
+    known
+        The coords of the image whose labels are evenly spaced.
 
     Returns
     -------
@@ -54,38 +61,95 @@ def take_patch(
         for name, fill_value in fill_values.items()
     }
     if pads:
-        coords = labels.sample_coords(image.coords, at, samples)
-        return xr.Dataset({**taken.data_vars.variables, **patches}, coords, image.attrs)
+        coords = labels.sample_coords(image.coords, samples, start, known)
+        made = xr.Dataset({**taken.data_vars.variables, **patches}, coords, image.attrs)
+        return _georeferenced(made, samples)
     # No label is missing: what was taken is whole, and setting it up anew would take most time.
     taken.attrs, taken.encoding = image.attrs, {}
     labels.settle(taken.coords, at)
     for name, patch in patches.items():
         taken.variables[name].data = patch.data
         taken.variables[name].encoding = patch.encoding
-    return taken
+    return _georeferenced(taken, samples)
+
+
+def _georeferenced(patch: xr.Dataset, samples: Mapping[Hashable, range]) -> xr.Dataset:
+    """Give a patch, in place, its own GeoTransform where the image has one."""
+    moved = {dim: (along.start, along.step) for dim, along in samples.items()}
+    for name, coord in labels.moved_transforms(patch.coords, moved).items():
+        patch[name].attrs = coord.attrs
+    return patch
+
+
+def take_patches(
+    image: xr.Dataset,
+    name: Hashable,
+    fill_value: Array,
+    grid: PatchGrid,
+    at: Mapping[Hashable, xr.Variable],
+) -> xr.Variable:
+    """Take several patches of a variable, in the dims in which xarray would take them of all.
+
+    Parameters
+    ----------
+    image, name, fill_value
+        The image, with ``{dim}_index`` as for `take_patch`, and a variable that is cut.
+    grid
+        The patches.
+    at
+        Indices of patches along every dim of the grid, 0-d or along any dims.
+    """
+    variable = image.variables[name]
+    arranged = grid.arrange(variable.dims)
+    along = {dim: at[dim] for dim in arranged.dims}
+    indices = xr.broadcast(*map(xr.DataArray, along.values()))
+    plain, start = image.drop_vars(image.coords)[[name]], dict.fromkeys(arranged.dims, 0)
+    sizes = [f"{dim}_patch" if dim in along else dim for dim in variable.dims]
+    patches = []
+    for index in zip(*(along_all.values.ravel().tolist() for along_all in indices), strict=True):
+        samples = {axis.dim: axis.samples(i) for axis, i in zip(arranged, index, strict=True)}
+        patch = take_patch((plain, start), {name: fill_value}, samples, {}).variables[name]
+        patches.append(xr.Variable(sizes, patch.data))
+    taken = xr.Variable.concat(patches, _PICKED).unstack({_PICKED: dict(indices[0].sizes)})
+    # One sample along the other dims suffices to ask xarray for the order.
+    dims = labels.patch_dims(variable.dims, arranged, flat=False)
+    sample = np.broadcast_to(np.int8(0), [arranged.counts.get(dim, 1) for dim in dims])
+    taken = taken.transpose(*xr.Variable(dims, sample).isel(along).dims)
+    numbered = grid.restrict(variable.dims)
+    spec = write_spec(variable.dims, numbered, fill_value, "center", {})
+    attrs = {**variable.attrs, SPEC_ATTR: spec}
+    return xr.Variable(taken.dims, taken.data, attrs, kept_encoding(variable))
 
 
 def find(
     coords: xr.Coordinates, axis: AxisGrid, label: Any, method: str | None, tolerance: Any
-) -> int:
-    """Index along a dim of the patch whose center has a label; found by xarray itself.
+) -> xr.Variable:
+    """Find the patches along a dim whose centers have labels; looked up by xarray itself.
+
+    Returns
+    -------
+    Variable
+        The index of the one patch, or as many as there are labels, along their dims.
 
     Raises
     ------
     PatchError
-        If the dim has no coord, or the label is not that of exactly one patch.
+        If the dim has no coord, or a label is not that of exactly one patch.
     """
     dim = axis.dim
     if dim not in coords:
         raise PatchError(f"sel needs a coord on {dim!r}, got none; use isel, or assign one")
     if method not in _METHODS:
         raise PatchError(f"method must be one of {_METHODS}, got {method!r}")
-    before, inside, _ = clip(axis.centers, axis.length)
-    centers = coords.variables[dim][inside].to_base_variable()
-    numbers = xr.DataArray(
-        np.arange(before, before + centers.size), coords={dim: centers}, dims=[dim]
-    )
+    known = coords.to_dataset()[dim].coords
+    centers = labels.patch_coords(known, PatchGrid((axis,)), "center").variables[dim]
+    present = np.flatnonzero(centers.notnull())
+    numbers = xr.DataArray(present, coords={dim: centers[present].to_base_variable()}, dims=[dim])
+    several = not isinstance(label, tuple) and np.ndim(label) > 0
+    index = numbers.indexes.get(dim)
     try:
+        if isinstance(index, xr.CFTimeIndex) and (method or several):
+            label = _as_cftime(label, index)
         found = numbers.sel({dim: label}, method=method, tolerance=tolerance)
     except KeyError as error:
         raise PatchError(
@@ -94,12 +158,49 @@ def find(
         ) from error
     except Exception as error:  # whatever an index raises for what it cannot look up
         raise PatchError(f"sel on {dim!r} cannot look up {label!r}, {error!r}; use isel") from error
-    if found.ndim:
+    if not several and found.size == 1:  # some indexes find a text as a range of times
+        found = found.squeeze()
+    if not found.size or (found.ndim and (not several or found.shape != np.shape(label))):
         raise PatchError(
             f"sel on {dim!r} must name one patch, got {label!r}, which names {found.size}; "
-            "give one label, or use isel"
+            "give one label for each, or use isel"
         )
-    return int(found)
+    if method == "nearest" and tolerance is None:
+        _check_near(known[dim], axis, label, centers.to_numpy()[found.values])
+    return found.variable
+
+
+def _as_cftime(label: Any, index: xr.CFTimeIndex) -> Any:
+    """Parse texts as times of a calendar, which xarray does for single exact ones only."""
+
+    def parsed(text: Any) -> Any:
+        if not isinstance(text, str):
+            return text
+        return xr.date_range(text, periods=1, calendar=index.calendar, use_cftime=True)[0]
+
+    if not np.ndim(label):
+        return parsed(label)
+    times = np.array([parsed(text) for text in np.ravel(label).tolist()], dtype=object)
+    times = times.reshape(np.shape(label))
+    return label.copy(data=times) if isinstance(label, xr.DataArray) else times
+
+
+def _check_near(known: xr.DataArray, axis: AxisGrid, label: Any, centers: Array) -> None:
+    """Refuse labels outside the image that are further from a center than half a stride."""
+    of_samples = known.to_numpy()
+    if not lines.is_quantity(of_samples):
+        return
+    wanted = np.asarray(label)
+    wanted = wanted.astype(of_samples.dtype) if of_samples.dtype.kind in "mM" else wanted
+    low, high = of_samples.min(), of_samples.max()
+    steps = np.abs(np.diff(of_samples))
+    reach = max(steps[0], steps[-1]) * axis.stride / 2 if steps.size else high - low
+    outside = (wanted < low) | (wanted > high)
+    if (outside & (np.abs(wanted - centers) > reach)).any():
+        raise PatchError(
+            f"sel found no patch near {axis.dim}={label!r}, outside the image, whose labels go "
+            f"from {low} to {high}; give a tolerance to take the nearest one"
+        )
 
 
 def read_ahead(
@@ -191,3 +292,6 @@ def _patch(
 
 
 _METHODS = (None, "nearest", "pad", "ffill", "backfill", "bfill")
+
+_PICKED = "<picked>"
+"""Dim of several patches, until it is split."""

@@ -14,6 +14,7 @@ from xpatches.arrays import Array, check_dtype, is_dask
 from xpatches.errors import PatchError
 from xpatches.geometry import AxisGrid, PatchGrid, Span
 from xpatches.kernel import Kernel, available_threads, extract_block, extract_flat
+from xpatches.packing import kept_attrs, kept_encoding, of_another_quantity, of_other_numbers
 from xpatches.plan import Form, Plan, plan_blocks
 from xpatches.reductions import SEPARABLE, Reduction, reduce_block
 from xpatches.spec import SPEC_ATTR, write_spec
@@ -65,14 +66,14 @@ def extract_variable(
     how
         The arguments `engine` and `max_bytes` of `Patches.extract`.
     """
-    grid = grid.restrict(variable.dims)
+    numbered, grid = grid.restrict(variable.dims), grid.arrange(variable.dims)
     copy = extract_flat if joined else extract_block
     threads = available_threads() if in_memory(variable) else 1  # dask has its own
     kernel = partial(copy, fill_value=fill_value, threads=threads)
     form: Form = "flat" if joined else "grid"
     patches, _ = run(variable, grid, kernel, variable.dtype, form, **how)
     dims = labels.patch_dims(variable.dims, grid, flat=bool(joined))
-    spec = write_spec(variable.dims, grid, fill_value, label, joined)
+    spec = write_spec(variable.dims, numbered, fill_value, label, joined)
     return xr.Variable(dims, patches, {**variable.attrs, SPEC_ATTR: spec}, kept_encoding(variable))
 
 
@@ -97,7 +98,7 @@ def reduce_variable(
     how
         Its arguments `engine` and `max_bytes`.
     """
-    grid = grid.restrict(variable.dims)
+    grid = grid.arrange(variable.dims)
     dtype = variable.dtype
     patch = dtype.itemsize * prod(axis.size for axis in grid.axes)
     if not callable(reduction) and dtype.kind in SEPARABLE.get(reduction, ""):
@@ -127,9 +128,12 @@ def reduce_variable(
         out = kernel(np.ones(one, dtype), spans).dtype
         patch += out.itemsize
     reduced, _ = run(variable, grid, kernel, out, "reduced", **how, patch_bytes=patch)
-    keep = bool(xr.Variable((), 0, {"kept": True}).max().attrs)  # as xarray is configured
-    attrs = dict(variable.attrs) if keep else {}
-    return xr.Variable(variable.dims, reduced, attrs)
+    attrs = kept_attrs(variable.attrs)
+    if callable(reduction) or reduction in ("sum", "mean", "median", "std"):
+        attrs = of_other_numbers(attrs)
+    elif reduction not in ("min", "max") or out != dtype:
+        attrs = of_another_quantity(attrs)
+    return xr.Variable(variable.dims, reduced, attrs, kept_encoding(variable))
 
 
 def _reduction(
@@ -261,7 +265,7 @@ def plan_variable(
     how: Mapping[str, Any],
 ) -> dict[str, Any]:
     """Say how `extract_variable` will work, as `Patches.plan` documents."""
-    grid = grid.restrict(variable.dims)
+    grid = grid.arrange(variable.dims)
     form: Form = "flat" if joined else "grid"
     kernel = partial(extract_block, fill_value=np.zeros((), variable.dtype))
     tasks, budget = 1, None
@@ -330,7 +334,7 @@ def every_axis(variable: xr.Variable, grid: PatchGrid) -> tuple[AxisGrid, ...]:
 
 
 def _by_axis(variable: xr.Variable, grid: PatchGrid) -> dict[int, AxisGrid]:
-    return {variable.dims.index(axis.dim): axis for axis in grid.axes}
+    return {variable.dims.index(axis.dim): axis for axis in grid.arrange(variable.dims)}
 
 
 def _read_region(variable: xr.Variable, region: tuple[slice, ...]) -> Array:
@@ -339,8 +343,3 @@ def _read_region(variable: xr.Variable, region: tuple[slice, ...]) -> Array:
 
 _MOST_READ = 1.3
 """Read amplification from which on a source is read chunk by chunk, though regions could be."""
-
-
-def kept_encoding(variable: xr.Variable) -> dict[str, Any]:
-    """Keep the link to the CRS; how the image was packed and chunked does not fit its patches."""
-    return {key: value for key, value in variable.encoding.items() if key == "grid_mapping"}

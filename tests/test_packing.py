@@ -1,0 +1,201 @@
+from typing import Any
+
+import numpy as np
+import pytest
+import xarray as xr
+from zarr.storage import MemoryStore
+
+import xpatches
+from xpatches import PatchError
+
+PACKING = {
+    "_FillValue": 1, "missing_value": 1, "scale_factor": 0.1, "add_offset": -0.1,
+    "valid_range": [0, 200], "flag_values": [0, 1], "flag_meanings": "land sea",
+    "STATISTICS_MAXIMUM": 7,
+}  # fmt: skip
+QUANTITY = {"units": "K", "long_name": "brightness", "standard_name": "toa_brightness"}
+OTHER = {"AREA_OR_POINT": "Area", "grid_mapping": "crs"}
+
+
+def packed(dtype: str = "uint8", **encoding: Any) -> xr.DataArray:
+    """Numbers as they are stored, with all that says so."""
+    numbers = (np.arange(64).reshape(8, 8) % 5).astype(dtype)
+    coords = {"y": np.arange(8.0), "x": np.arange(8.0), "crs": 0}
+    image = xr.DataArray(numbers, coords, ("y", "x"), "image", {**PACKING, **QUANTITY, **OTHER})
+    image.encoding = encoding
+    return image
+
+
+def fill(image: xr.DataArray) -> tuple[Any, str]:
+    """What pads the image, and what the repr says of it."""
+    p = image.patches(x=3, y=3, padding=(1, 1))
+    (line,) = (line for line in repr(p).splitlines() if line.startswith("Fill:"))
+    return p[0].values[0, 0], line.removeprefix("Fill:").strip()
+
+
+@pytest.mark.parametrize(
+    ("dtype", "attrs", "encoding", "value", "why"),
+    [
+        ("uint8", {}, {}, 0, "0 (no nodata declared)"),
+        ("uint8", {"_FillValue": np.uint8(255)}, {}, 255, "255 (_FillValue)"),
+        ("int16", {"missing_value": [-99, -98]}, {}, -99, "-99 (missing_value)"),
+        ("int16", {"nodata": -9999.0}, {}, -9999, "-9999 (nodata)"),
+        ("int16", {}, {"_FillValue": -1}, -1, "-1 (_FillValue)"),
+        ("uint8", {"_FillValue": -9999}, {}, 0, "0 (_FillValue -9999 does not fit uint8)"),
+        ("uint8", {"_FillValue": "none"}, {}, 0, "0 (no nodata declared)"),
+        ("f4", {}, {"_FillValue": 255, "dtype": "uint8"}, np.nan,
+         "nan (missing, _FillValue 255 of uint8)"),
+        ("f4", {}, {"_FillValue": -9999.0, "dtype": "float32"}, np.nan,
+         "nan (missing, _FillValue -9999.0 of float32)"),
+        ("f4", {}, {"_FillValue": np.nan, "dtype": "float32"}, 0, "0.0 (no nodata declared)"),
+        ("f4", {"_FillValue": np.nan}, {}, 0, "0.0 (no nodata declared)"),
+        ("f4", {"_FillValue": -9999.0}, {}, -9999, "-9999.0 (_FillValue)"),
+        ("f8", {}, {"scale_factor": 0.1, "dtype": "int16"}, 0, "0.0 (no nodata declared)"),
+        ("M8[ns]", {}, {"_FillValue": -1}, np.datetime64("NaT"), "NaT (no nodata declared)"),
+    ],
+)  # fmt: skip
+def test_padding_is_what_the_image_declares_as_missing(
+    dtype: str, attrs: Any, encoding: Any, value: Any, why: str
+) -> None:
+    image = xr.DataArray(np.ones((6, 6)).astype(dtype), dims=("y", "x"), attrs=attrs)
+    image.encoding = encoding
+    padding, said = fill(image)
+    np.testing.assert_equal(padding, value)
+    assert said == why
+    given = image.patches(x=3, fill_value=np.ones((), dtype))
+    assert "(given)" in repr(given)
+
+
+def test_what_xarray_writes_and_reads_declares_what_was_meant(tmp_path: Any) -> None:
+    ds = xr.Dataset({"plain": ("x", [1.0, 2]), "packed": ("x", [1.0, np.nan])})
+    encoding = {"packed": {"dtype": "int16", "_FillValue": -5, "scale_factor": 0.5}}
+    for save, load in (
+        (lambda: ds.to_netcdf(tmp_path / "a.nc", encoding=encoding, engine="h5netcdf"),
+         lambda **kw: xr.open_dataset(tmp_path / "a.nc", engine="h5netcdf", **kw)),
+        (lambda: ds.to_zarr(tmp_path / "a.zarr", encoding=encoding, consolidated=False),
+         lambda **kw: xr.open_zarr(tmp_path / "a.zarr", consolidated=False, **kw)),
+    ):  # fmt: skip
+        save()
+        edge = load().patches(x=2, padding=(0, 1), stride=1)[-1].compute()
+        np.testing.assert_equal(edge.plain.values, [2, 0])
+        np.testing.assert_equal(edge.packed.values, [np.nan, np.nan])
+        edge = load(mask_and_scale=False).patches(x=2, padding=(0, 1), stride=1)[-1].compute()
+        np.testing.assert_equal(edge.plain.values, [2, 0])
+        np.testing.assert_equal(edge.packed.values, [-5, -5])
+
+
+def attrs_of(result: xr.DataArray) -> dict[Any, Any]:
+    return {key: value for key, value in result.attrs.items() if key != "xpatches"}
+
+
+def test_patches_keep_all_that_is_said_of_their_numbers() -> None:
+    image = packed()
+    p = image.patches(y=2, x=2)
+    for same in (p.extract(), p[0], p.reduce("max"), xpatches.stitch(p.extract(), like=image)):
+        assert attrs_of(same) == image.attrs
+
+
+@pytest.mark.parametrize("stored", [False, True])
+def test_what_a_model_returns_is_described_by_the_output_alone(stored: bool) -> None:
+    image = packed()
+    p = image.patches(y=2, x=2)
+    job: dict[str, Any] = {"store": MemoryStore(), "progress": False} if stored else {}
+    plain = p.map(lambda batch: batch > 2, reduce="first", output={"dtype": "bool"}, **job)
+    assert plain.attrs == OTHER
+    assert plain.name == "image"
+    if stored:
+        job["store"] = MemoryStore()
+    output = {"dtype": "uint8", "name": "water", "attrs": {"units": "1"}, "nodata": 9}
+    described = p.map(lambda batch: batch % 2, output=output, **job)
+    assert described.attrs == {**OTHER, "units": "1", "_FillValue": 9}
+    assert described.name == "water"
+    np.testing.assert_array_equal(described.compute(), image % 2)
+    if stored:
+        # xarray itself masks what is declared as missing, of which there is none, and no more.
+        again = xr.open_zarr(job["store"], consolidated=False).water
+        np.testing.assert_array_equal(again, image % 2)
+
+
+def test_nodata_of_the_output_is_the_value_of_samples_in_no_patch() -> None:
+    p = packed().patches(y=3, x=3)
+    made = p.map(lambda batch: batch, output={"nodata": 9})
+    assert made.values[7].tolist() == [9] * 8
+    assert p.map(lambda batch: batch, output={"nodata": 9}, fill_value=4).values[7, 7] == 4
+
+
+@pytest.mark.parametrize(
+    ("output", "message"),
+    [
+        ({"nodata": 300}, "output nodata must be a value that uint8 can hold, got 300"),
+        ({"nodata": 3, "attrs": {"_FillValue": 3}}, "output nodata becomes the attr '_FillValue'"),
+        ({"attrs": ["units"]}, "output attrs must be a mapping, got"),
+        ({"name": 3}, "output name must be a string, got 3"),
+    ],
+)
+def test_outputs_that_say_nonsense_are_refused(output: Any, message: str) -> None:
+    with pytest.raises(PatchError, match=message):
+        packed().patches(y=2, x=2).map(lambda batch: batch, output=output)
+    with pytest.raises(PatchError, match="output name is for a DataArray, got 'a' for a Dataset"):
+        packed().to_dataset().patches(y=2, x=2).map(lambda batch: batch, output={"name": "a"})
+
+
+@pytest.mark.parametrize(
+    ("reduction", "kept"),
+    [
+        *((name, {**QUANTITY, **OTHER}) for name in ("mean", "sum", "std", "median", np.median)),
+        *((name, OTHER) for name in ("argmax", "argmin", "count", "any", "all", "var")),
+    ],
+)
+def test_a_reduction_keeps_what_still_holds(reduction: Any, kept: dict[str, Any]) -> None:
+    p = packed().patches(y=2, x=2)
+    assert p.reduce(reduction).attrs == kept
+    with xr.set_options(keep_attrs=False):
+        assert p.reduce(reduction).attrs == {"grid_mapping": "crs"}
+
+
+def test_links_to_other_variables_survive_every_verb_and_job() -> None:
+    image = packed("f4", grid_mapping="rotated", scale_factor=3)
+    image.attrs = {"units": "K"}
+    image = image.assign_coords(
+        rotated=((), 0, {"grid_mapping_name": "rotated_latitude_longitude"})
+    )
+    lat = xr.DataArray(np.add.outer(np.arange(8.0), np.zeros(8)), dims=("y", "x"))
+    for ds in (image, image.to_dataset()):
+        shown = ds.assign_coords(lat=lat, lon=lat.T.transpose("y", "x"))
+        shown.lat.encoding["grid_mapping"] = "rotated"
+        p = shown.patches(y=2, x=2)
+        for result in (
+            p.extract(),
+            p[3],
+            p.reduce("min"),
+            p.map(lambda batch: batch),
+            p.to_zarr(MemoryStore(), progress=False),
+            p.to_zarr(MemoryStore(), layout="samples", progress=False),
+            p.to_zarr(MemoryStore(), progress=False, encoding={"lat": {"dtype": "float32"}}),
+            p.map(lambda batch: batch, store=MemoryStore(), progress=False),
+            xpatches.stitch(p.extract(), like=shown),
+            xpatches.stitch(p.to_zarr(MemoryStore(), progress=False), like=shown),
+        ):
+            array = result if isinstance(result, xr.DataArray) else result["image"]
+            assert array.encoding["grid_mapping"] == "rotated"
+            assert "grid_mapping" not in array.attrs
+            assert {"rotated", "lat", "lon"} <= set(array.coords)
+            assert result.lat.encoding.get("grid_mapping") == "rotated"
+
+
+def test_a_job_gives_back_bounds_and_other_links_as_they_were() -> None:
+    ds = xr.Dataset(
+        {"image": (("time", "x"), np.zeros((3, 8)))},
+        {"time": ("time", [0.5, 1.5, 2.5]), "edges": (("time", "nv"), np.zeros((3, 2)))},
+    )
+    ds.time.encoding["bounds"] = "edges"
+    p = ds.patches(x=4)
+    for result in (
+        p.to_zarr(MemoryStore(), progress=False),
+        p.map(lambda batch: batch, store=MemoryStore(), progress=False),
+        xpatches.stitch(p.extract(), like=ds),
+        p.map(lambda batch: batch),
+    ):
+        assert "edges" in result.coords
+        assert result.time.encoding["bounds"] == "edges"
+        assert "bounds" not in result.time.attrs
