@@ -1,18 +1,21 @@
 import tracemalloc
+from collections.abc import Callable
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import dask
 import dask.array as da
 import numpy as np
 import pytest
+import xarray as xr
 from dask.callbacks import Callback
 from hypothesis import given
 from hypothesis import strategies as st
 
 from reference import Array, four_loops, same_bits
 from strategies import arguments, chunkings, problems
-from xpatches import PatchError, lazy
+from xpatches import JobError, PatchError, extract_patches, lazy
 from xpatches.arrays import as_fill_value
 from xpatches.geometry import AxisGrid
 from xpatches.kernel import extract_block, extract_flat
@@ -196,6 +199,134 @@ def test_chunks_of_other_libraries_are_refused() -> None:
     masked = da.ma.masked_array(da.zeros(9, chunks=3), mask=False)
     with pytest.raises(PatchError, match="images must hold NumPy chunks, got MaskedArray"):
         lazy.check_chunks("images", masked)
+
+
+def labelled(blocks: Any) -> xr.DataArray:
+    return xr.DataArray(blocks, dims=("y", "x"), name="image")
+
+
+def patches_of(image: xr.DataArray, flatten: str | None = None) -> xr.DataArray:
+    """Give patches of one sample each, held by the blocks of an image."""
+    whole = xr.DataArray(np.zeros(image.shape), dims=image.dims)
+    patches: xr.DataArray = whole.patches(y=1, x=1).extract(flatten=flatten)
+    held = image.data[..., None] if flatten else image.data[..., None, None]
+    return patches.copy(data=held)
+
+
+def samples_of(image: xr.DataArray) -> xr.DataArray:
+    """Give patches along one dim, in an order that is not that of the grid."""
+    whole = xr.DataArray(np.zeros(image.shape), dims=image.dims)
+    patches: xr.DataArray = whole.patches(x=1).extract().rename(x="sample")
+    patches = patches.assign_coords(x_origin=patches.x_origin[::-1].variable)
+    return patches.copy(data=image.data[..., None])
+
+
+def stitched(patches: xr.DataArray) -> Any:
+    return patches.patches.stitch(reduce="first")
+
+
+JOB: dict[str, Any] = {"progress": False, "retries": 0}
+WAYS: dict[str, Callable[[xr.DataArray, Path], Any]] = {
+    "extract": lambda image, _: image.patches(y=5, x=5, stride=2, padding="same").extract(),
+    "whole chunks": lambda image, _: image.patches(y=10, x=5, stride=5).extract(),
+    "flatten": lambda image, _: image.patches(y=4, x=4).extract(flatten="patch"),
+    "reduce": lambda image, _: image.patches(y=5, x=5, stride=2).reduce("max", skipna=False),
+    "one patch": lambda image, _: image.patches(y=4, x=4)[0],
+    "one padded patch": lambda image, _: image.patches(y=5, x=5, padding="same")[0],
+    "iteration": lambda image, _: next(iter(image.patches(y=4, x=4))),
+    "map": lambda image, _: image.patches(y=4, x=4).map(np.copy),
+    "job": lambda image, path: image.patches(y=4, x=4).to_zarr(path, **JOB),
+    "mapped job": lambda image, path: image.patches(y=4, x=4).map(np.copy, store=path, **JOB),
+    "parity": lambda image, _: extract_patches(
+        image.data[None, :, :, None], [1, 3, 3, 1], [1, 1, 1, 1], [1, 1, 1, 1], "VALID"
+    ),
+    "stitch": lambda image, _: stitched(patches_of(image)),
+    "stitch samples": lambda image, _: stitched(samples_of(image)),
+    "stitch flattened": lambda image, _: stitched(patches_of(image, flatten="patch")),
+}
+"""What reads the blocks of an image."""
+
+
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize(
+    ("lie", "message"),
+    [
+        (lambda block: block[::2], "must have the shape .*10.*, got .*5.*; say what lengths"),
+        (lambda block: block.repeat(2, 1), "must have the shape .*10.*, got .*20.*; say what"),
+        (lambda block: block.astype("f4"), "must hold float64, got float32; say what they hold"),
+    ],
+)
+def test_blocks_that_are_not_as_promised_are_refused_wherever_they_are_read(
+    way: str, lie: Any, message: str, tmp_path: Path
+) -> None:
+    blocks = da.zeros((40, 40), chunks=10).map_blocks(lie, dtype=float, meta=np.empty((0, 0)))
+    with pytest.raises((PatchError, JobError), match=r"block \(.*\), samples \[.*\], " + message):
+        WAYS[way](labelled(blocks), tmp_path / "out").compute()
+
+
+def test_the_error_of_a_block_says_which_and_how_long() -> None:
+    blocks = da.ones((40, 30), chunks=(20, 10)).map_blocks(
+        lambda block, block_id: block[:13] if block_id == (1, 2) else block, dtype=float
+    )
+    image = labelled(blocks)
+    with pytest.raises(PatchError) as caught:
+        image.patches(y=5, x=5).extract().compute()
+    assert str(caught.value) == (
+        "block (1, 2), samples [20:40, 20:30], must have the shape (20, 10), got (13, 10); say "
+        "what lengths blocks have where they are made, as map_blocks(..., chunks=...) does"
+    )
+    assert (image.patches(y=5, x=5)[0] == 1).all()  # it lies in other blocks
+
+
+class Source:
+    """What can be sliced, and gives something else than it says."""
+
+    shape, dtype, ndim = (40, 40), np.dtype(float), 2
+
+    def __init__(self, lie: Callable[[Array], Array]) -> None:
+        self.lie = lie
+
+    def __getitem__(self, region: Any) -> Array:
+        return self.lie(np.arange(1600.0).reshape(40, 40)[region])
+
+
+@pytest.mark.parametrize("way", ["region", "map_overlap", "job"])
+def test_regions_that_are_not_as_promised_are_refused(way: str, tmp_path: Path) -> None:
+    image = labelled(da.from_array(Source(lambda samples: samples[1:]), 10))
+    p = image.patches(y=4, x=4, stride=2)
+    with pytest.raises((PatchError, JobError), match=r"samples \[.*:.*\],? must have the shape"):
+        _ = p.to_zarr(tmp_path, **JOB) if way == "job" else p.extract(engine=way).compute()
+    right = labelled(da.from_array(Source(np.copy), 10)).patches(y=4, x=4, stride=2)
+    assert (right.extract(engine="region").max() == 1599).all()
+
+
+@pytest.mark.parametrize("way", [way for way in WAYS if way != "parity"])
+def test_masked_blocks_have_missing_samples(way: str, tmp_path: Path) -> None:
+    def masked(block: Array) -> Any:
+        return np.ma.masked_less(block, 40)
+
+    image = labelled(da.arange(1600, chunks=400, dtype=float).reshape(40, 40).rechunk(10))
+    hidden = image.data.map_blocks(masked, dtype=float, meta=np.empty((0, 0)))
+    made = WAYS[way](labelled(hidden), tmp_path / "hidden")
+    expected = WAYS[way](image.where(image >= 40), tmp_path / "shown")
+    np.testing.assert_array_equal(made, expected)
+    assert np.isnan(expected).any()
+
+
+def test_masked_samples_of_a_dtype_without_a_missing_value_are_refused() -> None:
+    def hidden(dtype: str, first: int) -> Any:
+        blocks = da.arange(20, chunks=10).map_blocks(
+            lambda block: np.ma.masked_array(block.astype(dtype), block >= first),
+            dtype=dtype,
+            meta=np.empty(0, dtype),
+        )
+        return xr.DataArray(blocks, dims="x").patches(x=4).extract()
+
+    with pytest.raises(PatchError, match=r"block \(1,\), .* masked samples, for which int16"):
+        hidden("i2", 15).compute()
+    assert (hidden("i2", 99) == np.arange(20).reshape(5, 4)).all()  # nothing is masked
+    times = hidden("M8[s]", 15)
+    assert np.isnat(times.values.ravel()).tolist() == [False] * 15 + [True] * 5
 
 
 class Memory(Callback):

@@ -1,5 +1,6 @@
 """What an array holds: whose it is, which dtypes are copied, which values fill them."""
 
+from collections.abc import Sequence
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -49,6 +50,81 @@ def check_dtype(what: str, dtype: Any) -> None:
             f"dtype of {what} must be a fixed-width NumPy dtype, got {dtype!s}; "
             "convert it first, for example with .astype(float) or .astype(str)"
         )
+
+
+def missing_value(dtype: np.dtype[Any]) -> Array:
+    """Give what stands for a missing sample of a dtype that has that: NaN or NaT."""
+    return np.array("NaT" if dtype.kind in "mM" else np.nan, dtype)
+
+
+def as_promised(
+    block: Any, region: Sequence[slice], dtype: np.dtype[Any], number: tuple[int, ...] | None = None
+) -> Array:
+    """Refuse samples that are not those that a source promised; masked ones become missing.
+
+    Parameters
+    ----------
+    block
+        What the source gave.
+    region
+        Which samples it was to give, along every axis.
+    dtype
+        That it promised; another byte order is no other.
+    number
+        Of the block, along every axis, where it is one of dask's.
+
+    Raises
+    ------
+    PatchError
+        If the shape or the dtype is another, or what is masked has no missing value.
+
+    Examples
+    --------
+    >>> as_promised(np.ma.masked_equal([1.0, -9.0], -9), [slice(4, 6)], np.dtype(float))
+    array([ 1., nan])
+    >>> as_promised(np.zeros(2), [slice(4, 8)], np.dtype(float), number=(1,))
+    Traceback (most recent call last):
+    ...
+    xpatches.errors.PatchError: block (1,), samples [4:8], must have the shape (4,), got (2,); ...
+    """
+    if isinstance(block, np.ma.MaskedArray):
+        block = _unmasked(block, region, number)
+    shape = tuple(along.stop - along.start for along in region)
+    if not isinstance(block, np.ndarray | np.generic):
+        raise PatchError(
+            f"{_named(region, number)} must be a NumPy array, got {type(block).__name__}; convert "
+            "it first with map_blocks"
+        )
+    if block.shape != shape:
+        raise PatchError(
+            f"{_named(region, number)} must have the shape {shape}, got {block.shape}; say what "
+            "lengths blocks have where they are made, as map_blocks(..., chunks=...) does"
+        )
+    if not np.can_cast(block.dtype, dtype, "equiv"):
+        raise PatchError(
+            f"{_named(region, number)} must hold {dtype}, got {block.dtype}; say what they hold "
+            "where they are made, as map_blocks(..., dtype=...) does"
+        )
+    return np.asarray(block, dtype)
+
+
+def _unmasked(
+    block: "np.ma.MaskedArray[Any, Any]", region: Sequence[slice], number: tuple[int, ...] | None
+) -> Array:
+    """Give masked samples as missing ones."""
+    if not np.ma.is_masked(block):
+        return np.asarray(block.data)
+    if block.dtype.kind not in "fcmM":
+        raise PatchError(
+            f"{_named(region, number)} has masked samples, for which {block.dtype} has no value; "
+            "fill them first, with map_blocks(np.ma.filled, value), or convert it to float"
+        )
+    return np.where(np.ma.getmaskarray(block), missing_value(block.dtype), block.data)
+
+
+def _named(region: Sequence[slice], number: tuple[int, ...] | None) -> str:
+    place = ", ".join(f"{along.start}:{along.stop}" for along in region)
+    return f"samples [{place}]" if number is None else f"block {number}, samples [{place}],"
 
 
 def as_fill_value(value: object, dtype: np.dtype[Any], what: str = "fill_value") -> Array:

@@ -30,7 +30,7 @@ from dask.highlevelgraph import HighLevelGraph
 from dask.utils import parse_bytes
 
 from xpatches import lines
-from xpatches.arrays import Array
+from xpatches.arrays import Array, as_promised
 from xpatches.errors import PatchError
 from xpatches.geometry import as_integer
 from xpatches.kernel import Kernel, pad_block
@@ -142,11 +142,35 @@ def _given(source: Any) -> Iterator[Any]:
 
 def computed(array: Any) -> Callable[[Slices], Array]:
     """Give what computes regions of a dask array, in the thread that asks."""
-    return partial(_compute, array)
+    return partial(_compute, checked(array))
 
 
 def _compute(array: Any, region: Slices) -> Array:
     return np.asarray(array[region].compute(scheduler="synchronous"))
+
+
+def checked(array: Any) -> Any:
+    """Give a dask array whose blocks are what it promises, or raise an error when computed.
+
+    A block that is shorter than its chunk, say, as ``map_blocks`` without ``chunks`` leaves it,
+    would have others taken for its samples.
+    """
+    return array.map_blocks(
+        _checked,
+        promised=(array.chunks, array.dtype),
+        name=f"checked-{tokenize(array.name)}",
+        **_result(array.chunks, array.dtype),
+    )
+
+
+def _checked(block: Any, promised: tuple[Any, Any], block_id: tuple[int, ...]) -> Array:
+    chunks, dtype = promised
+    starts = [sum(lengths[:number]) for lengths, number in zip(chunks, block_id, strict=True)]
+    region = [
+        slice(start, start + lengths[number])
+        for start, lengths, number in zip(starts, chunks, block_id, strict=True)
+    ]
+    return as_promised(block, region, dtype, block_id)
 
 
 def placeholder(shape: tuple[int, ...], dtype: Any) -> Any:
@@ -176,7 +200,7 @@ class _Promised:
 
 def _slice(source: Any, dtype: Any, lock: Any, region: Slices) -> Array:
     with lock:
-        return np.asarray(source[region], dtype)
+        return as_promised(np.asanyarray(source[region]), region, dtype)
 
 
 def exchange(array: Any, plan: Blocks, kernel: Kernel, dtype: Any, *, large: bool = False) -> Any:
@@ -203,6 +227,7 @@ def exchange(array: Any, plan: Blocks, kernel: Kernel, dtype: Any, *, large: boo
     """
     name = f"patches-{tokenize(array.name, plan, kernel)}"
     result = _result(plan.out_chunks, dtype)
+    array = checked(array)
     if isinstance(plan, Plan) and plan.blocks_are_chunks:
         dropped = range(plan.patch_axis, array.ndim) if plan.form == "flat" else range(0)
         added = len(plan.out_chunks) - (array.ndim - len(dropped))
@@ -305,7 +330,7 @@ def as_grid(array: Any, axis: int, counts: Sequence[int], numbers: Array) -> Any
     numbers
         For every patch its number in the grid, the last axis running fastest.
     """
-    total = prod(counts)
+    array, total = checked(array), prod(counts)
     if not np.array_equal(numbers, np.arange(total)):
         positions = np.zeros(total, np.intp)
         positions[numbers] = np.arange(len(numbers))

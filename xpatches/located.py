@@ -13,9 +13,10 @@ from xpatches.arrays import Array
 from xpatches.covers import AxisCover
 from xpatches.errors import PatchError
 from xpatches.geometry import AxisGrid
-from xpatches.labels import FLAT_DIM, chunk_lazy
+from xpatches.labels import FLAT_DIM
 from xpatches.layout import SAMPLE_DIM
 from xpatches.spec import Spec, read_spec
+from xpatches.variables import checked_lazy
 
 
 @dataclass(frozen=True)
@@ -141,7 +142,7 @@ def _unflatten(array: xr.DataArray, joined: Mapping[Hashable, int]) -> xr.DataAr
             f"patches must have {prod(joined.values())} samples along {FLAT_DIM!r}, which joins "
             f"{dict(joined)}, got {length}; extract without flatten to change them"
         )
-    variable = chunk_lazy(array.variable).transpose(..., FLAT_DIM)
+    variable = checked_lazy(array.variable).transpose(..., FLAT_DIM)
     if variable.chunks is not None:
         variable = variable.chunk({FLAT_DIM: -1})
     data = variable.data.reshape(*variable.shape[:-1], *joined.values())

@@ -10,7 +10,7 @@ import numpy as np  # noqa: F401  for the examples
 import xarray as xr
 
 from xpatches import labels, mapping, reprs, take, variables
-from xpatches.arrays import Array
+from xpatches.arrays import Array, is_dask
 from xpatches.errors import PatchError
 from xpatches.geometry import PatchGrid, as_integer
 from xpatches.layout import SAMPLE_DIM
@@ -718,8 +718,12 @@ class Patches(Generic[T]):
         """The image with ``{dim}_index`` (int64), the position of every sample, as coords."""
         names = [f"{dim}_index" for dim in self.grid.dims]
         labels.check_names(self._dataset, names)
+        dataset = self._dataset
+        for name, variable, _ in self._extracted():
+            if is_dask(variable._data):
+                dataset = dataset.assign({name: variables.checked_lazy(variable)})
         positions = (labels.integers(axis.dim, range(axis.length)) for axis in self.grid.axes)
-        return self._dataset.assign_coords(dict(zip(names, positions, strict=True)))
+        return dataset.assign_coords(dict(zip(names, positions, strict=True)))
 
     @cached_property
     def _lines(self) -> dict[Hashable, Line]:

@@ -9,7 +9,7 @@ import xarray as xr
 
 from xpatches import labels, variables
 from xpatches.accumulate import Stitching
-from xpatches.arrays import Array, as_fill_value
+from xpatches.arrays import Array, as_fill_value, missing_value
 from xpatches.covers import AxisCover
 from xpatches.errors import PatchError
 from xpatches.gather import gather
@@ -262,7 +262,7 @@ def stitching_of(
     if fill_value is not None:
         fill = as_fill_value(fill_value, result)
     elif result.kind in "fcmM" and how != "sum":
-        fill = np.array("NaT" if result.kind in "mM" else np.nan, result)
+        fill = missing_value(result)
     elif missing and how != "sum":
         raise PatchError(
             f"{missing}, and {result} has no missing value; give fill_value, or .astype(float)"

@@ -10,7 +10,7 @@ import numpy as np
 import xarray as xr
 
 from xpatches import labels
-from xpatches.arrays import Array, check_dtype, is_dask
+from xpatches.arrays import Array, as_promised, check_dtype, is_dask
 from xpatches.errors import PatchError
 from xpatches.geometry import AxisGrid, PatchGrid, Span
 from xpatches.kernel import Kernel, available_threads, extract_block, extract_flat
@@ -296,6 +296,18 @@ def plan_variable(
     }
 
 
+def checked_lazy(variable: xr.Variable) -> xr.Variable:
+    """Chunk a variable that is not in memory, and have blocks that dask computes checked."""
+    if in_memory(variable):
+        return variable
+    from xpatches import lazy  # dask is loaded for lazy images only
+
+    variable = labels.chunk_lazy(variable)
+    if lazy.stored(variable.data) is not None:
+        return variable  # parts of what was opened are read without the rest of a chunk
+    return variable.copy(data=lazy.checked(variable.data))
+
+
 def sliceable(variable: xr.Variable, data: Any) -> Callable[[tuple[slice, ...]], Array] | None:
     """Give what reads regions of a variable that was opened, of which `data` are the chunks."""
     if not is_dask(variable._data):
@@ -338,7 +350,7 @@ def _by_axis(variable: xr.Variable, grid: PatchGrid) -> dict[int, AxisGrid]:
 
 
 def _read_region(variable: xr.Variable, region: tuple[slice, ...]) -> Array:
-    return np.asarray(variable[region].to_numpy(), variable.dtype)
+    return as_promised(variable[region].to_numpy(), region, variable.dtype)
 
 
 _MOST_READ = 1.3
