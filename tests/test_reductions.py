@@ -1,5 +1,7 @@
+import math
 import tracemalloc
 import warnings
+from fractions import Fraction
 from typing import Any
 
 import dask.array as da
@@ -9,7 +11,7 @@ import xarray as xr
 from hypothesis import given
 from hypothesis import strategies as st
 
-from reference import Array
+from reference import Array, same_bits
 from strategies import chunkings, problems
 from xpatches import PatchError
 from xpatches.geometry import AxisGrid
@@ -267,6 +269,82 @@ def test_one_infinite_sample_has_no_variance_beside_missing_ones() -> None:
         warnings.simplefilter("ignore", RuntimeWarning)
         expected = p.extract().var("d0_patch")
     assert np.array_equal(p.reduce("var"), expected, equal_nan=True)
+
+
+def large_integers(shape: tuple[int, ...], dtype: str, seed: int, spread: int) -> Array:
+    """Integers of any size, or so many around a large one."""
+    rng, info = np.random.default_rng(seed), np.iinfo(dtype)
+    if not spread:
+        return rng.integers(info.min, info.max, shape, dtype, endpoint=True)
+    first = int(rng.integers(info.min, info.max - spread, dtype=dtype))
+    return rng.integers(first, first + spread, shape, dtype)
+
+
+@pytest.mark.parametrize("how", ["mean", "var", "std"])
+@given(
+    problems(max_spatial=2),
+    st.sampled_from(["i8", "u8", "i4", "u1", ">i8"]),
+    st.integers(0, 99),
+    st.sampled_from([0, 1, 2, 100]),
+    st.booleans(),
+)
+def test_means_and_variances_of_integers_are_right_to_float64(
+    how: str,
+    problem: tuple[Array, dict[int, AxisGrid]],
+    dtype: str,
+    seed: int,
+    spread: int,
+    ignore_padding: bool,
+) -> None:
+    shape, grids = problem[0].shape, problem[1]
+    if 0 in shape:
+        return
+    image = large_integers(shape, np.dtype(dtype).newbyteorder("=").str, seed, spread)
+    p = patches_of(image.astype(dtype), grids)
+    result = p.reduce(how, ignore_padding=ignore_padding)
+    assert result.dtype == np.float64
+    behind = max(grids) + 1
+    axes = tuple(range(behind, behind + len(grids)))
+    patches = np.moveaxis(p.extract().values, axes, range(-len(grids), 0))
+    inside = patches_of(np.ones(shape, bool), grids).extract().values
+    inside = np.moveaxis(inside, axes, range(-len(grids), 0))
+    for place in np.ndindex(*result.shape):
+        held = patches[place][inside[place]] if ignore_padding else patches[place].ravel()
+        numbers = [Fraction(int(number)) for number in held]
+        if not numbers:
+            assert np.isnan(result.values[place])
+            continue
+        mean = sum(numbers) / len(numbers)
+        variance = sum((number - mean) ** 2 for number in numbers) / len(numbers)
+        expected: Any = {"mean": mean, "var": variance, "std": Fraction(math.sqrt(variance))}[how]
+        error = abs(Fraction(float(result.values[place])) - expected)
+        units = 2 if how == "mean" else 99 if image.itemsize > 1 else 9999
+        assert error <= units * Fraction(2.0**-53) * abs(expected)
+
+
+def test_means_of_nanoseconds_do_not_wrap() -> None:
+    first = 1_710_000_000_000_000_000
+    p = patches_of(first + np.arange(40), {0: AxisGrid("x", 40, 20, 20)})
+    assert p.reduce("mean").values.tolist() == [float(first + 9), float(first + 29)]
+    assert p.reduce("std").values.tolist() == [math.sqrt(33.25)] * 2
+    masked = p.reduce("mean", ignore_padding=True, min_count=21)
+    assert np.isnan(masked).all()
+
+
+@given(problems(max_spatial=2), st.sampled_from(["i8", "u8"]), st.integers(0, 99), st.data())
+def test_means_of_large_integers_have_the_same_bits_for_every_chunking(
+    problem: tuple[Array, dict[int, AxisGrid]], dtype: str, seed: int, data: st.DataObject
+) -> None:
+    shape, grids = problem[0].shape, problem[1]
+    if 0 in shape:
+        return
+    image = large_integers(shape, dtype, seed, 0)
+    image[np.random.default_rng(seed).random(shape) < 0.7] //= 1 << 60  # blocks of small ones
+    chunks = tuple(data.draw(chunkings(n)) for n in shape)
+    lazy = patches_of(da.from_array(image, chunks=chunks), grids)
+    for how in ("mean", "var"):
+        expected = patches_of(image, grids).reduce(how).values
+        assert same_bits(lazy.reduce(how, max_bytes=2**17).values, expected)
 
 
 def test_a_dataset_is_reduced_variable_by_variable() -> None:

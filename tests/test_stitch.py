@@ -159,6 +159,58 @@ def test_tapers_weigh_as_their_terms_say(
             assert abs(Fraction(float(back.values[place])) / Fraction(wanted) - 1) < 4e-15
 
 
+@given(
+    problems(max_spatial=2),
+    st.sampled_from(["flat", "hann", "triangular"]),
+    st.sampled_from(["i8", "u8", "i4", ">i8"]),
+    st.sampled_from([None, "float64"]),
+    st.sampled_from([1, 2**40, 0]),
+    st.integers(0, 99),
+    st.booleans(),
+)
+@settings(max_examples=150)
+def test_means_of_integers_are_right_to_float64(
+    problem: tuple[Array, dict[int, AxisGrid]],
+    taper: str,
+    dtype: str,
+    result: str | None,
+    spread: int,
+    seed: int,
+    some: bool,
+) -> None:
+    image, grids = problem
+    if not image.size:
+        return
+    rng = np.random.default_rng(seed)
+    patches = extracted(image, grids)
+    info = np.iinfo(dtype)
+    low, high = (info.min, info.max) if not spread else (info.max // 3, info.max // 3 + spread)
+    values = rng.integers(low, min(high, info.max), patches.shape, info.dtype.newbyteorder("="))
+    patches = patches.copy(data=values.astype(dtype))
+    weights = weights_of(taper, {grid.dim: grid.size for grid in grids.values()})
+    assert weights is not None
+    lost = rng.random([grid.count for grid in grids.values()]) < (0.3 if some else 0)
+    stacked = patches.stack(sample=[*weights], create_index=False).transpose("sample", ...)
+    kept = stacked.isel(sample=np.flatnonzero(~lost.ravel()))
+    if not kept.size:
+        return
+    options: dict[str, Any] = {"taper": taper, "fill_value": 7, "dtype": result}
+    back = stitch(kept if some else patches, **options)
+    assert back.dtype == (result or dtype)
+    made = back.transpose(*(f"d{axis}" for axis in range(image.ndim))).to_numpy()
+    for place, terms in terms_over(values, arguments(grids), image.shape).items():
+        terms = [term for term in terms if not lost[term[0]]]
+        if not terms:
+            assert made[place] == 7
+            continue
+        wanted = expected_of(terms, "mean", [*weights.values()], [*grids.values()])
+        most = max(int(value) for *_, value in terms) - min(int(value) for *_, value in terms)
+        error = abs(Fraction(made[place].item()) - wanted)
+        rounding = Fraction(1, 2) if result is None else abs(Fraction(wanted)) * Fraction(2.0**-52)
+        assert error <= rounding + most * Fraction(2.0**-48)
+        assert most or result or error == 0
+
+
 @st.composite
 def covering(draw: st.DrawFn, max_length: int = 20, dim: str = "x") -> AxisGrid:
     """Draw patches that hold every sample."""

@@ -17,7 +17,7 @@ from typing import Any, TypeAlias
 
 import numpy as np
 
-from xpatches.arrays import Array, least
+from xpatches.arrays import Array, as_floats, divided, halves, in_floats, least
 from xpatches.covers import Cover
 
 _ROWS = 1 << 18
@@ -245,12 +245,12 @@ class _Rows:
         ones = (np.ones(of.cover.axis.size) for of in self._tiles)
         return self.stitching.weights or tuple(ones)
 
-    def heaviest(self) -> Array:
+    def heaviest(self, dtype: np.dtype[Any]) -> Array:
         """Give what the patch of the greatest weight holds over every sample, the first of several.
 
         Weights are products: it is found along every dim by itself, if that leaves large parts.
         """
-        held = self.full(0, self.stitching.within)
+        held = self.full(0, dtype)
         if self._present is None:
             parts = [self._wins(number) for number in range(len(self._tiles))]
             if math.prod(map(len, parts)) <= _PARTS * math.prod(map(len, self._steps)):
@@ -375,8 +375,10 @@ def _sums(rows: _Rows) -> Array:
 
 def _mean(rows: _Rows) -> Array:
     dtype = rows.stitching.dtype
-    if dtype.kind in "iu" and rows.stitching.weights is None:
-        mean = _mean_of_integers(rows, np.maximum(rows.totals(np.int64), 1))
+    if rows.dtype.kind in "iu" and dtype.kind in "iuf" and rows.stitching.weights is None:
+        mean = _mean_of_integers(rows)
+    elif rows.dtype.kind in "iu" and rows.dtype.itemsize == 8 and dtype.kind in "iuf":
+        mean = _weighted_integers(rows)
     elif rows.dtype.kind == "c":
         mean = rows.full(0, rows.stitching.within)
         for part in ("real", "imag"):  # Inf in one of them is nothing to the other
@@ -399,7 +401,7 @@ def _mean_of_floats(rows: _Rows) -> Array:
         mean = _sum(rows)
         mean /= totals
     else:  # what the heaviest patch holds, and the mean of how far all are from it
-        base = rows.heaviest()
+        base = rows.heaviest(rows.stitching.within)
         mean = _sum(rows, base)
         mean /= totals
         mean += base
@@ -419,23 +421,45 @@ def _settled(made: Array) -> Array:
     return made
 
 
-def _mean_of_integers(rows: _Rows, count: Array) -> Array:
-    """Give exact means, rounded half to even: the high and the low half are summed apart."""
-    dtype = rows.stitching.dtype
-    half = 4 * dtype.itemsize if dtype.itemsize == 8 else 0
-    high, low = rows.full(0, np.int64), rows.full(0, np.int64)
+def _mean_of_integers(rows: _Rows) -> Array:
+    """Give exact means, rounded half to even: those of 64 bits are summed in two halves."""
+    dtype = rows.dtype.newbyteorder("=")
+    wide, count = dtype.itemsize == 8, np.maximum(rows.totals(np.int64), 1)
+    sums = tuple(rows.full(0, np.int64) for _ in range(1 + wide))
     for source, place, _, there in rows.steps():
         if there is not None:
-            source = np.where(there, source, np.zeros((), dtype))
-        if half:
-            high[place] += (source >> half).astype(np.int64)
-            low[place] += (source & np.array((1 << half) - 1, dtype)).astype(np.int64)
-        else:
-            low[place] += source
-    top, rest = np.divmod(high, count)
-    mean, rest = np.divmod((rest << half) + low, count)
-    mean += (2 * rest > count) | ((2 * rest == count) & (mean & 1 == 1))
-    return (top.astype(dtype) << half) + mean.astype(dtype) if half else mean
+            source = np.where(there, source, dtype.type(0))
+        for total, part in zip(sums, halves(source) if wide else [source], strict=True):
+            total[place] += part
+    mean, rest = divided(sums, count, dtype if wide else np.dtype("i8"))
+    if rows.stitching.dtype.kind == "f":
+        return as_floats(mean, rest, count)
+    up = (2 * rest > count) | ((2 * rest == count) & (mean & 1 == 1))
+    return np.asarray(mean + up, dtype)
+
+
+def _weighted_integers(rows: _Rows) -> Array:
+    """Average integers of 64 bits around the heaviest patch: float64 holds how far others are."""
+    base = rows.heaviest(rows.dtype.newbyteorder("="))
+    above = rows.full(0, np.float64)
+    floats, lost = in_floats(base)
+    for source, place, samples, there in rows.steps():
+        whole, rest = in_floats(source)
+        away = (whole - floats[place]) + (rest - lost[place])
+        weight = rows.weight(samples)
+        above[place] += away * (weight if there is None else there * weight)
+    totals = rows.totals(float)
+    totals[totals == 0] = 1
+    above /= totals
+    down = np.floor(above)
+    rest = above - down
+    top = np.floor(down / 2.0**32)
+    mean = base + (top.astype("i8").astype(base.dtype) << base.dtype.type(32))
+    mean += (down - top * 2.0**32).astype("i8").astype(base.dtype)
+    if rows.stitching.dtype.kind == "f":
+        return as_floats(mean, rest, 1)
+    mean += ((rest > 0.5) | ((rest == 0.5) & (mean & 1 == 1))).astype(base.dtype)
+    return np.asarray(mean)
 
 
 def _as_integers(mean: Array, dtype: np.dtype[Any]) -> Array:

@@ -37,6 +37,75 @@ def least(dtype: np.dtype[Any], how: str) -> Any:
     return np.inf if how == "min" else -np.inf
 
 
+def halves(integers: Array) -> tuple[Array, Array]:
+    """Split integers of 64 bits into a high half, with the sign, and a low one, int64 both.
+
+    Up to 2**30 of them can be added up without overflow.
+
+    Examples
+    --------
+    >>> halves(np.array([-1, 2**32 + 5]))
+    (array([-1,  1]), array([4294967295,          5]))
+    """
+    low = integers & integers.dtype.type(0xFFFFFFFF)
+    return (integers >> integers.dtype.type(32)).astype("i8"), low.astype("i8")
+
+
+def in_floats(integers: Array) -> tuple[Array, Array]:
+    """Give integers as float64, and what that has lost of each: half a unit of it at most.
+
+    The difference of two integers is that of both parts, to float64.
+
+    Examples
+    --------
+    >>> in_floats(np.array([2**62 + 3, 7]))
+    (array([4.61168602e+18, 7.00000000e+00]), array([3., 0.]))
+    """
+    floats = integers.astype(float)
+    if integers.dtype.itemsize < 8:
+        return floats, np.zeros_like(floats)
+    high, low = halves(integers)
+    top = np.floor(floats / 2.0**32)
+    return floats, (high - top) * 2.0**32 + (low - (floats - top * 2.0**32))
+
+
+def divided(sums: tuple[Array, ...], count: Any, dtype: np.dtype[Any]) -> tuple[Array, Array]:
+    """Divide sums of integers, of one part or of two `halves`, by counts: quotient and rest.
+
+    Parameters
+    ----------
+    sums
+        Of `count` integers of the dtype, int64.
+    count
+        At least 1.
+    dtype
+        In which the quotients, rounded down, are given.
+
+    Examples
+    --------
+    >>> divided(halves(np.array([-3, 2**62])), 2, np.dtype("int64"))
+    (array([                 -2, 2305843009213693952]), array([1, 0]))
+    """
+    if len(sums) == 1:
+        mean, rest = np.divmod(sums[0], count)
+        return mean.astype(dtype), rest
+    top, rest = np.divmod(sums[0], count)
+    mean, rest = np.divmod((rest << 32) + sums[1], count)
+    return (top.astype(dtype) << dtype.type(32)) + mean.astype(dtype), rest
+
+
+def as_floats(whole: Array, rest: Array, count: Any) -> Array:
+    """Give quotients that were rounded down, and their rests, as float64.
+
+    Examples
+    --------
+    >>> as_floats(np.array([-1, 3]), np.array([2, 1]), 3).round(3)
+    array([-0.333,  3.333])
+    """
+    negative = (whole < 0) & (rest > 0)  # -1 + 0.9999 would lose what -0.0001 holds
+    return np.asarray((whole + negative).astype(float) + (rest - negative * count) / count)
+
+
 def check_dtype(what: str, dtype: Any) -> None:
     """Refuse samples that are not fixed-width bits.
 

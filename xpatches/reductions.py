@@ -22,7 +22,7 @@ from typing import Any, TypeAlias
 
 import numpy as np
 
-from xpatches.arrays import Array, least
+from xpatches.arrays import Array, as_floats, divided, halves, in_floats, least
 from xpatches.geometry import Span
 from xpatches.kernel import pad_block, region_of
 
@@ -172,6 +172,8 @@ def _reduce(block: Array, spans: list[Span], fill_value: Array, reduction: Reduc
         return np.asarray(count)
     if how in ("min", "max"):
         result = _extreme(given, spans, how)
+    elif how == "mean" and samples.dtype.kind in "iu" and samples.dtype.itemsize == 8:
+        result = _mean_of_integers(given, spans, count)
     elif how in ("sum", "mean"):
         result = _sum(given, spans)
         if how == "mean":
@@ -228,22 +230,53 @@ def _sum(given: State, spans: list[Span]) -> Array:
     return _passes(terms, given, spans, _by(np.add))[0]
 
 
-def _variance(given: State, spans: list[Span], count: Any, dtype: np.dtype[Any]) -> Array:
-    def moments(samples: Array, valid: Array | None = None) -> State:
-        mean = _only(samples, valid, 0).astype(dtype)
-        away = mean - mean  # 0, or NaN where the sample is not finite
-        return (mean, away) if valid is None else (mean, away, valid.astype(dtype))
+def _mean_of_integers(given: State, spans: list[Span], count: Any) -> Array:
+    """Average integers of 64 bits, of which sums may be wider: in two halves where they are."""
+    samples, total = given[0], math.prod(span.grid.size for span in spans)
+    largest = max(-int(samples.min(initial=0)), int(samples.max(initial=0)))
 
-    return np.asarray(_passes(moments, given, spans, _merge_variances)[1] / count)
+    def terms(samples: Array, valid: Array | None = None) -> State:
+        samples = _only(samples, valid, samples.dtype.type(0))
+        if largest * total <= np.iinfo("i8").max:
+            return (samples.astype("i8", copy=False),)
+        return halves(samples)
+
+    def add(first: State, second: State, *_: int) -> State:
+        return tuple(map(np.add, first, second))
+
+    sums = _passes(terms, given, spans, add)
+    count = np.maximum(count, 1)
+    return as_floats(*divided(sums, count, samples.dtype), count)
+
+
+def _variance(given: State, spans: list[Span], count: Any, dtype: np.dtype[Any]) -> Array:
+    long = given[0].dtype.kind in "iu" and given[0].dtype.itemsize >= 4
+
+    def moments(samples: Array, valid: Array | None = None) -> State:
+        samples = _only(samples, valid, samples.dtype.type(0))
+        mean = np.zeros(samples.shape) if long else samples.astype(dtype)
+        state: State = (mean, mean - mean)  # 0, or NaN where the sample is not finite
+        if valid is not None:
+            state = (*state, valid.astype(dtype))
+        return (*state, *in_floats(samples)) if long else state
+
+    merge = _merge_long_variances if long else _merge_variances
+    return np.asarray(_passes(moments, given, spans, merge)[1] / count)
 
 
 def _only(samples: Array, valid: Array | None, neutral: Any) -> Array:
     return samples if valid is None else np.where(valid, samples, neutral)
 
 
-def _merge_variances(first: State, second: State, m: int, n: int) -> State:
-    """Merge means, sums of squared deviations, and counts where they differ."""
+def _merge_variances(first: State, second: State, m: int, n: int, between: Any = None) -> State:
+    """Merge means, sums of squared deviations, and counts where they differ.
+
+    What lies `between` is how far the number from which the second mean is counted is from the
+    first one's; that from which the merged one is counted is the first one's.
+    """
     away = second[0] - first[0]
+    if between is not None:
+        away += between
     if len(first) == 2:
         share = n / (m + n)
         return first[0] + away * share, first[1] + second[1] + away * away * (m * share)
@@ -251,6 +284,16 @@ def _merge_variances(first: State, second: State, m: int, n: int) -> State:
     shares = second[2] / np.maximum(total, 1)
     mean = first[0] + away * shares
     return mean, first[1] + second[1] + away * away * (first[2] * shares), total
+
+
+def _merge_long_variances(first: State, second: State, m: int, n: int) -> State:
+    """Merge the same of large integers, whose means are counted from one of them, in two floats."""
+    base, lost = first[-2:]
+    if len(first) == 5:  # where nothing came before, there is none
+        there = first[2] > 0
+        base, lost = np.where(there, base, second[-2]), np.where(there, lost, second[-1])
+    between = (second[-2] - base) + (second[-1] - lost)
+    return *_merge_variances(first[:-2], second[:-2], m, n, between), base, lost
 
 
 def _arg(given: State, spans: list[Span], reduction: Reduction) -> Array:

@@ -70,8 +70,8 @@ def stitch(
     dtype
         For "mean" and "sum", of the result, and of the sums on the way where it is floating. By
         default that of the patches for "mean"; integers are averaged exactly, or in float64 with a
-        taper, and rounded half to even. Sums of integers are 64 bits wide, as in NumPy. Half
-        precision is summed in float32.
+        taper (those of 64 bits by how far they are from each other), and rounded half to even. Sums
+        of integers are 64 bits wide, as in NumPy. Half precision is summed in float32.
     max_bytes
         Budget of a task, for its input and its output together; as for `Patches.extract`.
 
