@@ -618,7 +618,48 @@ def test_what_would_be_changed_or_misplaced_in_silence_is_refused(
 ) -> None:
     labelled = "must return '" in message
     with pytest.raises(MapError, match=message):
-        image.patches(**CUT).map(func, output=given, labelled=labelled, fill_value=0)
+        image.patches(**CUT).map(func, output=given, labelled=labelled, fill_value=0, taper="hann")
+
+
+def test_labels_that_overlap_are_not_averaged_unasked() -> None:
+    image = IMAGE.rename("classes")
+    labels = {"dtype": "int64"}
+
+    def classes(batch: Array) -> Array:
+        return np.where(batch > 0, 400, 10)
+
+    p = image.patches(**CUT)
+    message = "reduce must be given for int64 of 'classes', for patches overlap, and labels are not"
+    with pytest.raises(PatchError, match=message):
+        p.map(classes, output=labels)
+    with pytest.raises(PatchError, match="reduce must be given for bool"):
+        p.map(lambda batch: batch > 0, output={"dtype": bool})
+    expected = np.where(image > 0, 400, 10)
+    for how in ({"reduce": "vote"}, {"reduce": "first"}, {"taper": "crop"}, {"reduce": "mean"}):
+        asked: dict[str, Any] = how
+        np.testing.assert_array_equal(p.map(classes, output=labels, **asked), expected)
+    halves = p.map(lambda batch: np.indices(batch.shape)[2] // 8, output=labels, taper="flat")
+    assert set(np.unique(halves)) <= {0, 1}  # of 0 and 1, rounded half to even
+    # Where no sample is in two patches there is nothing to ask.
+    apart = image.patches(y=16, x=16)
+    np.testing.assert_array_equal(apart.map(classes, output=labels), expected)
+    cropped = image.patches(y=16, x=16, stride=8, padding=(4, 4)).map(
+        lambda batch: classes(batch[:, 4:-4, 4:-4]), output={**labels, "sizes": {"y": 8, "x": 8}}
+    )
+    np.testing.assert_array_equal(cropped, expected)
+    assert apart.map(lambda batch: batch > 0, output={"dtype": bool}).dtype == bool
+    assert p.map(identity).dtype == image.dtype  # floats are averaged
+
+
+def test_means_are_tapered_by_hann_unless_another_is_given() -> None:
+    p = IMAGE.patches(**CUT)
+    made = p.map(above_least)
+    for asked in ({"reduce": "mean"}, {"taper": "hann"}, {"reduce": "mean", "taper": "hann"}):
+        how: dict[str, Any] = asked
+        assert same_bits(p.map(above_least, **how).values, made.values)
+    assert not same_bits(p.map(above_least, taper="flat").values, made.values)
+    with pytest.raises(PatchError, match="taper is for reduce='mean', got reduce='max'"):
+        p.map(above_least, reduce="max", taper="hann")
 
 
 def test_a_labelled_batch_may_be_cut_on_both_sides() -> None:

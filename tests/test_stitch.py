@@ -1,6 +1,7 @@
 """Against TensorFlow's gradients, against lists of terms, and back from every chunking."""
 
 import json
+import re
 import tracemalloc
 from collections import Counter
 from fractions import Fraction
@@ -243,7 +244,7 @@ def test_extracting_and_stitching_gives_the_image(
         assert same_bits(stitch(some, reduce="first").to_numpy(), image)
         assert same_bits(stitch(some, taper="crop").to_numpy(), image)
         if image.dtype.kind in "iu":
-            assert same_bits(stitch(some).to_numpy(), image)
+            assert same_bits(stitch(some, reduce="mean").to_numpy(), image)
     if image.dtype.kind == "f":
         for taper in ("flat", "hann", "gaussian"):
             back = stitch(patches, taper=taper).to_numpy()
@@ -610,13 +611,13 @@ def test_samples_in_no_patch_need_a_value() -> None:
         bare = int(np.isnan(stitch(patches.astype(float))).sum())
         message = f"{bare} of 672 samples are in no patch: {why}, and uint8 has no missing value"
         with pytest.raises(PatchError, match=message):
-            stitch(patches)
-        back = stitch(patches, fill_value=255)
+            stitch(patches, reduce="mean")
+        back = stitch(patches, fill_value=255, reduce="mean")
         assert back.dtype == np.dtype("u1")
         assert (back.values == 255).sum() >= bare
         assert stitch(patches, reduce="sum").dtype == np.dtype("u8")
     with pytest.raises(PatchError, match="fill_value must be a value that uint8 can hold, got -1"):
-        stitch(patches, fill_value=-1)
+        stitch(patches, fill_value=-1, reduce="mean")
 
 
 @pytest.mark.parametrize("how", HOWS)
@@ -727,6 +728,43 @@ def test_samples_in_no_patch_are_counted(
     for some in (range(size), held & {*range(size)}):
         covered = {origin + i * stride + j * rate for i in range(count) for j in some}
         assert cover.bare(some) == len({*range(length)} - covered)
+
+
+@given(
+    st.tuples(st.integers(1, 12), st.integers(1, 5), st.integers(1, 6), st.integers(1, 3)),
+    st.integers(-6, 4),
+    st.integers(0, 5),
+)
+def test_patches_overlap_where_a_sample_of_the_image_is_in_two(
+    numbers: tuple[int, int, int, int], origin: int, count: int
+) -> None:
+    length, size, stride, rate = numbers
+    cover = AxisCover("x", length, size, stride, rate, origin, count)
+    held = Counter(origin + i * stride + j * rate for i in range(count) for j in range(size))
+    assert cover.overlaps == any(held[place] > 1 for place in range(length))
+
+
+def test_labels_are_not_averaged_unasked() -> None:
+    image = xr.DataArray(np.arange(12) % 2 * 390 + 10, dims="x", name="classes")
+    for dtype in ("i8", "?", "U3", "M8[s]"):
+        patches = image.astype(dtype).patches(x=4, stride=2).extract()
+        message = f"reduce must be given for {np.dtype(dtype)} of 'classes', for patches overlap"
+        with pytest.raises(PatchError, match=re.escape(message)):
+            stitch(patches)
+        assert stitch(patches, reduce="first").equals(image.astype(dtype))
+        apart = image.astype(dtype).patches(x=4).extract()
+        for some in (apart, apart.chunk(x=1), patches.isel(x=slice(None, None, 2), x_patch=[1, 2])):
+            assert same_bits(
+                stitch(some, fill_value=np.array(0, dtype)[()]).values[1:3],
+                image.astype(dtype).values[1:3],
+            )
+    patches = image.patches(x=4, stride=2).extract()
+    for asked in ({"reduce": "mean"}, {"taper": "flat"}, {"taper": "hann"}, {"taper": "crop"}):
+        how: dict[str, Any] = asked
+        assert (stitch(patches, **how) == image).all()
+    with pytest.raises(PatchError, match="reduce must be given for int64"):
+        stitch(patches, dtype="float64")
+    assert stitch(image.patches(x=4).extract(), dtype="float32").dtype == np.float32
 
 
 @pytest.mark.parametrize("layout", ["grid", "samples"])

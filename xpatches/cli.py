@@ -262,11 +262,13 @@ def extract(
 @click.option(
     "--taper",
     type=click.Choice([*TAPERS]),
-    default="hann",
-    show_default=True,
-    help="Weights of a patch's samples, for the mean.",
+    help="Weights of a patch's samples, for the mean; hann if absent.",
 )
-@click.option("--reduce", type=click.Choice(REDUCES), default="mean", show_default=True)
+@click.option(
+    "--reduce",
+    type=click.Choice(REDUCES),
+    help="The mean if absent, of floats; others that overlap need this or --taper.",
+)
 @click.option("--output-dims", help="Dims that it returns behind the batch: class,y,x.")
 @click.option(
     "--output-sizes", type=_PerDim(single=False), help="Lengths of those that differ: class=3."

@@ -12,6 +12,7 @@ from collections import defaultdict
 from collections.abc import Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
+from math import gcd
 from types import MappingProxyType
 from typing import TypeAlias
 
@@ -95,6 +96,26 @@ class AxisCover:
                 covered += max(0, stop - first)
                 reached = max(reached, stop)
         return self.length - covered
+
+    @property
+    def overlaps(self) -> bool:
+        """Whether any sample of the image is in two patches.
+
+        Examples
+        --------
+        >>> [AxisCover.of(AxisGrid("x", 10, 3, stride)).overlaps for stride in (1, 2, 3)]
+        [True, True, False]
+        """
+        # The least distance at which patches share samples, in patches and in samples of one.
+        shared = gcd(self.stride, self.rate)
+        patches, samples = self.rate // shared, self.stride // shared
+        for sample in range(samples, self.size):
+            start = self.origin + sample * self.rate
+            first = max(0, -(start // self.stride))
+            last = min(self.count - 1 - patches, (self.length - 1 - start) // self.stride)
+            if first <= last:
+                return True
+        return False
 
     def over(self, start: int, stop: int) -> range:
         """Find the patches whose footprint reaches into the samples ``[start, stop)``."""

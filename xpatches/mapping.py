@@ -20,7 +20,7 @@ from xpatches.layout import SAMPLE_DIM
 from xpatches.models import Function, Made, Model, map_block
 from xpatches.packing import kept_attrs, of_another_quantity
 from xpatches.runs import MapCosts, MapPlan, block_lengths, cover_of
-from xpatches.stitching import check_reduce, dtype_of, stitching_of
+from xpatches.stitching import as_reduction, check_reduce, dtype_of, stitching_of
 from xpatches.tapers import Taper
 from xpatches.variables import in_memory, sliceable
 
@@ -198,8 +198,8 @@ def as_mapped(
     function: Function,
     *,
     batch_size: int,
-    taper: Taper,
-    reduce: str,
+    taper: Taper | None,
+    reduce: str | None,
     output: Mapping[str, Any] | None,
     labelled: bool,
     missing: Any,
@@ -226,14 +226,13 @@ def as_mapped(
     """
     if not callable(function.func):
         raise PatchError(f"func must be a function of a batch of patches, got {function.func!r}")
-    if reduce != "mean" and isinstance(taper, str) and taper == "hann":
-        taper = "flat"  # what the default stands for then
     check_reduce(reduce, taper)
     outline = as_outline(variable, grid, coords, output, batch_size, reduce)
     covers, made = outline.covers, outline.made
+    how, taper = as_reduction(reduce, taper, "hann", covers, made.dtype, name)
     if missing is None:
         missing = outline.answer.nodata
-    stitching = stitching_of(covers, made.dtype, name, taper, reduce, missing)
+    stitching = stitching_of(covers, made.dtype, name, taper, how, missing)
     patches = labels.patch_coords(coords, grid, "center").to_dataset()
     fitting = {*variable.dims, *(f"{dim}_patch" for dim in grid.dims)}
     kept = [key for key, of in patches.variables.items() if fitting.issuperset(of.dims)]
@@ -251,7 +250,7 @@ def as_outline(
     coords: Container[Hashable],
     output: Mapping[str, Any] | None,
     batch_size: int,
-    reduce: str,
+    reduce: str | None,
 ) -> Outline:
     """Normalise what a model is given and returns.
 

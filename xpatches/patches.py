@@ -325,8 +325,8 @@ class Patches(Generic[T]):
         func: Callable[..., Any],
         *,
         batch_size: int = 32,
-        taper: Taper = "hann",
-        reduce: str = "mean",
+        taper: Taper | None = None,
+        reduce: str | None = None,
         output: Mapping[str, Any] | None = None,
         labelled: bool = False,
         factory: bool = False,
@@ -358,7 +358,8 @@ class Patches(Generic[T]):
             Patches of a batch, at most.
         taper, reduce
             How several patches become one sample, as for `xpatches.stitch`. The taper is for
-            "mean".
+            "mean", and ``"hann"`` by default. Integers, bools and whatever else is not floating may
+            be labels: where patches of them overlap, one of the two must be given.
         output
             What `func` returns for a patch, where that differs from the patch; a mapping with some
             of
@@ -409,8 +410,9 @@ class Patches(Generic[T]):
         Raises
         ------
         PatchError
-            If an argument does not fit, or samples that no patch holds have no value; for jobs, as
-            `to_zarr`.
+            If an argument does not fit, samples that no patch holds have no value, or neither
+            `reduce` nor `taper` says what becomes of integers, say, of which patches overlap; for
+            jobs, as `to_zarr`.
         MapError
             When the result is computed: if `func` fails, with the origin and the labels of the
             patch; or if it returns something else than `output` says.
@@ -599,7 +601,7 @@ class Patches(Generic[T]):
         self,
         output: Mapping[str, Any] | None = None,
         batch_size: int = 32,
-        reduce: str = "mean",
+        reduce: str | None = None,
         max_bytes: int | str | None = None,
         chunks: Mapping[Any, int] | None = None,
         shards: Mapping[Any, int] | bool | None = None,
@@ -643,7 +645,7 @@ class Patches(Generic[T]):
         max_bytes: int | str | None = None,
         output: Mapping[str, Any] | None = None,
         batch_size: int = 32,
-        reduce: str = "mean",
+        reduce: str | None = None,
     ) -> dict[Any, Any]:
         """Say how `extract` and `map` will work, as plain data; nothing is read or computed.
 

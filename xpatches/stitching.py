@@ -31,8 +31,8 @@ def stitch(
     patches: T,
     *,
     like: xr.DataArray | xr.Dataset | None = None,
-    taper: Taper = "flat",
-    reduce: str = "mean",
+    taper: Taper | None = None,
+    reduce: str | None = None,
     fill_value: Any = None,
     dtype: Any = None,
     max_bytes: int | str | None = None,
@@ -55,13 +55,15 @@ def stitch(
         the dims are rebuilt where the labels of at least three patches are at equal distances; what
         lies between is rounded.
     taper
-        For "mean", the weights of a patch's samples: ``"flat"`` (ones), ``"hann"``,
+        For "mean", the weights of a patch's samples: ``"flat"`` (ones, the default), ``"hann"``,
         ``"triangular"``, ``"gaussian"`` (sigma an eighth of the size), ``"crop"`` (every sample is
         taken from the patch whose center is nearest), weights (1-D, for every dim or a mapping from
         dim), or a function from a size to weights. The weights of a sample are the product of those
         along the dims, and are divided by their sum over all patches that hold the sample.
     reduce
-        What becomes of several patches over a sample: ``"mean"``, ``"sum"`` (the adjoint of the
+        What becomes of several patches over a sample. None, with no taper, is the mean of numbers
+        that are floating; others may be labels, and are not averaged unasked: where patches of them
+        overlap, say which. One of ``"mean"``, ``"sum"`` (the adjoint of the
         extraction), ``"max"``, ``"min"``, ``"first"`` (the patch with the lowest number), or
         ``"vote"`` (the label that most patches have, the least of several).
     fill_value
@@ -85,8 +87,9 @@ def stitch(
     Raises
     ------
     PatchError
-        If the geometry is lost, `like` is another image, an argument does not fit, or samples that
-        no patch holds have no value.
+        If the geometry is lost, `like` is another image, an argument does not fit, samples that no
+        patch holds have no value, or neither `reduce` nor `taper` says what becomes of integers,
+        say, of which patches overlap.
 
     Examples
     --------
@@ -104,7 +107,7 @@ def stitch(
             f"{type(like).__name__}"
         )
     how: dict[str, Any] = {
-        "taper": taper, "how": reduce, "fill_value": fill_value, "dtype": dtype,
+        "taper": taper, "reduce": reduce, "fill_value": fill_value, "dtype": dtype,
         "max_bytes": max_bytes,
     }  # fmt: skip
     if isinstance(patches, xr.DataArray):
@@ -139,12 +142,55 @@ def stitch(
     return xr.Dataset(variables, coords, attrs)
 
 
-def check_reduce(reduce: str, taper: Taper = "flat") -> None:
+def check_reduce(reduce: str | None, taper: Taper | None = None) -> None:
     """Refuse a reduction that there is not, or that has no use for a taper."""
-    if reduce not in REDUCES:
+    if reduce is not None and reduce not in REDUCES:
         raise PatchError(f"reduce must be one of {', '.join(map(repr, REDUCES))}, got {reduce!r}")
-    if reduce != "mean" and not (isinstance(taper, str) and taper == "flat"):
+    flat = taper is None or (isinstance(taper, str) and taper == "flat")
+    if reduce not in (None, "mean") and not flat:
         raise PatchError(f"taper is for reduce='mean', got reduce={reduce!r}; leave it out")
+
+
+def as_reduction(
+    reduce: str | None,
+    taper: Taper | None,
+    default: str,
+    covers: Sequence[AxisCover],
+    dtype: np.dtype[Any],
+    name: Hashable,
+    averaged: bool = False,
+) -> tuple[str, Taper]:
+    """Choose a reduction and a taper where none is given.
+
+    Parameters
+    ----------
+    reduce, taper
+        As in `stitch`.
+    default
+        The taper of means.
+    covers, dtype, name
+        The patches, their dtype, and the name of the variable.
+    averaged
+        Whether something else says that it is averaged.
+
+    Raises
+    ------
+    PatchError
+        If a mean would be one of labels, as far as the dtype tells.
+    """
+    check_reduce(reduce, taper)
+    if reduce is None and taper is None and dtype.kind not in "fc":
+        if any(cover.overlaps for cover in covers):
+            what = "" if name is None else f" of {name!r}"
+            raise PatchError(
+                f"reduce must be given for {dtype}{what}, for patches overlap, and labels are not "
+                "averaged unasked: 'vote' or 'first', or taper='crop', for labels, 'max' for masks "
+                "and detections, 'mean' or a taper for measurements"
+            )
+        reduce = "mean" if averaged else "first"
+    if reduce in (None, "mean"):
+        return "mean", default if taper is None else taper
+    return str(reduce), "flat"
 
 
 def _check_others(every: Mapping[Hashable, xr.DataArray], cut: Sequence[Hashable]) -> None:
@@ -172,9 +218,12 @@ def _stitch_array(array: xr.DataArray, like: Any, how: Mapping[str, Any]) -> xr.
                 f"like must have {cover.length} samples along {cover.dim!r}, as the image that was "
                 f"cut, got {like.sizes.get(cover.dim)}; give that image"
             )
-    reduction = {key: value for key, value in how.items() if key != "max_bytes"}
+    patches = (located.covers, array.dtype, array.name)
+    reduce, taper = as_reduction(
+        how["reduce"], how["taper"], "flat", *patches, averaged=how["dtype"] is not None
+    )
     stitching = stitching_of(
-        located.covers, array.dtype, array.name, **reduction, lacking=located.lacking
+        *patches, taper, reduce, how["fill_value"], how["dtype"], located.lacking
     )
     data = gather(located, stitching, how["max_bytes"])
     dims = located.result_dims
@@ -278,7 +327,7 @@ def stitching_of(
     )
 
 
-def dtype_of(given: np.dtype[Any], how: str) -> np.dtype[Any]:
+def dtype_of(given: np.dtype[Any], how: str | None) -> np.dtype[Any]:
     """Choose the dtype of what is stitched: sums of integers are 64 bits wide."""
     if how == "sum" and given.kind in "biu":
         return np.dtype("u8" if given.kind == "u" else "i8")
