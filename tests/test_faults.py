@@ -83,7 +83,7 @@ def code(image: Path, out: Path, log: Path, pause: float) -> str:
 
 def marks(out: Path) -> set[str]:
     """Numbers of the blocks that are done; what a kill left of a file that was written is none."""
-    names = {path.name for path in (out / JOB / "blocks").glob("*")}
+    names = {path.name for path in (out / JOB / "blocks" / "image").glob("*")}
     return {name for name in names if name.isdecimal()}
 
 
@@ -210,7 +210,7 @@ def test_the_command_is_stopped_by_sigterm(image: Path, tmp_path: Path) -> None:
         *("--chunks", "y=2,x=2", "--shards", "y=8,x=8", "--quiet"),
     ]
     job = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
-    while not [*(out / JOB / "blocks").glob("*")]:
+    while not [*(out / JOB / "blocks").glob("*/*")]:
         assert job.poll() is None
         time.sleep(0.01)
     job.terminate()

@@ -297,10 +297,10 @@ def test_resuming_says_what_differs_and_then_finishes(half: Path, tmp_path: Path
 
 
 def test_marks_that_are_torn_say_nothing_wrong(half: Path, tmp_path: Path) -> None:
-    marks = sorted((half / JOB / "blocks").glob("*"))
+    marks = sorted((half / JOB / "blocks" / "image").glob("*"))
     for mark, content in zip(marks, (b"", b"12", b"\0" * 10), strict=False):
         mark.write_bytes(content)
-    (half / JOB / "blocks" / "9999").write_bytes(b"0" * 10)
+    (half / JOB / "blocks" / "image" / "9999").write_bytes(b"0" * 10)
     p = patches_of(image_of())
     p.to_zarr(half, **SMALL, **QUIET, resume=True)
     np.testing.assert_array_equal(xpatches.open_patches(half), p.extract())
@@ -405,3 +405,72 @@ def test_who_is_silent_is_dead(half: Path, writer: bytes, message: str | None) -
         return
     with pytest.raises(PatchError, match=f"is being written by process {message}; wait until"):
         p.to_zarr(half, **SMALL, **QUIET, resume=True)
+
+
+def fields_of(order: str) -> xr.Dataset:
+    """Two images that differ in their samples alone, zero in large parts, in an order."""
+    samples = np.zeros((2, 60, 70), "uint16")
+    samples[:, :12] = np.random.default_rng(0).integers(1, 999, (2, 12, 70))
+    images = {
+        name: xr.DataArray(image, dims=("y", "x"), attrs={"units": "K", "long_name": name})
+        for name, image in zip("ab", samples, strict=True)
+    }
+    coords = {"y": np.linspace(50, 40, 60), "lat": (("y", "x"), samples[0] / 2), "when": 3}
+    attrs = {"title": "t", "source": "s"}
+    if order == "another":
+        images = {name: images[name] for name in "ba"}
+        images = {name: image.drop_attrs() for name, image in images.items()}
+        for name, image in images.items():
+            image.attrs = {"long_name": name, "units": "K"}
+        coords = {name: coords[name] for name in ("when", "lat", "y")}
+        attrs = {"source": "s", "title": "t"}
+    return xr.Dataset(images, coords, attrs)
+
+
+@pytest.mark.parametrize("layout", ["grid", "samples"])
+def test_a_job_goes_on_with_its_variables_in_another_order(
+    tmp_path: Path, failing: type[FailingStore], layout: str
+) -> None:
+    how: dict[str, Any] = {"layout": layout, **(SMALL if layout == "grid" else {}), **QUIET}
+    if layout == "samples":
+        how |= {"chunks": {"sample": 16}, "shards": False}
+    one, other = (patches_of(fields_of(order)) for order in ("one", "another"))
+    one.to_zarr(tmp_path / "peace.zarr", **how)
+    failing.refuse = staticmethod(lambda key: key.startswith("b/c/"))
+    with pytest.raises(JobError) as caught:
+        one.to_zarr(failing(tmp_path / "out.zarr"), **how, retries=0)
+    half = caught.value.blocks // 2
+    assert {failure.block for failure in caught.value.failures} == set(range(half, 2 * half))
+    failing.refuse = staticmethod(lambda key: False)
+    failing.written.clear()
+    with pytest.raises(PatchError, match=rf"incomplete: {half} of {2 * half} blocks are missing"):
+        xpatches.open_patches(tmp_path / "out.zarr")
+    other.to_zarr(failing(tmp_path / "out.zarr"), **how, resume=True)
+    assert {key.split("/")[0] for key in failing.written if "/c/" in key} == {"b"}
+    assert files(tmp_path / "out.zarr") == files(tmp_path / "peace.zarr")
+    other.to_zarr(tmp_path / "out.zarr", **how, resume=True)  # and nothing is left to do
+    assert files(tmp_path / "out.zarr") == files(tmp_path / "peace.zarr")
+    changed = fields_of("another")
+    changed["b"] = changed.b + np.uint16(1)
+    with pytest.raises(PatchError, match=r"the image has changed: block .*, 'b', "):
+        patches_of(changed).to_zarr(tmp_path / "out.zarr", **how, resume=True)
+
+
+def test_a_map_goes_on_with_its_variables_in_another_order(
+    tmp_path: Path, failing: type[FailingStore]
+) -> None:
+    def go(order: str, store: Any, **given: Any) -> None:
+        p = patches_of(fields_of(order))
+        how = {"chunks": {"y": 20, "x": 20}, "shards": False, **QUIET}
+        p.map(np.copy, store=store, reduce="max", taper="flat", **how, **given)
+
+    go("one", tmp_path / "peace.zarr")
+    failing.refuse = staticmethod(lambda key: key.startswith("b/c/"))
+    with pytest.raises(JobError):
+        go("another", failing(tmp_path / "out.zarr"), retries=0)
+    failing.refuse = staticmethod(lambda key: False)
+    failing.written.clear()
+    go("one", failing(tmp_path / "out.zarr"), resume=True)
+    assert {key.split("/")[0] for key in failing.written if "/c/" in key} == {"b"}
+    made: list[Any] = [xpatches.open_patches(tmp_path / at) for at in ("peace.zarr", "out.zarr")]
+    xr.testing.assert_identical(made[0].compute(), made[1].compute())

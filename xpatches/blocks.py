@@ -5,9 +5,10 @@ objects; a mark beside the dataset says that it did, with a checksum of the samp
 can therefore be written in any order, by any process, again, and not again.
 """
 
-from collections.abc import Callable, Hashable, Mapping
+from collections.abc import Callable, Hashable, Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import accumulate
 from math import prod
 from typing import Any, Protocol, TypeAlias
 
@@ -19,7 +20,7 @@ import zarr
 from xpatches.arrays import Array
 from xpatches.kernel import extract_block
 from xpatches.layout import Layout
-from xpatches.store import JOB, Folder
+from xpatches.store import MARKS, Folder
 
 Reader: TypeAlias = Callable[[tuple[slice, ...]], Array]
 """Gives the samples of a region as NumPy, in any thread or process."""
@@ -265,8 +266,17 @@ class Job:
             self._arrays[part.name][place] = encoded.to_numpy()
 
         part.write(of, samples, put)
-        self.folder.put(mark_of(number), b"%010d" % samples.checksum)
+        self.folder.put(f"{MARKS}/{self.mark(number)}", b"%010d" % samples.checksum)
         return nbytes
+
+    def mark(self, number: int) -> str:
+        """Name a block by its variable, so that nothing depends on the order of variables."""
+        part, of = self.locate(number)
+        return f"{part.name}/{of}"
+
+    def numbers(self, marks: Iterable[str]) -> list[int]:
+        """Find blocks by their names, in order."""
+        return numbers_of(marks, {part.name: len(part) for part in self.parts})
 
     def checksum(self, number: int) -> int:
         """Give the checksum of the samples under a block."""
@@ -301,9 +311,29 @@ class Job:
         return arrays
 
 
-def mark_of(number: int) -> str:
-    """Name of the object that says that a block is written."""
-    return f"{JOB}/blocks/{number}"
+def numbers_of(marks: Iterable[str], counts: Mapping[str, int]) -> list[int]:
+    """Find blocks by their names, in order; what is the name of none is left out.
+
+    Parameters
+    ----------
+    marks
+        The names.
+    counts
+        How many blocks every variable has.
+
+    Examples
+    --------
+    >>> numbers_of(["b/0", "a/2", "a/9", "a/zarr.json"], {"a": 3, "b": 2})
+    [2, 3]
+    """
+    firsts = dict(zip(counts, accumulate(counts.values(), initial=0), strict=False))
+    numbers = []
+    for mark in marks:
+        name, _, number = mark.rpartition("/")
+        known = number.isascii() and number.isdecimal()
+        if known and int(number) < counts.get(name, 0):
+            numbers.append(firsts[name] + int(number))
+    return sorted(numbers)
 
 
 def checksum_in(mark: bytes | None) -> int | None:

@@ -31,6 +31,8 @@ class Cut:
     shards: Mapping[Any, int] | bool | None
     """As in `Patches.to_zarr`."""
 
+    max_bytes = None
+
     def parts(self, encoding: Mapping[Any, Mapping[str, Any]]) -> list[PatchPart]:
         """Lay out the patches of every variable."""
         parts = []

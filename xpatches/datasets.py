@@ -13,14 +13,17 @@ import zarr
 
 from xpatches import lazy
 from xpatches.arrays import Array, is_dask
-from xpatches.blocks import Job, Part
+from xpatches.blocks import Job, Part, numbers_of
+from xpatches.copies import copy_of
 from xpatches.errors import PatchError
 from xpatches.geometry import PatchGrid
 from xpatches.jobs import Report, check_job, write_job
-from xpatches.packing import kept_encoding, links_of, relink
+from xpatches.layout import CHUNK
+from xpatches.packing import drop_dangling, kept_encoding, links_of, relink
 from xpatches.states import done_blocks, holds_patches, state_of
 from xpatches.storable import check_storable, decoding_of, open_kwargs, without_codecs
 from xpatches.store import JOB, Folder, open_folder
+from xpatches.variables import in_memory
 
 _VERSION = 4
 """Of what describes a dataset."""
@@ -54,6 +57,10 @@ class Written(Protocol):
     @property
     def layout(self) -> str:
         """How what is written lies in the store."""
+
+    @property
+    def max_bytes(self) -> int | str | None:
+        """Budget of a task."""
 
     def parts(self, encoding: Mapping[Any, Mapping[str, Any]]) -> Sequence[Part]:
         """Lay out what is made of every variable that is cut, in their order."""
@@ -110,8 +117,7 @@ def _prepared(
 ) -> tuple[Job, xr.Dataset, dict[Any, Mapping[str, Any]]]:
     """Give the arguments of `write_job`."""
     given = _as_encoding(encoding)
-    parts = written.parts(given)
-    template = _template(written, parts)
+    template, parts = _template(written, given)
     for name in given:
         if name not in template.variables:
             raise PatchError(f"encoding names {name!r}, which is none of {(*template.variables,)}")
@@ -120,10 +126,11 @@ def _prepared(
     for name in given:  # what is given replaces the variable's own
         given[name] = {**links_of(template.variables[name]), **given[name]}
     folder, source = open_folder(store), written.source
-    for name in source.fill_values:
+    for name in source.dataset.variables:
         if same_place(source.dataset.variables[name], folder):
             raise PatchError(f"store {folder} is where the image lies; give another store")
-    return Job(folder, tuple(parts)), template, given
+    # Their numbers are told of, and so do not depend on the order of variables.
+    return Job(folder, tuple(sorted(parts, key=lambda part: part.name))), template, given
 
 
 def _as_encoding(encoding: Any) -> dict[Any, Mapping[str, Any]]:
@@ -148,9 +155,16 @@ def check_dims(dims: Iterable[Iterable[Hashable]], **given: Any) -> None:
                 )
 
 
-def _template(written: Written, parts: Sequence[Part]) -> xr.Dataset:
-    """Give the dataset, with a placeholder for every variable that is cut; all else is read."""
-    source, coords = written.source, written.coords()
+def _template(
+    written: Written, encoding: Mapping[Any, Mapping[str, Any]]
+) -> tuple[xr.Dataset, list[Part]]:
+    """Give the dataset, with a placeholder for every variable that blocks make, and these.
+
+    Those are what is made of the variables that are cut, and copies of all others that are large
+    and not in memory; what is left is read.
+    """
+    source, cut = written.source, written.parts(encoding)
+    coords = written.coords()
     if source.array is not None and not isinstance(source.array[1], str | None):
         raise PatchError(
             f"the name of the image must be a string to be stored, got {source.array[1]!r}; "
@@ -164,19 +178,37 @@ def _template(written: Written, parts: Sequence[Part]) -> xr.Dataset:
                 "variable; rename it"
             )
         made[source.stored(name)] = variable
-    for part, name in zip(parts, source.fill_values, strict=True):
+    for part, name in zip(cut, source.fill_values, strict=True):
         made[part.name] = xr.Variable(
             part.dims,
             lazy.placeholder(part.shape, part.dtype),
             written.attrs(name),
             kept_encoding(source.dataset.variables[name]),
         )
+    template = xr.Dataset(made, coords, source.dataset.attrs)
+    check_storable(template)
+    parts, budget = [*cut], lazy.as_budget(written.max_bytes)
+    placeholders = {part.name for part in cut}
+    for name, variable in template.variables.items():
+        if name in placeholders:
+            continue
+        drop_dangling(variable, template.variables)
+        large = variable.nbytes > CHUNK and not variable.dtype.hasobject
+        if large and not in_memory(variable):
+            whole = variable.copy(deep=False)
+            part = copy_of(str(name), whole, encoding.get(name, {}), budget)
+            parts.append(part)
+            variable.encoding = links_of(variable)
+            variable.data = lazy.placeholder(part.shape, part.dtype)
+        else:
+            variable.load()
+            variable.encoding = without_codecs(variable)
     job = {
         "version": _VERSION,
         "xpatches": version("xpatches"),
         "layout": written.layout,
         **written.described(),
-        "array": source.array and {"stored": parts[0].name, "name": source.array[1]},
+        "array": source.array and {"stored": cut[0].name, "name": source.array[1]},
         "blocks": {part.name: {"count": len(part), "shape": part.lengths} for part in parts},
         "source": {
             source.stored(name): {
@@ -187,18 +219,11 @@ def _template(written: Written, parts: Sequence[Part]) -> xr.Dataset:
             for name in source.fill_values
         },
     }
-    template = xr.Dataset(made, coords, source.dataset.attrs)
-    check_storable(template)
-    job["coords"] = sorted(map(str, template.coords))
     links = {str(name): sorted(links_of(of)) for name, of in template.variables.items()}
-    job["links"] = {name: links[name] for name in sorted(links) if links[name]}
-    template.attrs[JOB] = json.dumps({**job, **decoding_of(template)})
-    placeholders = {part.name for part in parts}
-    for name, variable in template.variables.items():
-        if name not in placeholders:
-            variable.load()
-            variable.encoding = without_codecs(variable)
-    return template
+    job["coords"] = sorted(map(str, template.coords))
+    job["links"] = {name: keys for name, keys in links.items() if keys}
+    template.attrs[JOB] = json.dumps({**job, **decoding_of(template)}, sort_keys=True)
+    return template, parts
 
 
 def open_patches(
@@ -299,9 +324,10 @@ def dataset_state(folder: Folder) -> dict[str, Any]:
             f"store {folder} is a patch dataset of version {job['version']}, this xpatches reads "
             f"{_VERSION}; write it anew"
         )
-    blocks = sum(of["count"] for of in job["blocks"].values())
+    counts = {name: of["count"] for name, of in job["blocks"].items()}
+    blocks = sum(counts.values())
     complete = state_of(folder) == "complete"
-    missing = 0 if complete else blocks - len(done_blocks(folder))
+    missing = 0 if complete else blocks - len(numbers_of(done_blocks(folder), counts))
     return {
         "job": job,
         "state": "complete" if complete else "incomplete",

@@ -19,7 +19,7 @@ from typing import Any
 
 import xarray as xr
 
-from xpatches.blocks import Job, checksum_in, mark_of
+from xpatches.blocks import Job, checksum_in
 from xpatches.errors import BlockFailure, JobError, PatchError
 from xpatches.states import (
     check_files,
@@ -33,7 +33,7 @@ from xpatches.states import (
     set_up,
     undo,
 )
-from xpatches.store import check_free, writing
+from xpatches.store import MARKS, check_free, writing
 from xpatches.workers import TICK, Window, Workers, workers_for
 
 _CHECKED = 1 << 30
@@ -126,8 +126,9 @@ def write_job(
                     undo(folder)
                 raise
             if state == "complete" and resume:
-                kept = {int(number): of for number, of in kept_checksums(folder).items()}
-                _check_source(job, kept, workers, retries, lost)
+                kept = kept_checksums(folder)
+                known = {number: kept[job.mark(number)] for number in job.numbers(kept)}
+                _check_source(job, known, workers, retries, lost)
                 clear(folder)
                 report.begin(len(job), len(job), job.nbytes)
                 report.end()
@@ -157,12 +158,12 @@ def write_job(
             )
         checksums = _checksums(job, done)
         _check_held(job, lost)
-        finish(folder, {str(number): of for number, of in checksums.items()})
+        finish(folder, {job.mark(number): of for number, of in checksums.items()})
 
 
 def _done(job: Job) -> list[int]:
     """List the blocks of a job that are recorded as written."""
-    return [number for number in done_blocks(job.folder) if number < len(job)]
+    return job.numbers(done_blocks(job.folder))
 
 
 def _checked(job: Job, done: Sequence[int]) -> list[int]:
@@ -170,7 +171,9 @@ def _checked(job: Job, done: Sequence[int]) -> list[int]:
     chosen: list[int] = []
     size = 0
     # Any part of the order spreads over all of them.
-    for number in heapq.nsmallest(_LOOKED_AT, done, key=lambda number: zlib.crc32(b"%d" % number)):
+    for number in heapq.nsmallest(
+        _LOOKED_AT, done, key=lambda of: zlib.crc32(job.mark(of).encode())
+    ):
         size += job.source_bytes(number)
         if chosen and size > _CHECKED:
             break
@@ -180,8 +183,12 @@ def _checked(job: Job, done: Sequence[int]) -> list[int]:
 
 def _checksums(job: Job, done: Sequence[int]) -> dict[int, int]:
     """Give the checksums of the samples under some of the blocks that are done."""
-    found = {number: checksum_in(job.folder.get(mark_of(number))) for number in _checked(job, done)}
-    return {number: checksum for number, checksum in found.items() if checksum is not None}
+    found = {}
+    for number in _checked(job, done):
+        checksum = checksum_in(job.folder.get(f"{MARKS}/{job.mark(number)}"))
+        if checksum is not None:
+            found[number] = checksum
+    return found
 
 
 def _check_source(

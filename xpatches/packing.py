@@ -1,6 +1,6 @@
 """What attrs and encodings say of an image's numbers: what is missing, and how they are stored."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Container, Hashable, Iterable, Mapping
 from typing import Any
 
 import numpy as np
@@ -100,6 +100,13 @@ def kept_encoding(variable: xr.Variable) -> dict[str, Any]:
 def links_of(variable: xr.Variable) -> dict[str, Any]:
     """Give what stands in the encoding and names other variables."""
     return {key: variable.encoding[key] for key in _LINKS if key in variable.encoding}
+
+
+def drop_dangling(variable: xr.Variable, names: Container[Hashable]) -> None:
+    """Drop links to bounds that are not there, as where one variable of a Dataset was taken."""
+    for key in ("bounds", "climatology"):
+        if variable.encoding.get(key, "") not in names:
+            variable.encoding.pop(key, None)
 
 
 def relink(variable: xr.Variable, links: Iterable[str]) -> None:

@@ -241,7 +241,8 @@ def paint(
     """
     painting = Painting(source, mapped, max_bytes, coords, chunks, shards)
     if materialize is not None:
-        runs = Runs(source, mapped, max_bytes)
+        # What is not cut is copied once, beside the result.
+        runs = Runs(replace(source, dataset=source.dataset[[*mapped]]), mapped, max_bytes)
         # What cannot be made of them is refused before the model is run.
         promised = replace(painting, runs=runs.promised())
         if store is None:

@@ -489,6 +489,7 @@ class Patches(Generic[T]):
         image and writing whole chunks or shards. They run on the workers of the dask client that is
         active, or in threads of this process. A block that fails is tried again; blocks that are
         done are recorded in the store, and a job that was killed or failed goes on from there.
+        Large variables that are not cut are copied by such tasks, too.
 
         Parameters
         ----------

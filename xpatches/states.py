@@ -14,7 +14,7 @@ from zarr.storage import LocalStore, MemoryStore
 
 from xpatches.errors import PatchError
 from xpatches.spec import SPEC_ATTR
-from xpatches.store import JOB, Folder
+from xpatches.store import JOB, MARKS, Folder
 
 
 def state_of(folder: Folder) -> str:
@@ -37,10 +37,9 @@ def holds_patches(folder: Folder) -> bool:
     return JOB in (root.get("attributes") or {})
 
 
-def done_blocks(folder: Folder) -> list[int]:
-    """List the blocks that are recorded as written."""
-    names = folder.names(f"{JOB}/blocks/")
-    return sorted(int(name) for name in names if name.isascii() and name.isdecimal())
+def done_blocks(folder: Folder) -> list[str]:
+    """List the blocks that are recorded as written: their variables and numbers."""
+    return folder.names(f"{MARKS}/")
 
 
 def check_state(folder: Folder, resume: bool, overwrite: bool) -> str:
@@ -164,7 +163,7 @@ def prepare(template: xr.Dataset, encoding: Mapping[str, Any]) -> dict[str, byte
 
 
 def kept_checksums(folder: Folder) -> dict[str, int]:
-    """Give the checksums that a finished dataset keeps, by number of the block."""
+    """Give the checksums that a finished dataset keeps, by variable and number of the block."""
     root = folder.document("zarr.json") or {}
     return dict(json.loads(root["attributes"][JOB]).get("checksums", {}))
 
@@ -173,7 +172,7 @@ def finish(folder: Folder, checksums: Mapping[str, int]) -> None:
     """Mark the dataset as complete, keep some checksums, and remove what the job needed."""
     root = folder.document("zarr.json") or {}
     described = json.loads(root["attributes"][JOB])
-    root["attributes"][JOB] = json.dumps({**described, "checksums": checksums})
+    root["attributes"][JOB] = json.dumps({**described, "checksums": checksums}, sort_keys=True)
     folder.put("zarr.json", json.dumps(root, indent=2).encode())
     folder.put(f"{JOB}/complete", b"")
     clear(folder)

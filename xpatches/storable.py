@@ -17,6 +17,8 @@ from xpatches.store import JOB
 _UNITS = {"s": "seconds", "ms": "milliseconds", "us": "microseconds", "ns": "nanoseconds"}
 _PACKING = {"scale_factor", "add_offset", "_FillValue", "missing_value"}
 """Attrs by which xarray changes values when it opens a store."""
+_CODING = {"dtype", "_Unsigned", *_PACKING}
+"""Encodings by which it does when it stores a variable."""
 _CODECS = ("compressor", "compressors", "filters", "serializer", "chunks", "shards")
 """Encodings that belong to the store an image was read from."""
 
@@ -87,6 +89,12 @@ def encoding_of(what: str, dtype: np.dtype[Any], given: object) -> dict[str, Any
 def without_codecs(variable: xr.Variable) -> dict[str, Any]:
     """Give the encoding of a variable without what only fits the store it was read from."""
     return {key: value for key, value in variable.encoding.items() if key not in _CODECS}
+
+
+def coding_of(variable: xr.Variable) -> dict[str, Any]:
+    """Give what of an encoding changes values that are stored; times have their own units."""
+    kept = () if variable.dtype.kind in "mMSU" else _CODING
+    return {key: value for key, value in variable.encoding.items() if key in kept}
 
 
 def decoding_of(dataset: xr.Dataset) -> dict[str, Any]:

@@ -4,7 +4,8 @@ While a dataset is being written, a group ``xpatches_job`` lies in it:
 
 - ``writer``: who writes, renewed while it does, so that no one else begins;
 - ``ready``: everything but the patches is written;
-- ``blocks/{number}``: this block is written, and the checksum of the samples it was cut from;
+- ``blocks/{variable}/{number}``: this block of the variable is written, and the checksum of the
+  samples it was made from;
 - ``complete``: all are.
 
 Existence is what counts, and a checksum of full length: a mark that was torn in two says nothing
@@ -34,6 +35,8 @@ from xpatches.errors import PatchError
 
 JOB = "xpatches_job"
 """Attr of a patch dataset that describes its job, and the group of the job's marks."""
+MARKS = f"{JOB}/blocks"
+"""Where the marks of blocks lie."""
 
 T = TypeVar("T")
 

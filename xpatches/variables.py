@@ -332,6 +332,16 @@ def region_reader(variable: xr.Variable) -> Callable[[tuple[slice, ...]], Array]
     return partial(_read_region, variable)
 
 
+def stored_chunks(variable: xr.Variable) -> tuple[int, ...]:
+    """Give the lengths of what is read or computed at once of a variable that is not in memory."""
+    chunked = labels.chunk_lazy(variable)
+    lengths = dict(zip(variable.dims, map(max, chunked.chunks or ()), strict=True))
+    if sliceable(variable, chunked.data) is not None:  # dask's chunks may be several of the store's
+        preferred = variable.encoding.get("preferred_chunks", {})
+        lengths |= {dim: int(np.max(preferred[dim])) for dim in variable.dims if dim in preferred}
+    return tuple(min(n, length) for n, length in zip(variable.shape, lengths.values(), strict=True))
+
+
 def in_memory(variable: xr.Variable) -> bool:
     """Whether the samples of a variable are NumPy's, in memory."""
     return variable._in_memory and not is_dask(variable._data)
