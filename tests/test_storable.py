@@ -9,11 +9,13 @@ import numpy as np
 import pandas as pd
 import pytest
 import xarray as xr
-from zarr.storage import FsspecStore, MemoryStore
+import zarr
+from zarr.storage import FsspecStore, LocalStore, MemoryStore, ObjectStore, StorePath
 
 import xpatches
 from test_jobs import files
 from xpatches.errors import PatchError
+from xpatches.store import Folder
 
 QUIET: dict[str, Any] = {"progress": False}
 
@@ -193,3 +195,113 @@ def test_a_store_that_workers_do_not_share_is_not_taken_for_complete() -> None:
         pytest.raises(PatchError, match="lacks 1 of 1 blocks, although workers wrote them"),
     ):
         patches_of(image_of()).to_zarr(MemoryStore(), **QUIET)
+
+
+def slide(path: Path) -> None:
+    """Write an image with levels, axes and labels, as OME-Zarr lays them out."""
+    levels: dict[str, Any] = {"0": np.arange(168).reshape(12, 14), "1": np.arange(42).reshape(6, 7)}
+    group = zarr.create_group(path, attributes={"ome": {"version": "0.5"}})
+    for name, samples in levels.items():
+        dims = [f"{dim}{name}" for dim in "yx"]
+        group.create_array(name, data=samples.astype("u2"), chunks=(3, 3), dimension_names=dims)
+    group.create_array("y0", data=np.arange(12.0), dimension_names=["y0"])
+    cells = group.create_group("labels", attributes={"ome": {"labels": ["cells"]}})
+    cells.create_array("cells", data=np.ones((12, 14), "u1"), dimension_names=["y0", "x0"])
+
+
+def ways_to_open(path: Path) -> dict[str, Any]:
+    url = FsspecStore.from_url(f"file://{path}", read_only=True)
+    below, at = FsspecStore.from_url(f"file://{path.parent}", read_only=True), path.name
+    how: dict[str, Any] = {"consolidated": False}
+    return {
+        "path": xr.open_zarr(path, **how)["0"],
+        "without dask": xr.open_zarr(path, chunks=None, **how)["0"],
+        "computed": xr.open_zarr(path, **how)["0"] + np.uint16(0),
+        "group=": xr.open_zarr(path.parent, group=at, **how)["0"],
+        "LocalStore": xr.open_zarr(LocalStore(path.parent), group=at, chunks=None, **how)["0"],
+        "a URL": xr.open_zarr(url, chunks=None, **how)["0"],
+        "a URL and group=": xr.open_zarr(below, group=at, chunks=None, **how)["0"],
+        "the array": xr.DataArray(da.from_zarr(f"{path}/0"), dims=("y0", "x0"), name="0"),
+        "labelled": xr.open_zarr(path, chunks=None, **how).set_coords(["1"])["0"],
+    }
+
+
+WAYS = [
+    *("path", "without dask", "computed", "group=", "LocalStore", "a URL", "a URL and group="),
+    *("the array", "labelled"),
+]
+
+
+@pytest.mark.filterwarnings("ignore:The `asynchronous`")
+@pytest.mark.parametrize("way", WAYS)
+def test_results_may_lie_beside_the_image_but_replace_nothing_of_it(
+    way: str, tmp_path: Path
+) -> None:
+    path = tmp_path / "slide.zarr"
+    slide(path)
+    before = files(path)
+    p = ways_to_open(path)[way].patches(y0=3, x0=4)
+    for name in ("", "0", "0/nuclei", "0/c", "1", "1/nuclei", "y0", "y0/nuclei", "labels"):
+        for given in (f"{path}/{name}", f"file://{path}/{name}", StorePath(LocalStore(path), name)):
+            for overwrite in (True, False):
+                with pytest.raises(PatchError, match=r"where the image lies|in the group of"):
+                    p.to_zarr(given, overwrite=overwrite, **QUIET)
+    with pytest.raises(PatchError, match=r"lies in the array .*cells"):
+        p.to_zarr(path / "labels" / "cells" / "nuclei", **QUIET)
+    with pytest.raises(PatchError, match=r"where the image lies|no zarr"):
+        p.to_zarr(tmp_path, overwrite=True, **QUIET)
+    assert files(path) == before
+    for store in (path / "labels" / "nuclei", path / "mine", str(tmp_path / "slide.zarr-1")):
+        made = p.to_zarr(store, **QUIET)
+        xr.testing.assert_equal(made.drop_vars(["1"], errors="ignore"), p.extract().compute())
+        p.to_zarr(store, resume=True, **QUIET)
+        p.to_zarr(store, overwrite=True, **QUIET)
+    assert {name: files(path)[name] for name in before} == before
+    opened = xr.open_zarr(path, consolidated=False)
+    assert set(opened.variables) == {"0", "1", "y0"}
+
+
+def test_a_map_goes_into_the_labels_of_its_image(tmp_path: Path) -> None:
+    path = tmp_path / "slide.zarr"
+    slide(path)
+    p = xr.open_zarr(path, chunks=None, consolidated=False)["0"].patches(y0=4, x0=7)
+    made = p.map(np.copy, taper="flat", store=path / "labels" / "nuclei", **QUIET)
+    xr.testing.assert_identical(made.compute(), p.source.compute())
+    beside = xr.open_zarr(path, group="labels/nuclei", chunks=None, consolidated=False)["0"]
+    again = beside.patches(y0=4, x0=7)
+    again.to_zarr(path / "labels" / "more", **QUIET)
+    with pytest.raises(PatchError, match="where the image lies"):
+        again.to_zarr(path / "labels" / "nuclei", overwrite=True, **QUIET)
+    with pytest.raises(PatchError, match="where the image lies"):
+        again.to_zarr(path / "labels", overwrite=True, **QUIET)
+
+
+def test_stores_in_memory_are_told_apart(tmp_path: Path) -> None:
+    store = MemoryStore()
+    image_of().to_dataset().to_zarr(store, group="a/b", consolidated=False)
+    p = patches_of(xr.open_zarr(store, group="a/b", chunks=None, consolidated=False).image)
+    for path in ("", "a", "a/b", "a/b/image", "a/b/image/x"):
+        with pytest.raises(PatchError, match="where the image lies"):
+            p.to_zarr(StorePath(store, path), overwrite=True, **QUIET)
+    for target in (StorePath(store, "a/b/c"), StorePath(store, "a/bc"), MemoryStore()):
+        np.testing.assert_array_equal(p.to_zarr(target, **QUIET), p.extract())
+
+
+def test_buckets_are_known_by_their_names() -> None:
+    obstore = pytest.importorskip("obstore.store")
+    pytest.importorskip("s3fs")
+    how = {"region": "x", "skip_signature": True}
+
+    def by_fsspec(path: str) -> Folder:
+        return Folder(FsspecStore.from_url(f"s3://{path}"))
+
+    def by_obstore(path: str, key: str = "") -> Folder:
+        return Folder(ObjectStore(obstore.from_url(f"s3://{path}", **how)), key)
+
+    image = [by_fsspec("b/slide"), by_obstore("b/slide"), by_obstore("b", "slide")]
+    for folder in image:
+        assert by_fsspec("b/slide/labels").below(folder) == "labels"
+        assert by_obstore("b/slide", "labels/x").below(folder) == "labels/x"
+        assert by_fsspec("b/slides").below(folder) is None
+        assert by_obstore("a/slide").below(folder) is None
+        assert by_fsspec("b").overlaps(folder)

@@ -1,8 +1,9 @@
 """Datasets that jobs write: what is written of an image, and how it is opened again."""
 
 import json
+import os
 import posixpath
-from collections.abc import Hashable, Iterable, Mapping, Sequence
+from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from types import MappingProxyType
@@ -10,6 +11,7 @@ from typing import Any, Protocol
 
 import xarray as xr
 import zarr
+from zarr.storage import LocalStore
 
 from xpatches import lazy
 from xpatches.arrays import Array, is_dask
@@ -125,10 +127,8 @@ def _prepared(
         given[part.name] = {**part.encoding, "chunks": part.chunks, "shards": part.shards}
     for name in given:  # what is given replaces the variable's own
         given[name] = {**links_of(template.variables[name]), **given[name]}
-    folder, source = open_folder(store), written.source
-    for name in source.dataset.variables:
-        if same_place(source.dataset.variables[name], folder):
-            raise PatchError(f"store {folder} is where the image lies; give another store")
+    folder = open_folder(store)
+    check_apart(written.source.dataset, folder)
     # Their numbers are told of, and so do not depend on the order of variables.
     return Job(folder, tuple(sorted(parts, key=lambda part: part.name))), template, given
 
@@ -336,18 +336,63 @@ def dataset_state(folder: Folder) -> dict[str, Any]:
     }
 
 
-def same_place(variable: xr.Variable, folder: Folder) -> bool:
-    """Tell whether a variable was opened from a folder, as far as that can be seen."""
+def check_apart(image: xr.Dataset, folder: Folder) -> None:
+    """Refuse to write where objects of an image lie, as far as that can be seen.
+
+    What is written may lie beside the arrays of the image, in a group of its own below theirs.
+
+    Raises
+    ------
+    PatchError
+        If the folder holds one of the arrays, lies in one, or holds anything below their group that
+        no job wrote.
+    """
+    groups: list[Folder] = []
+    for variable in image.variables.values():
+        for array in _arrays(variable):
+            if Folder(array.store, array.path).overlaps(folder):
+                raise PatchError(f"store {folder} is where the image lies; give another store")
+            group = _group_of(array)
+            if group not in groups and _is_group(group):
+                groups.append(group)
+    for group in groups:
+        path = folder.below(group)
+        names = [] if path is None else path.split("/")
+        for depth in range(1, len(names) + 1):
+            node = Folder(group.store, group.key("/".join(names[:depth])))
+            inner = depth < len(names)
+            if _is_array(node) or (not inner and _is_group(node) and not holds_patches(node)):
+                where = f"lies in the array {node}" if inner else "holds zarr already"
+                raise PatchError(
+                    f"store {folder} is in the group of the image, and {where}; give another store"
+                )
+
+
+def _group_of(array: Any) -> Folder:
+    """Find where an array lies, also where it was opened by itself from a disk."""
+    disk = None if array.path else Folder(array.store).on_disk
+    if disk is not None:
+        return Folder(LocalStore(os.path.dirname(disk), read_only=True))
+    return Folder(array.store, posixpath.dirname(array.path))
+
+
+def _is_array(node: Folder) -> bool:
+    document = node.document("zarr.json") or {}
+    return document.get("node_type") == "array" or node.get(".zarray") is not None
+
+
+def _is_group(node: Folder) -> bool:
+    return node.get("zarr.json") is not None or node.get(".zgroup") is not None
+
+
+def _arrays(variable: xr.Variable) -> Iterator[Any]:
+    """Find the zarr arrays that a variable was opened from, as far as that can be seen."""
     data: Any = variable._data
-    if not is_dask(data):
-        return _lies_in(data, folder)
-    return any(
-        same_place(source, folder) if isinstance(source, xr.Variable) else _lies_in(source, folder)
-        for source in lazy.sources(data)
-    )
-
-
-def _lies_in(data: Any, folder: Folder) -> bool:
-    while data is not None and not isinstance(data, zarr.Array):
-        data = getattr(data, "array", getattr(data, "_array", None))
-    return data is not None and Folder(data.store, posixpath.dirname(data.path)).overlaps(folder)
+    for source in lazy.sources(data) if is_dask(data) else [data]:
+        if isinstance(source, xr.Variable):
+            yield from _arrays(source)
+        else:
+            while source is not None and not isinstance(source, zarr.Array):
+                source = getattr(source, "array", getattr(source, "_array", None))
+            if source is not None:
+                yield source

@@ -80,17 +80,43 @@ class Folder:
         """Path on a disk of this machine; None where there is none."""
         if isinstance(self.store, LocalStore):
             return os.path.realpath(self.store.root / self.path)
-        protocol = getattr(getattr(self.store, "fs", None), "protocol", ())
-        if "file" in ((protocol,) if isinstance(protocol, str) else protocol):
+        if "file" in _protocols(self.store):
             return os.path.realpath(os.path.join(self.store.path, self.path))  # type: ignore[attr-defined]
         return None
 
+    def below(self, other: "Folder") -> str | None:
+        """Path from another folder to this one, "" if they are the same; None if it is not there.
+
+        That holds as far as it can be seen: a store may be opened in many ways.
+
+        Examples
+        --------
+        >>> store = zarr.storage.MemoryStore()
+        >>> group = Folder(store, "a")
+        >>> [Folder(store, path).below(group) for path in ("a/b/c", "a", "ab", "")]
+        ['b/c', '', None, None]
+        """
+        here, there = self._place, other._place
+        return "/".join(here[len(there) :]) if here[: len(there)] == there else None
+
     def overlaps(self, other: "Folder") -> bool:
         """Whether one lies in the other, as far as that can be seen."""
-        here, there = self.on_disk, other.on_disk
-        if here is not None and there is not None:
-            return os.path.commonpath([here, there]) in (here, there)
-        return str(self) == str(other)
+        return self.below(other) is not None or other.below(self) is not None
+
+    @property
+    def _place(self) -> list[str]:
+        """Names that lead to the folder, those of its store first."""
+        inner: Any = getattr(self.store, "store", None)  # of obstore
+        scheme = _SCHEMES.get(type(inner).__name__)
+        if self.on_disk is not None:
+            root = f"file:{self.on_disk}"
+        elif scheme is not None:
+            root = f"{scheme}:{inner.config['bucket']}/{inner.prefix or ''}/{self.path}"
+        elif protocols := _protocols(self.store):
+            root = f"{protocols[0]}:{self.store.path}/{self.path}"  # type: ignore[attr-defined]
+        else:
+            root = f"{self.store}/{self.path}"
+        return [name for name in root.split("/") if name]
 
     def key(self, name: str) -> str:
         """Key in the store of an object in the folder."""
@@ -177,6 +203,16 @@ class Folder:
             return [key async for key in self.store.list_prefix(prefix)]
         except FileNotFoundError:
             return []
+
+
+_SCHEMES = {"S3Store": "s3", "GCSStore": "gcs"}
+"""How fsspec calls what obstore opens."""
+
+
+def _protocols(store: Store) -> tuple[str, ...]:
+    """Names of what an fsspec store lies on; none for other stores."""
+    protocol = getattr(getattr(store, "fs", None), "protocol", ())
+    return (protocol,) if isinstance(protocol, str) else tuple(protocol)
 
 
 def open_folder(store: Any, *, read_only: bool = False) -> Folder:
