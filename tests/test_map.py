@@ -683,3 +683,35 @@ def test_sources_with_a_lock_are_read_one_at_a_time() -> None:
         assert done.is_alive()
     done.join(30)
     assert not done.is_alive()
+
+
+class FailsOn:
+    """The identity, which notes its batches, and fails on those that hold one of some patches."""
+
+    def __init__(self, *bad: int) -> None:
+        self.bad, self.batches = {float(number) for number in bad}, list[list[int]]()
+
+    def __call__(self, batch: Array) -> Array:
+        numbers = batch.reshape(len(batch), -1).max(axis=1)
+        self.batches.append(numbers.astype(int).tolist())
+        if self.bad & {*numbers}:
+            raise ValueError(f"bad {min(self.bad & {*numbers}):.0f}")
+        return batch
+
+
+@pytest.mark.parametrize("bad", [0, 1, 20, 31])
+def test_the_patch_that_fails_is_found_by_halving_its_batch(bad: int) -> None:
+    image = xr.DataArray(np.repeat(np.arange(64.0), 4), dims="x", name="image")
+    func, p = FailsOn(bad), image.patches(x=4)
+    with pytest.raises(MapError, match=rf"on the patch with origin x={4 * bad}: ValueError: bad"):
+        p.map(func, taper="flat")
+    assert len(func.batches) <= 1 + 6
+    assert sum(map(len, func.batches)) <= 2 * 32
+
+
+def test_of_several_patches_that_fail_the_first_is_named() -> None:
+    image = xr.DataArray(np.repeat(np.arange(64.0), 4), dims="x", name="image")
+    func = FailsOn(*range(5, 64))
+    with pytest.raises(MapError, match=r"on the patch with origin x=20: ValueError: bad 5"):
+        image.patches(x=4).map(func, taper="flat")
+    assert len(func.batches) <= 1 + 6

@@ -12,8 +12,8 @@ import xarray as xr
 
 import xpatches
 from reference import Array
-from test_map import CUT, IMAGE, above_least, identity, opened
-from xpatches import JobError, PatchError
+from test_map import CUT, IMAGE, FailsOn, above_least, identity, opened
+from xpatches import JobError, MapError, PatchError
 from xpatches.kernel import available_cores
 from xpatches.store import open_folder, writing
 
@@ -324,3 +324,103 @@ def test_a_func_that_cannot_be_sent_leaves_nothing_behind(tmp_path: Path) -> Non
 def test_options_of_a_job_need_a_store() -> None:
     with pytest.raises(PatchError, match="resume and overwrite are for store or materialize"):
         IMAGE.patches(**CUT).map(identity, resume=True)
+
+
+def lines() -> xr.DataArray:
+    """128 rows of 16 samples that hold their number, to be cut row by row in blocks of 8."""
+    rows = np.repeat(np.arange(128.0), 16).reshape(128, 16)
+    return xr.DataArray(rows, dims=("y", "x"), name="image")
+
+
+ROWS: dict[str, Any] = {
+    "taper": "flat", "batch_size": 8, "chunks": {"y": 8, "x": 16}, "shards": False,
+    "max_bytes": 5000, "progress": False,
+}  # fmt: skip
+
+
+def blocks_of(func: FailsOn) -> set[int]:
+    return {number // 8 for batch in func.batches for number in batch}
+
+
+def one_core(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("xpatches.workers.available_cores", lambda: 1)
+    monkeypatch.setattr("xpatches.jobs._PAUSE", 0.0)
+
+
+@pytest.mark.parametrize("retries", [0, 2])
+def test_a_function_that_fails_in_every_block_fails_fast(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, retries: int
+) -> None:
+    one_core(monkeypatch)
+    p, func = lines().patches(y=1, x=16), FailsOn(*range(128))
+    assert (
+        p.plan_map(**{key: ROWS[key] for key in ("max_bytes", "chunks", "shards")})["tasks"] == 16
+    )
+    with pytest.raises(JobError, match="stopped, for func fails alike in block after") as caught:
+        p.map(func, store=tmp_path / "a", retries=retries, **ROWS)
+    assert (
+        str(caught.value)
+        .splitlines()[0]
+        .endswith(
+            f"0 of 16 blocks of store {tmp_path / 'a'} are done and stay; mend func, "
+            "resume=True goes on:"
+        )
+    )
+    assert isinstance(caught.value.__cause__, MapError)
+    assert caught.value.failures[0].block == 0
+    # What was submitted at once may have begun; a batch is searched once, and tried again whole.
+    assert len([batch for batch in func.batches if len(batch) == 8]) <= 4 * (1 + retries)
+    assert len([batch for batch in func.batches if batch == [0]]) == 1
+    mended = FailsOn()
+    made = p.map(mended, store=tmp_path / "a", resume=True, **ROWS)
+    np.testing.assert_array_equal(made, lines())
+
+
+def test_what_is_done_stays_when_a_function_begins_to_fail(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one_core(monkeypatch)
+    p, func = lines().patches(y=1, x=16), FailsOn(*range(24, 128))
+    with pytest.raises(JobError, match=r"block after block; 3 of 16 blocks of store .* are done"):
+        p.map(func, store=tmp_path / "a", retries=0, **ROWS)
+    mended = FailsOn()
+    p.map(mended, store=tmp_path / "a", resume=True, **ROWS)
+    assert blocks_of(mended) == set(range(3, 16))
+
+
+@pytest.mark.parametrize("bad", [(0, 16, 32, 48), (5,), (0, 127)])
+def test_a_function_that_fails_here_and_there_is_run_everywhere(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, bad: tuple[int, ...]
+) -> None:
+    one_core(monkeypatch)
+    p, func = lines().patches(y=1, x=16), FailsOn(*bad)
+    with pytest.raises(JobError, match=f"^{len(bad)} of 16 blocks .*the others are done") as caught:
+        p.map(func, store=tmp_path / "a", retries=2, **ROWS)
+    assert blocks_of(func) == set(range(16))
+    for number, failure in zip(bad, caught.value.failures, strict=True):
+        assert f"origin y={number}," in str(failure)
+    for number in bad:  # alone once, however often its block is tried
+        assert func.batches.count([number]) == 1
+
+
+def test_other_errors_in_every_block_do_not_stop_a_job(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one_core(monkeypatch)
+    monkeypatch.setattr("xpatches.blocks.Job.write", lambda job, number: 1 / 0)
+    with pytest.raises(JobError, match=r"^16 of 16 blocks"):
+        lines().patches(y=1, x=16).map(np.copy, store=tmp_path / "a", retries=0, **ROWS)
+
+
+def test_a_function_that_fails_on_all_workers_fails_fast(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    distributed = pytest.importorskip("distributed")
+    monkeypatch.setattr("xpatches.jobs._PAUSE", 0.0)
+    with (
+        distributed.Client(
+            processes=True, n_workers=1, threads_per_worker=1, dashboard_address=None
+        ),
+        pytest.raises(JobError, match="fails alike in block after block; 0 of 16 blocks"),
+    ):
+        lines().patches(y=1, x=16).map(FailsOn(*range(128)), store=tmp_path / "a", **ROWS)

@@ -29,6 +29,9 @@ class MapError(RuntimeError):
     The message names the patch, by the source index of its first sample and its labels.
     """
 
+    reason: str = ""
+    """What the function raised, without the patch; empty where it raised nothing."""
+
 
 @dataclass(frozen=True)
 class BlockFailure:
@@ -46,20 +49,37 @@ class BlockFailure:
 
 
 class JobError(RuntimeError):
-    """Blocks of a patch dataset could not be written; the others are, and stay."""
+    """Blocks of a patch dataset could not be written; the others are, and stay.
 
-    def __init__(self, store: str, blocks: int, failures: Sequence[BlockFailure]) -> None:
-        super().__init__(store, blocks, failures)
-        self.store, self.blocks = store, blocks
+    A job whose function fails alike in block after block stops at once: then blocks are left that
+    were not tried, and `done` says how many are written.
+    """
+
+    def __init__(
+        self,
+        store: str,
+        blocks: int,
+        failures: Sequence[BlockFailure],
+        done: int | None = None,
+    ) -> None:
+        super().__init__(store, blocks, failures, done)
+        self.store, self.blocks, self.done = store, blocks, done
         self.failures = tuple(sorted(failures, key=lambda failure: failure.block))
 
     def __str__(self) -> str:
         shown = "".join(f"\n  {failure}" for failure in self.failures[:_SHOWN])
         more = len(self.failures) - _SHOWN
-        return (
+        said = (
             f"{len(self.failures)} of {self.blocks} blocks of store {self.store} failed, the "
-            f"others are done; resume=True tries them again:{shown}"
-            + (f"\n  and {more} more, see the attribute failures" if more > 0 else "")
+            f"others are done; resume=True tries them again"
+        )
+        if self.done is not None:
+            said = (
+                f"stopped, for func fails alike in block after block; {self.done} of {self.blocks} "
+                f"blocks of store {self.store} are done and stay; mend func, resume=True goes on"
+            )
+        return f"{said}:{shown}" + (
+            f"\n  and {more} more, see the attribute failures" if more > 0 else ""
         )
 
 

@@ -8,19 +8,19 @@ image.
 
 import heapq
 import os
+import re
 import threading
 import time
 import zlib
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import ExitStack
-from itertools import islice
 from typing import Any
 
 import xarray as xr
 
 from xpatches.blocks import Job, checksum_in
-from xpatches.errors import BlockFailure, JobError, PatchError
+from xpatches.errors import BlockFailure, JobError, MapError, PatchError
 from xpatches.states import (
     check_files,
     check_same,
@@ -126,8 +126,8 @@ def write_job(
                     undo(folder)
                 raise
             if state == "complete" and resume:
-                kept = kept_checksums(folder)
-                known = {number: kept[job.mark(number)] for number in job.numbers(kept)}
+                by_mark = kept_checksums(folder)
+                known = {number: by_mark[job.mark(number)] for number in job.numbers(by_mark)}
                 _check_source(job, known, workers, retries, lost)
                 clear(folder)
                 report.begin(len(job), len(job), job.nbytes)
@@ -139,7 +139,7 @@ def write_job(
             written = set(done)
             left = (number for number in range(len(job)) if number not in written)
             try:
-                failures = _run(job, "write", left, workers, retries, report.block, lost)
+                failures, alike = _run(job, "write", left, workers, retries, report.block, lost)
             except KeyboardInterrupt:
                 count = len(_done(job))
                 raise KeyboardInterrupt(
@@ -149,7 +149,8 @@ def write_job(
             finally:
                 report.end()
         if failures:
-            raise JobError(str(folder), len(job), failures) from failures[0].cause
+            kept = len(_done(job)) if alike else None
+            raise JobError(str(folder), len(job), failures, kept) from failures[0].cause
         done = _done(job)
         if len(done) < len(job):
             raise PatchError(
@@ -204,7 +205,7 @@ def _check_source(
                 "resume with the same image, or give another store"
             )
 
-    failures = _run(job, "checksum", checksums, workers, retries, compare, lost)
+    failures, _ = _run(job, "checksum", checksums, workers, retries, compare, lost)
     if failures:
         raise JobError(str(job.folder), len(job), failures)
 
@@ -225,40 +226,78 @@ def _run(
     retries: int,
     taken: Callable[[int, Any], None],
     lost: threading.Event,
-) -> list[BlockFailure]:
+) -> tuple[list[BlockFailure], bool]:
     """Call a method of the job for blocks; those that fail are tried again after the others.
 
-    `taken` is told of every block's number and what the method returned.
+    Those in which the user's function failed are tried again before: it may fail in all. Where it
+    fails for good in one block, and alike in another, with none written since it first did, what
+    has begun is waited for, and the rest is left; the answer says so. `taken` is told of every
+    block's number and what the method returned.
     """
     window, tries = Window(workers, method), Counter[int]()
     numbers = iter(blocks)
-    again: list[tuple[float, int]] = []
+    upcoming = next(numbers, None)
+    soon, again = list[tuple[float, int]](), list[tuple[float, int]]()
     failures: list[BlockFailure] = []
+    alike, given_up, some_written = defaultdict[str, set[int]](set), set[str](), False
     try:
         while True:
             _check_held(job, lost)
             room = window.room
-            some = list(islice(numbers, room))
-            while len(some) < room and again and again[0][0] <= time.monotonic():
-                some.append(heapq.heappop(again)[1])
+            some = _due(soon, room)
+            while len(some) < room and upcoming is not None:
+                some.append(upcoming)
+                upcoming = next(numbers, None)
+            some += _due(again, room - len(some))
             if some:
                 window.add(some)
-            if not len(window) and not again:
-                return failures
+            if not len(window) and not again and not soon:
+                return failures, False
             ended = window.take(TICK)
             if ended is None:
                 continue
             number, made = ended
             if not isinstance(made, BaseException):
                 taken(number, made)
-            elif tries[number] < retries:
+                alike.clear()
+                given_up.clear()
+                some_written = True
+                continue
+            last, kind = tries[number] >= retries, _kind(made)
+            if kind is not None and not tries[number]:
+                alike[kind].add(number)
+            if kind is not None and last and number in alike[kind]:
+                given_up.add(kind)
+            stop = kind in given_up and len(alike[str(kind)]) > 1
+            stop &= upcoming is not None or not some_written
+            if last or stop:
+                failures.append(BlockFailure(number, job.describe(number), made))
+            else:
                 tries[number] += 1
                 pause = _PAUSE * 2 ** (tries[number] - 1)
-                heapq.heappush(again, (time.monotonic() + pause, number))
-            else:
-                failures.append(BlockFailure(number, job.describe(number), made))
+                heapq.heappush(again if kind is None else soon, (time.monotonic() + pause, number))
+            if stop:
+                for number, made in window.drain():
+                    if not isinstance(made, BaseException):
+                        taken(number, made)
+                return failures, True
     except BaseException as error:
         for number, made in window.drain():
             if isinstance(error, KeyboardInterrupt) and not isinstance(made, BaseException):
                 taken(number, made)
         raise
+
+
+def _due(waiting: list[tuple[float, int]], most: int) -> list[int]:
+    """Take blocks whose pause is over from a heap."""
+    due: list[int] = []
+    while len(due) < most and waiting and waiting[0][0] <= time.monotonic():
+        due.append(heapq.heappop(waiting)[1])
+    return due
+
+
+def _kind(error: BaseException) -> str | None:
+    """Tell errors of the user's function apart, whatever patch and numbers they name."""
+    if not isinstance(error, MapError):
+        return None
+    return re.sub(r"0x[0-9a-f]+|\d+", "#", error.reason or str(error))

@@ -53,6 +53,7 @@ class Function:
         self._identity = identity or uuid.uuid4().hex
         self._making = threading.Lock()
         self._made: Callable[[Any], Any] | None = None
+        self.culprits: dict[Any, int | None] = {}
         _FUNCTIONS[self._identity] = self
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -162,19 +163,18 @@ class Model:
         indices: Sequence[tuple[int, ...]],
         error: Exception,
     ) -> MapError:
-        """Find the patch of a batch that a function fails on, and name it."""
-        what, number = f"a batch of {len(patches)} patches, the first", 0
-        for one, index in enumerate(indices):
-            if len(patches) == 1:
-                what = "the patch"
-                break
-            some = patches[one : one + 1]
-            try:
-                func(self._labelled(some, [index]) if self.labelled else some)
-            except Exception as again:
-                what, number, error = "the patch", one, again
-                break
-        index = indices[number]
+        """Name the patch of a batch that a function fails on, if it fails on one by itself.
+
+        A batch that is tried again is not searched again.
+        """
+        batch, culprits = (self.name, *indices), self.function.culprits
+        if batch in culprits:
+            culprit = culprits[batch]
+        else:
+            culprit, error = self._search(func, patches, indices, error)
+            culprits[batch] = culprit
+        what = f"a batch of {len(patches)} patches, the first" if culprit is None else "the patch"
+        index = indices[culprit or 0]
         origins = ", ".join(
             f"{axis.dim}={axis.origins[i]}" for axis, i in zip(self.grid, index, strict=True)
         )
@@ -183,9 +183,37 @@ class Model:
             f"{dim}={found[dim].values[0]}" for dim in self.grid.dims if dim in found
         )
         center = f" (center {labels})" if labels else ""
-        return MapError(
-            f"func failed on {what} with origin {origins}{center}: {type(error).__name__}: {error}"
-        )
+        reason = f"{type(error).__name__}: {error}"
+        failure = MapError(f"func failed on {what} with origin {origins}{center}: {reason}")
+        failure.reason = reason
+        return failure
+
+    def _search(
+        self,
+        func: Callable[[Any], Any],
+        patches: Array,
+        indices: Sequence[tuple[int, ...]],
+        error: Exception,
+    ) -> tuple[int | None, Exception]:
+        """Find the first patch that a function fails on by itself, and how, by halving a batch."""
+
+        def run(start: int, stop: int) -> Exception | None:
+            some = patches[start:stop]
+            try:
+                func(self._labelled(some, indices[start:stop]) if self.labelled else some)
+            except Exception as again:  # whatever the user's function raises
+                return again
+            return None
+
+        start, stop, failed, last = 0, len(patches), True, error
+        while stop - start > 1:
+            middle = (start + stop) // 2
+            again = run(start, middle)
+            failed = again is not None
+            start, stop = (start, middle) if failed else (middle, stop)
+            last = again or last
+        alone = last if failed else run(start, stop)
+        return (None, error) if alone is None else (start, alone)
 
     def _checked(self, given: Any, indices: Sequence[tuple[int, ...]]) -> Array:
         """Give what the function returned as it was declared."""

@@ -417,7 +417,8 @@ class Patches(Generic[T]):
             When the result is computed: if `func` fails, with the origin and the labels of the
             patch; or if it returns something else than `output` says.
         JobError
-            If blocks of a job failed; all others are written then.
+            If blocks of a job failed; all others are written then, unless `func` failed alike in
+            one after the other: then the job stops at once.
 
         Examples
         --------
