@@ -82,10 +82,10 @@ def _cluster(client: Any, job: Any) -> Iterator[Workers]:
     name = f"xpatches_{uuid.uuid4().hex}"
     try:
         client.register_plugin(Carry(), name=name)
-    except (TypeError, AttributeError, PicklingError) as error:
+    except (TypeError, AttributeError, ValueError, PicklingError) as error:
         raise PatchError(
             f"the job cannot be sent to the workers of the dask client: {error}; use an image and "
-            "a func that can be pickled, or a factory"
+            "a func that can be pickled (of Icechunk a read-only session can), or a factory"
         ) from error
     counted, threads, stopped = 0.0, 0, False
 
