@@ -474,3 +474,24 @@ def test_a_map_goes_on_with_its_variables_in_another_order(
     assert {key.split("/")[0] for key in failing.written if "/c/" in key} == {"b"}
     made: list[Any] = [xpatches.open_patches(tmp_path / at) for at in ("peace.zarr", "out.zarr")]
     xr.testing.assert_identical(made[0].compute(), made[1].compute())
+
+
+@pytest.mark.parametrize("layout", ["grid", "samples"])
+def test_an_image_whose_bands_lie_together_is_read_once(
+    tmp_path: Path, counting_store: type[Any], layout: str
+) -> None:
+    samples = np.random.default_rng(0).integers(0, 255, (3, 512, 512)).astype("u1")
+    image = xr.DataArray(samples, dims=("band", "y", "x"), name="image")
+    image.chunk(band=3, y=128, x=128).to_dataset().to_zarr(tmp_path / "a", consolidated=False)
+    opened = xr.open_zarr(counting_store(tmp_path / "a"), chunks=None, consolidated=False).image
+    p = opened.patches(y=64, x=64)
+    how: dict[str, Any] = {"layout": layout}
+    if layout == "samples":
+        how["chunks"] = {"sample": 16}  # two rows of patches, as many as a chunk of the image has
+    else:
+        how["chunks"] = {"y": 2, "x": 2}
+    plan = p.plan_zarr(**how, shards=False)
+    assert plan["read_amplification"] == 1.0
+    assert plan["chunks"][[*plan["dims"]].index("band")] == 3
+    p.to_zarr(tmp_path / "b", **how, shards=False, **QUIET)
+    assert set(counting_store.chunk_reads("image").values()) == {1}

@@ -151,8 +151,31 @@ def test_what_several_objects_need_is_read_once() -> None:
 def test_other_dims_lie_in_the_same_chunk_as_their_patch() -> None:
     grids = {1: AxisGrid("y", 512, 64, 32), 2: AxisGrid("x", 512, 64, 32)}
     image = np.broadcast_to(np.empty((), "uint16"), (5, 512, 512, 13))
-    assert layout_of(image, grids, False, 2**27).chunks[3:] == (64, 64, 13)
+    grid = layout_of(image, grids, False, 2**27)
+    assert (grid.chunks[0], *grid.chunks[3:]) == (5, 64, 64, 13)
     assert layout_of(image, grids, True, 2**27).chunks[1:] == (64, 64, 5, 13)
+
+
+@pytest.mark.parametrize(
+    ("bands", "size", "dtype", "expected"),
+    [
+        (3, 256, "u1", (3, 2, 2)),  # and several patches
+        (3, 256, "u2", (3, 1, 2)),
+        (13, 256, "u2", (13, 1, 1)),  # 1.6 MiB
+        (3, 512, "f4", (3, 1, 1)),  # 3 MiB
+        (1000, 256, "u2", (8, 1, 1)),  # as much as makes 1 MiB
+        (3, 1024, "f4", (1, 1, 1)),
+    ],
+)
+def test_dims_before_those_that_are_cut_are_whole_in_a_chunk_where_it_can_hold_them(
+    bands: int, size: int, dtype: str, expected: tuple[int, ...]
+) -> None:
+    grids = {1: AxisGrid("y", 8192, size, size // 2), 2: AxisGrid("x", 8192, size, size // 2)}
+    image = np.broadcast_to(np.empty((), dtype), (bands, 8192, 8192))
+    layout = layout_of(image, grids, False, 2**27)
+    assert layout.chunks == (*expected, size, size)
+    given = layout_of(image, grids, False, 2**27, chunks={"d0": 1})
+    assert given.chunks[0] == 1
 
 
 def test_a_region_larger_than_the_budget_is_read_in_pieces() -> None:

@@ -195,10 +195,11 @@ def lay_out(
 ) -> Layout:
     """Choose chunks, shards and blocks.
 
-    A chunk is a patch, with all that lies along the other dims behind it, or several patches up to
-    `CHUNK` bytes; a shard is as many chunks as make `SHARD` bytes, and so is a step. Blocks grow as
-    long as the samples under one fit the budget and there are `BLOCKS`, for large ones read little
-    of the image twice.
+    A chunk is a patch, or several patches up to `CHUNK` bytes, with all that lies along the other
+    dims: behind the patch up to a shard, before it where that makes no more than four `CHUNK`, or
+    else as much as one holds. A shard is as many chunks as make `SHARD` bytes, and so is a step.
+    Blocks grow as long as the samples under one fit the budget and there are `BLOCKS`, for large
+    ones read little of the image twice.
 
     Parameters
     ----------
@@ -254,6 +255,9 @@ def lay_out(
     parts = prod(-(-shape[dim] // least[dim]) for dim in patch)
     ones, shard = [1] * len(dims), min(SHARD, max_bytes // 2) // parts
     stored = grown(ones, free[:1], within(shard), least)
+    together = _replaced(stored, free[2], [shape[dim] for dim in free[2]])
+    most = 4 * CHUNK if within(4 * CHUNK)(together) else CHUNK
+    stored = grown(ones, free[2:], within(min(most, shard)), stored)
     stored = objects = grown(ones, free[1:2], within(min(CHUNK, shard)), stored)
     if shards is not False:
         fixed = given_shards(what, shards, dims, shape, stored)

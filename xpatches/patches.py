@@ -503,7 +503,8 @@ class Patches(Generic[T]):
         chunks, shards
             Lengths by dim of the result, -1 for a whole dim; a shard is a stored object of several
             chunks, False for none. By default a chunk is one patch, or patches of 1 MiB in all
-            where they are smaller, and a shard has 32 MiB.
+            where they are smaller, and a shard has 32 MiB. Dims that are not cut, such as bands,
+            are whole in a chunk where it has 4 MiB at most then.
         encoding
             By variable, how values are stored, as in `xarray.Dataset.to_zarr`: ``compressors``,
             ``dtype``, ``scale_factor``, ...

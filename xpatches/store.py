@@ -228,8 +228,8 @@ def open_folder(store: Any, *, read_only: bool = False) -> Folder:
     inner = store.store if isinstance(store, StorePath) else store
     if type(inner).__module__.partition(".")[0] == "icechunk":  # which is not imported for this
         raise PatchError(
-            "store must not be an Icechunk session, which takes zarr's objects alone, no marks of a "
-            "job: write to a path or a URL, copy it with xarray.open_zarr(path, "
+            "store must not be an Icechunk session, which takes objects of zarr alone, no marks "
+            "of a job: write to a path or a URL, copy it with xarray.open_zarr(path, "
             "consolidated=False).to_zarr(session.store, zarr_format=3, consolidated=False), and "
             "commit; what is there is opened by xarray.open_zarr(session.store, consolidated=False)"
         )
