@@ -21,7 +21,7 @@ from strategies import arguments, chunkings, image_of, problems
 from xpatches.covers import AxisCover
 from xpatches.errors import PatchError
 from xpatches.geometry import AxisGrid
-from xpatches.stitching import stitch
+from xpatches.stitching import rebuilt, stitch
 from xpatches.tapers import TAPERS, weights_of
 
 GOLDENS = Path(__file__).parent / "data" / "tf_goldens.npz"
@@ -394,20 +394,120 @@ def test_dims_may_have_come_and_gone() -> None:
     np.testing.assert_array_equal(back.lat, image.lat)
 
 
-def test_index_coords_are_rebuilt_from_the_labels_of_patches() -> None:
-    image = labelled().assign_coords(time=("y", np.datetime64("2020-01-01") + np.arange(24)))
-    image = image.swap_dims(y="time").drop_vars("y")
-    p = image.patches(time=6, x=6, stride=3, padding="same")
-    back = stitch(p.extract(), reduce="first")
-    np.testing.assert_array_equal(back.time, image.time)
-    np.testing.assert_array_equal(back.x, image.x)
+def test_coords_of_even_rasters_are_rebuilt_from_the_labels_of_patches() -> None:
+    image = labelled()
+    for padding in ("same", "valid", (4, 2)):
+        p = image.patches(y=7, x=5, stride=3, rate={"x": 2}, padding=padding)
+        for label in ("center", "origin"):
+            back = stitch(p.extract(label=label), reduce="first")
+            np.testing.assert_allclose(back.y, image.y, rtol=1e-14)
+            np.testing.assert_array_equal(back.x, image.x)
+            assert back.band.values.tolist() == ["red", "green"]
+            assert back.attrs == image.attrs
+    back = stitch(image.patches(x=3).extract(), reduce="first")
     assert back.x.dtype == image.x.dtype
-    assert back.band.values.tolist() == ["red", "green"]
-    assert back.attrs == image.attrs
-    back = stitch(patches_of(labelled()).extract(label="origin"), reduce="first")
-    np.testing.assert_allclose(back.y, labelled().y, rtol=1e-12)
-    uneven = labelled().assign_coords(y=np.arange(24.0) ** 2)
-    assert "y" not in stitch(patches_of(uneven).extract(), reduce="first").coords
+    single = image.assign_coords(y=np.linspace(50, 40, 24, dtype="f4"))
+    back = stitch(single.patches(y=5, stride=2).extract(), reduce="first")
+    assert back.y.dtype == np.float32
+    np.testing.assert_allclose(back.y, single.y, rtol=1e-6)
+
+
+DAYS = np.datetime64("2024-01-01")
+UNEVEN: dict[str, Array] = {
+    "business days": np.busday_offset(DAYS, np.arange(25), roll="forward"),
+    "months": (np.datetime64("2024-01") + np.arange(25)).astype("M8[ns]"),
+    "days": DAYS + np.arange(25),
+    "levels": np.array([
+        *(1000, 975, 950, 925, 900, 850, 800, 750, 700, 650, 600, 550, 500, 450),
+        *(400, 350, 300, 250, 225, 200, 150, 100, 70, 50, 30),
+    ]),
+    "gaussian latitudes": np.rad2deg(np.arcsin(np.polynomial.legendre.leggauss(25)[0])),
+    "names": np.array([f"station {number}" for number in range(25)]),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", UNEVEN)
+@pytest.mark.parametrize("layout", ["grid", "samples"])
+def test_labels_that_patches_do_not_determine_are_left_out(kind: str, layout: str) -> None:
+    image = xr.DataArray(np.arange(25.0), {"t": UNEVEN[kind]}, ["t"])
+
+    def back(**given: Any) -> xr.DataArray:
+        patches = image.patches(**given).extract()
+        if layout == "samples":
+            dataset = patches.reset_index("t").to_dataset(name="a").rename_dims(t="sample")
+            patches = dataset.a
+        stitched: xr.DataArray = stitch(patches, reduce="first")
+        return stitched
+
+    for given_patches in ({"t": 5}, {"t": 5, "stride": 2}, {"t": 3, "stride": 1}):
+        assert "t" not in back(**given_patches).coords
+    # With a stride of 1 and as many patches as samples, each is the middle of one.
+    whole = back(t=5, stride=1, padding="same")
+    assert whole.t.dtype == image.t.dtype
+    np.testing.assert_array_equal(whole.t, image.t)
+
+
+@pytest.mark.parametrize(
+    ("at", "values", "length", "expected"),
+    [
+        # Midpoints are no sample's label, even where there is one of every two.
+        (range(1, 9, 2), [0.5, 1.5, 2.5, 3.5], 5, [0.0, 1.0, 2.0, 3.0, 4.0]),
+        (range(-1, 9, 2), [-0.5, 0.5, 1.5, 2.5, 3.5], 5, [0.0, 1.0, 2.0, 3.0, 4.0]),
+        (range(1, 9, 2), [0.5, 1.5, 3.5, 5.5], 5, None),
+        (range(1, 7, 2), np.arange(3).astype("M8[D]"), 4, None),
+        (range(3, 15, 4), [1.5, 3.5, 5.5], 7, [0.0, 1.0, 2.0, 3.0, 4.0, 5.0, 6.0]),
+        (range(0, 12, 4), [4, 2, 0], 5, [4, 3, 2, 1, 0]),
+        (range(0, 12, 4), np.array([4, 2, 0], "u1"), 6, None),  # -1
+        (range(0, 12, 4), [0, 3, 6], 5, None),  # 1.5
+        (range(0, 8, 4), [0.0, 2.0], 3, None),  # two labels determine nothing
+        (range(0, 12, 4), [0.0, 2.0, 4.001], 5, None),
+        (range(0, 12, 4), [0.0, np.nan, 4.0], 5, None),
+        (range(-2, 8, 2), [9.0, 0.0, 5.0, 1.0, 9.0], 3, [0.0, 5.0, 1.0]),
+        (range(0, 6, 2), ["c", "a", "b"], 3, ["c", "a", "b"]),
+        (range(0, 4, 2), ["c", "a"], 3, None),
+    ],
+)
+def test_labels_are_rebuilt_from_where_they_lie_in_half_samples(
+    at: range, values: Any, length: int, expected: Any
+) -> None:
+    made = rebuilt(at, np.asarray(values), length)
+    if expected is None:
+        assert made is None
+    else:
+        assert made is not None
+        assert made.tolist() == expected
+        assert made.dtype == np.asarray(values).dtype
+
+
+@pytest.mark.parametrize("order", ["reversed", "shuffled"])
+@pytest.mark.parametrize("layout", ["grid", "samples"])
+@pytest.mark.parametrize("opened", ["memory", "chunked", "with dask", "without"])
+def test_patches_in_another_order_are_put_where_their_origins_say(
+    order: str, layout: str, opened: str, tmp_path: Path
+) -> None:
+    image = labelled().drop_vars("band")
+    p = image.patches(y=5, x=5, stride=3, padding="same")
+    patches: Any = p.extract()
+    if layout == "samples" or opened.startswith("with"):
+        p.to_zarr(tmp_path / "out", layout=layout, progress=False)
+        patches = xpatches.open_patches(tmp_path / "out", chunks=None)
+        patches = patches if opened == "without" else patches.chunk()
+        patches = patches.compute() if opened == "memory" else patches
+    if opened == "chunked":
+        patches = patches.chunk(dict.fromkeys(patches.dims[:2], 2))
+    rng = np.random.default_rng(0)
+    for dim in ("y", "x") if layout == "grid" else ("sample",):
+        n = patches.sizes[dim]
+        moved = slice(None, None, -1) if order == "reversed" else rng.permutation(n)
+        patches = patches.isel({dim: moved})
+    if order == "reversed":
+        patches = patches.isel(y_patch=slice(None, None, -1))
+    back = stitch(patches, reduce="first")
+    assert (back.chunks is None) == (opened == "memory")
+    assert back.dims == image.dims
+    assert same_bits(back.to_numpy(), image.to_numpy())
+    np.testing.assert_allclose(back.y, image.y, rtol=1e-14)
+    np.testing.assert_array_equal(back.x, image.x)
 
 
 @pytest.mark.parametrize("layout", ["grid", "samples"])
@@ -511,9 +611,10 @@ def test_datasets_are_stitched_variable_by_variable() -> None:
     back = stitch(p.extract(), like=dataset, reduce="first")
     xr.testing.assert_identical(back, dataset)
     samples = xr.Dataset({"image": image, "more": image + 1})
-    cut = patches_of(samples).extract().stack(sample=("y", "x")).reset_index("sample")
+    grid = samples.patches(y=5, x=5, stride=3, padding="same").extract()
+    cut = grid.stack(sample=("y", "x")).reset_index("sample")
     for name in cut.data_vars:
-        cut[name].attrs = p.extract().image.attrs
+        cut[name].attrs = grid.image.attrs
     back = stitch(cut, reduce="first")
     assert set(back.dims) == {"y", "x", "band"}
     np.testing.assert_array_equal(back.more.transpose(*image.dims), image + 1)
@@ -583,7 +684,8 @@ def test_geometry_that_is_lost_is_said_to_be() -> None:
         (patches.drop_attrs(), r"has no attr 'xpatches': it does not come from extract"),
         (patches.isel(y=0), r"patches must have the dims \('y', 'x', 'y_patch', 'x_patch'\), got"),
         (patches.isel(y=[0, 1, 4]), r"'y_origin' must be at equal distances, got \[-1"),
-        (patches.isel(y=[2, 1]), r"'y_origin' must be ascending, got a step of -3"),
+        (patches.isel(y=[2, 1, 1]), r"'y_origin' must hold every place once, got \[2 2 5\]; drop"),
+        (patches.isel(y_patch=[1, 1]), r"'y_patch' must hold every place once, got \[1 1\]; drop"),
         (patches.isel(y=[0, 1]).drop_vars("y_origin"), r"patches must be 8 along 'y', got 2, and"),
         (
             patches[..., :3, :, :].drop_vars("y_patch"),

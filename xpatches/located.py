@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
-from xpatches.arrays import Array
+from xpatches.arrays import Array, is_dask
 from xpatches.covers import AxisCover
 from xpatches.errors import PatchError
 from xpatches.geometry import AxisGrid
@@ -41,7 +41,10 @@ class Located:
 
     @property
     def labels(self) -> dict[Hashable, tuple[range, Array]]:
-        """Labels of the patches along the spatial dims that have them, and where these lie."""
+        """Where labels lie along the spatial dims that have them, in half samples, and the labels.
+
+        Where a patch is missing that nothing else tells the label of, there are none.
+        """
         found = {}
         for number, (axis, origins) in enumerate(zip(self.spec.grid, self.origins, strict=True)):
             along = axis.dim if self.samples is None else SAMPLE_DIM
@@ -54,8 +57,7 @@ class Located:
                 if len(kept) < len(origins):
                     continue
                 values = values[first]
-            shift = (axis.effective_size - 1) // 2 if self.spec.label == "center" else 0
-            at = range(origins.start + shift, origins.stop + shift, origins.step)
+            at = label_positions(axis, origins, self.spec.label, values.dtype.kind)
             found[axis.dim] = at, values
         return found
 
@@ -89,6 +91,24 @@ class Located:
         return (*known, *(dim for dim in left if dim not in known))
 
 
+def label_positions(axis: AxisGrid, origins: range, label: str, kind: str) -> range:
+    """Find where labels of patches lie, in half samples of the image.
+
+    The middle of a patch of an even effective size is between two samples, and so are labels that
+    are numbers or times; others are those of the sample before.
+
+    Examples
+    --------
+    >>> axis = AxisGrid("x", length=9, size=4, stride=2)
+    >>> [label_positions(axis, axis.origins, "center", kind) for kind in "fU"]
+    [range(3, 15, 4), range(2, 14, 4)]
+    """
+    shift = axis.effective_size - 1 if label == "center" else 0
+    if kind not in "iufcmM":
+        shift -= shift % 2
+    return range(2 * origins.start + shift, 2 * origins.stop + shift, 2 * origins.step)
+
+
 def locate(array: xr.DataArray) -> Located:
     """Find where the patches of an array lie.
 
@@ -96,8 +116,8 @@ def locate(array: xr.DataArray) -> Located:
     ----------
     array
         What `Patches.extract` or `open_patches` gave, or what was made of it: other dims may have
-        come, gone or changed; patches may be missing, and edges of patches may be cut off, where
-        the coords ``{dim}_origin`` and ``{dim}_patch`` say which are left.
+        come, gone or changed; patches may be missing or in another order, and edges of patches may
+        be cut off, where the coords ``{dim}_origin`` and ``{dim}_patch`` say which are left.
 
     Raises
     ------
@@ -115,6 +135,9 @@ def locate(array: xr.DataArray) -> Located:
                 f"patches must have the dims {tuple(needed)}, got {array.dims}; keep the dims of "
                 "the grid and of the patches"
             )
+    for dim in spec.grid.dims:
+        array = _in_order(array, f"{dim}_patch", f"{dim}_patch")
+        array = array if flat else _in_order(array, f"{dim}_origin", dim)
     taps = [_taps(array, axis) for axis in spec.grid]
     if flat:
         found, samples = _samples(array, spec)
@@ -128,6 +151,20 @@ def locate(array: xr.DataArray) -> Located:
     )
     origins = tuple(range(origin, origin + step * n, step) for origin, step, n in found)
     return Located(array, spec, covers, origins, samples)
+
+
+def _in_order(array: xr.DataArray, name: str, dim: Hashable) -> xr.DataArray:
+    """Bring patches, or samples of patches, back in order along a dim, as a coord tells it."""
+    if name not in array.coords or array.coords[name].dims != (dim,):
+        return array
+    order = np.argsort(array.coords[name].values, kind="stable")
+    ascending = np.arange(len(order))
+    if np.array_equal(order, ascending):
+        return array
+    if is_dask(array.variable._data):
+        array = array.copy(data=checked_lazy(array.variable).data)
+    turned = np.array_equal(order, ascending[::-1])
+    return array.isel({dim: slice(None, None, -1) if turned else order})
 
 
 def _patch_dims(spec: Spec) -> list[str]:
@@ -168,8 +205,6 @@ def _taps(array: xr.DataArray, axis: AxisGrid) -> tuple[int, int]:
             )
         return 0, axis.rate
     first, step = _progression(name, array.coords[name].values, axis.rate)
-    if not step > 0:
-        raise PatchError(f"{name!r} must be ascending, got a step of {step}; sort by it")
     return first, step
 
 
@@ -184,8 +219,6 @@ def _along(array: xr.DataArray, axis: AxisGrid) -> tuple[int, int, int]:
             )
         return -axis.before, axis.stride, count
     first, step = _progression(name, array.coords[name].values, axis.stride)
-    if not step > 0:
-        raise PatchError(f"{name!r} must be ascending, got a step of {step}; sort by it")
     return first, step, count
 
 
@@ -201,6 +234,8 @@ def _progression(name: str, values: Any, step: int) -> tuple[int, int]:
     if numbers.dtype.kind not in "iu" or numbers.ndim != 1 or not numbers.size:
         raise PatchError(f"{name!r} must hold integers along its dim, got {numbers!r}")
     steps = np.diff(numbers)
+    if (steps == 0).any():
+        raise PatchError(f"{name!r} must hold every place once, got {numbers}; drop duplicates")
     if steps.size and (steps != steps[0]).any():
         raise PatchError(
             f"{name!r} must be at equal distances, got {numbers}; stack the patches along "

@@ -1,6 +1,7 @@
 """The way back: patches, or what was made of them, put together into a labelled image."""
 
 from collections.abc import Hashable, Mapping, Sequence
+from itertools import pairwise
 from math import prod
 from typing import Any, TypeVar
 
@@ -47,13 +48,14 @@ def stitch(
     patches
         What `Patches.extract` gave or `open_patches` opened, in either layout, or an array with the
         same dims along the grid and the patches: other dims, the dtype, and the values may have
-        changed. Patches may be missing, and margins of patches may be cut off, where the coords
-        ``{dim}_origin`` and ``{dim}_patch`` say what is left. The geometry is in the attr
+        changed. Patches may be missing or in another order, and margins of patches may be cut off,
+        where the coords ``{dim}_origin`` and ``{dim}_patch`` say what is left. The geometry is in the attr
         ``xpatches``.
     like
         The image that was cut: gives its coords, its attrs and its CRS. Without it, coords along
-        the dims are rebuilt where the labels of at least three patches are at equal distances; what
-        lies between is rounded.
+        the dims are rebuilt where patches have the labels of all samples, or where these are
+        numbers, of at least three patches, at equal distances: what lies between is rounded.
+        Others, times between those of the patches, say, are not known and left out.
     taper
         For "mean", the weights of a patch's samples: ``"flat"`` (ones, the default), ``"hann"``,
         ``"triangular"``, ``"gaussian"`` (sigma an eighth of the size), ``"crop"`` (every sample is
@@ -391,36 +393,71 @@ def _coords(
 
 
 def rebuilt(at: range, values: Array, length: int) -> Array | None:
-    """Label every sample along a dim from the labels of some, if these determine the others.
+    """Label every sample along a dim from the labels of patches, if these determine them.
 
-    They do where every sample has one, or where they are numbers or times at equal distances.
+    They do where they are those of all samples, of any kind. Numbers at equal distances, three at
+    least, are taken for those of an even raster. What lies between times, or beyond them, is not
+    known: business days of which every fifth is labelled are a week apart.
+
+    Parameters
+    ----------
+    at
+        Where the labels lie, ascending, in half samples; those outside the image do not count.
+    values
+        The labels.
+    length
+        Samples of the image.
 
     Examples
     --------
-    >>> rebuilt(range(1, 7, 2), np.array([10.0, 14.0, 18.0]), 6)
+    >>> rebuilt(range(2, 14, 4), np.array([10.0, 14.0, 18.0]), 6)
     array([ 8., 10., 12., 14., 16., 18.])
-    >>> rebuilt(range(0, 3), np.array(["a", "b", "c"]), 3)
+    >>> rebuilt(range(1, 7, 2), np.array([0.5, 1.5, 2.5]), 4)
+    array([0., 1., 2., 3.])
+    >>> rebuilt(range(0, 6, 2), np.array(["a", "b", "c"]), 3)
     array(['a', 'b', 'c'], dtype='<U1')
-    >>> rebuilt(range(0, 9, 3), np.array([1.0, 2.0, 4.0]), 9) is None
+    >>> rebuilt(range(0, 18, 6), np.array([1.0, 2.0, 4.0]), 9) is None
     True
     """
-    before, inside, _ = clip(at, length)
-    known = values[before : before + len(range(length)[inside])]
-    at = range(length)[inside]
-    if at == range(length):
+    before, inside, _ = clip(at, 2 * length - 1)
+    at = range(2 * length - 1)[inside]
+    known = values[before : before + len(at)]
+    if at == range(0, 2 * length - 1, 2):
         return known
-    if len(at) < 3 or known.dtype.kind not in "iufmM":
+    if len(at) < 3 or known.dtype.kind not in "iuf":
         return None
-    exact = known.dtype.kind != "f"
-    numbers = known.astype("i8") if exact else known
-    steps = np.diff(numbers)
-    if exact:
-        if (steps != steps[0]).any() or steps[0] % at.step:
-            return None
-        made = numbers[0] + (np.arange(length) - at.start) * (steps[0] // at.step)
-        return np.asarray(made, known.dtype)
-    whole = (known[-1] - known[0]) / (at[-1] - at[0])
-    made = known[0] + (np.arange(length) - at.start) * whole
-    near = np.abs(made[inside] - known) <= 1e-3 * abs(whole)
-    made[inside] = known
-    return np.asarray(made, known.dtype) if near.all() else None
+    line = _line_of_floats if known.dtype.kind == "f" else _line_of_integers
+    return line(at, known, length)
+
+
+def _line_of_floats(at: range, known: Array, length: int) -> Array | None:
+    """Lay a line through labels that are on one, but for rounding."""
+    numbers = known.astype(float)
+    slope = (numbers[-1] - numbers[0]) / (at[-1] - at[0])
+    away = numbers[0] + (np.array(at) - at.start) * slope - numbers
+    unit = np.finfo(known.dtype).eps * np.abs(numbers).max()
+    if not (np.abs(away) <= _ROUNDED * unit).all():
+        return None
+    line = numbers[0] + (2 * np.arange(length) - at.start) * slope
+    made = np.asarray(line, known.dtype)
+    if at.start % 2 == 0:  # and so are all others: a stride is a whole number of samples
+        made[at.start // 2 : at[-1] // 2 + 1 : at.step // 2] = known
+    return made
+
+
+def _line_of_integers(at: range, known: Array, length: int) -> Array | None:
+    """Lay a line through integers that are on one, if it meets integers at every sample."""
+    numbers = known.tolist()
+    step = numbers[1] - numbers[0]
+    if any(b - a != step for a, b in pairwise(numbers)):
+        return None
+    each, rest = divmod(2 * step, at.step)
+    first, other = divmod(numbers[0] * at.step - at.start * step, at.step)
+    info, last = np.iinfo(known.dtype), first + (length - 1) * each
+    if rest or other or min(first, last) < info.min or max(first, last) > info.max:
+        return None
+    return np.array([first + number * each for number in range(length)], known.dtype)
+
+
+_ROUNDED = 4
+"""Units in the last place by which labels of an even raster are off a line, at most."""
