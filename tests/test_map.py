@@ -435,8 +435,9 @@ def test_keys_are_deterministic_and_tell_maps_apart(tmp_path: Path, chunks: Any)
             image.patches(**CUT).map(above_least, taper="flat"),
             image.patches(**CUT).map(above_least, labelled=True),
             image.patches(**CUT).map(above_least, batch_size=3),
+            image.patches(**CUT).map(above_least, skipna=False),
         ]
-    assert len({made[0], *(of.data.name for of in others)}) == 5
+    assert len({made[0], *(of.data.name for of in others)}) == 6
 
 
 def fails_at_seven(batch: Array) -> Array:

@@ -82,6 +82,7 @@ def test_a_job_that_failed_goes_on_where_it_stopped(tmp_path: Path) -> None:
         ({"taper": "flat"}, "map.image.taper"),
         ({"func": identity}, "map.image.func"),
         ({"output": {"dtype": "f4"}}, "map.image.dtype"),
+        ({"skipna": False}, "map.image.skipna"),
         ({"cut": {**CUT, "stride": 4}}, "map.image.patches"),
         ({"image": IMAGE + 1}, "the image has changed"),
     ],
@@ -126,6 +127,27 @@ def test_runs_that_are_stored_are_made_once(tmp_path: Path) -> None:
     assert count.runs == len(p)
 
 
+@pytest.mark.parametrize("how", [{}, {"taper": "crop"}, {"reduce": "first"}, {"reduce": "max"}])
+@pytest.mark.parametrize("way", ["memory", "lazy", "store", "materialize"])
+def test_a_patch_that_is_missing_does_not_eat_its_neighbours(
+    tmp_path: Path, how: dict[str, Any], way: str
+) -> None:
+    def unsure(batch: xr.DataArray) -> xr.DataArray:
+        return batch.where((batch.y_origin % 24 != 8) | (batch.x_origin % 16 != 8))
+
+    image = IMAGE if way == "memory" else opened(IMAGE.chunk(y=32, x=32), tmp_path / "a")
+    p, given = image.patches(y=16, x=16, stride=8), {**how, "labelled": True}
+    if way in ("store", "materialize"):
+        given |= {way: tmp_path / "b", "progress": False}
+    made = p.map(unsure, **given, max_bytes=60_000).compute()
+    assert made.dtype == np.float64
+    np.testing.assert_allclose(made, IMAGE, rtol=1e-15)
+    if way == "lazy":
+        eaten = p.map(unsure, **given, skipna=False).compute()
+        assert 0.05 < np.isnan(eaten).mean() < 0.8
+        np.testing.assert_array_equal(eaten, made.where(~np.isnan(eaten)))
+
+
 @pytest.mark.parametrize("other", ["a", "a/x", "."])
 def test_runs_and_the_result_are_kept_apart(tmp_path: Path, other: str) -> None:
     count = Failing(10**9)
@@ -145,7 +167,7 @@ def test_what_is_made_of_a_store_does_not_replace_it(tmp_path: Path, how: str) -
     if how == "map":
         made = p.map(identity)
     elif how == "stitch":
-        made = p.extract(engine="region").patches.stitch()
+        made = p.extract(engine="region").patches.stitch(like=IMAGE)
     else:
         made = p.map(identity, materialize=tmp_path / "b", progress=False)
     with pytest.raises(PatchError, match="is where the image lies"):

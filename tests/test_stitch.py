@@ -335,6 +335,138 @@ def test_weights_too_small_for_the_dtype_count_where_there_are_no_others() -> No
     np.testing.assert_array_equal(back, image)
 
 
+def holed(values: Array, rng: np.random.Generator, share: float) -> Array:
+    """Lose a share of values."""
+    values = values.copy()
+    values[rng.random(values.shape) < share] = "NaT" if values.dtype.kind in "mM" else np.nan
+    return values
+
+
+SKIPPING = [*HOWS, "hann", "triangular"]
+
+
+@given(
+    problems(max_spatial=2),
+    st.sampled_from([
+        *[(how, dtype) for how in SKIPPING for dtype in ("f4", "f8")],
+        *[(how, "c16") for how in ("sum", "mean", "hann", "first", "crop")],
+        *[(how, "M8[s]") for how in ("max", "min", "first", "crop")],
+    ]),
+    st.sampled_from([0.1, 0.6]),
+    st.integers(0, 99),
+    st.booleans(),
+)  # fmt: skip
+@settings(max_examples=300)
+def test_missing_samples_do_not_count_where_others_are(
+    problem: tuple[Array, dict[int, AxisGrid]],
+    what: tuple[str, str],
+    share: float,
+    seed: int,
+    some: bool,
+) -> None:
+    (image, grids), (how, dtype) = problem, what
+    if not image.size:
+        return
+    rng = np.random.default_rng(seed)
+    patches = extracted(image, grids)
+    values = holed(rng.integers(0, 9, patches.shape).astype(dtype), rng, share)
+    if dtype == "c16":  # of which a part may be missing alone
+        values = values + 1j * holed(rng.integers(0, 9, patches.shape).astype("f8"), rng, share / 2)
+    patches = patches.copy(data=values)
+    lost = rng.random([grid.count for grid in grids.values()]) < (0.3 if some else 0)
+    stacked = patches.stack(sample=[g.dim for g in grids.values()], create_index=False)
+    kept = stacked.transpose("sample", ...).isel(sample=np.flatnonzero(~lost.ravel()))
+    if not kept.size:
+        return
+    taper = how if how in TAPERS else "flat"
+    fill = np.array(7, dtype)[()]
+    options: dict[str, Any] = {"fill_value": fill, "skipna": True}
+    options |= {"taper": how} if how in TAPERS else {"reduce": how}
+    back = stitch(kept if some else patches, **options)
+    made = back.transpose(*(f"d{axis}" for axis in range(image.ndim))).to_numpy()
+    found = weights_of(taper, {grid.dim: grid.size for grid in grids.values()})
+    weights = None if found is None else [*found.values()]
+    reduction = "mean" if how in ("hann", "triangular") else how
+    for place, terms in terms_over(values, arguments(grids), image.shape).items():
+        terms = [term for term in terms if not lost[term[0]]]
+        known = [term for term in terms if term[2] == term[2]]
+        if not terms:
+            assert made[place] == fill
+        elif not known:
+            assert made[place] == 0 if how == "sum" else made[place] != made[place]
+        elif dtype == "c16" and reduction in ("mean", "sum"):
+            for part in ("real", "imag"):
+                parts = [(*term[:2], getattr(term[2], part)) for term in known]
+                wanted = expected_of(parts, reduction, weights, [*grids.values()])
+                assert abs(getattr(made[place], part) - float(wanted)) < 1e-14
+        elif reduction in ("mean", "sum"):
+            wanted = expected_of(known, reduction, weights, [*grids.values()])
+            assert abs(made[place] - float(wanted)) < (1e-14 if dtype == "f8" else 5e-6)
+        else:
+            assert made[place] == expected_of(known, reduction, weights, [*grids.values()])
+
+
+@given(problems(), st.sampled_from(SKIPPING), st.sampled_from(["f4", "c8"]), st.data())
+@settings(max_examples=100)
+def test_missing_samples_change_no_bits_of_samples_that_they_are_not_over(
+    problem: tuple[Array, dict[int, AxisGrid]], how: str, dtype: str, data: st.DataObject
+) -> None:
+    image, grids = problem
+    if not image.size:
+        return
+    dtype = "f4" if how in ("max", "min", "vote") else dtype
+    rng = np.random.default_rng(data.draw(st.integers(0, 99)))
+    patches = extracted(image, grids)
+    values = rng.normal(size=(*patches.shape, 2)).round(how != "vote").astype("f4")
+    whole = patches.copy(data=values[..., 0] if dtype == "f4" else values.view("c8")[..., 0])
+    lost = rng.random(whole.shape) < data.draw(st.sampled_from([0.01, 0.2]))
+    some = whole.copy(data=np.where(lost, np.array(np.nan, dtype), whole))
+    options: dict[str, Any] = {"fill_value": 5}
+    options |= {"taper": how} if how in TAPERS else {"reduce": how}
+    touched = stitch(whole.copy(data=lost), reduce="max", fill_value=False).values
+    back = stitch(some, **options, skipna=True).values
+    expected = stitch(whole, **options).values
+    assert same_bits(back[~touched], expected[~touched])
+    chunks = {dim: data.draw(chunkings(n)) for dim, n in some.sizes.items() if n}
+    chunked = stitch(some.chunk(chunks), **options, skipna=True, max_bytes=2**20)
+    assert same_bits(chunked.to_numpy(), back)
+    eaten = stitch(some, **options, skipna=False).values
+    assert same_bits(eaten[~touched], expected[~touched])
+    if how not in ("first", "crop"):
+        assert np.isnan(eaten[touched]).all()
+
+
+@pytest.mark.parametrize("taper", [*TAPERS])
+def test_what_one_patch_knows_is_what_the_image_is_there(taper: str) -> None:
+    rng = np.random.default_rng(0)
+    image = xr.DataArray(rng.normal(size=(30, 40)).astype("f4"), dims=("y", "x"))
+    patches = image.patches(y=8, x=8, stride=4, padding="same").extract()
+    lost = xr.DataArray(rng.random((8, 10)) < 0.4, dims=("y", "x"))  # whole patches
+    back = stitch(patches.where(~lost), taper=taper)
+    known = stitch((~lost).broadcast_like(patches).assign_attrs(patches.attrs), reduce="max")
+    assert 0 < known.mean() < 1
+    np.testing.assert_array_equal(back, image.where(known))
+
+
+def test_missing_samples_are_skipped_but_in_sums_unless_asked() -> None:
+    image = xr.DataArray(np.arange(8.0), dims="x")
+    patches = image.patches(x=4, stride=2).extract().copy()
+    patches[0, 2:], patches[1, 3] = np.nan, np.nan
+    assert np.isnan(stitch(patches, reduce="sum")).values.tolist() == [False] * 2 + [True] * 2 + [
+        False, True, False, False,
+    ]  # fmt: skip
+    assert stitch(patches, reduce="sum", skipna=True).values.tolist() == [0, 1, 2, 3, 8, 5, 6, 7]
+    for options in ({}, {"reduce": "mean"}, {"reduce": "max"}, {"reduce": "first"}):
+        how: dict[str, Any] = options
+        np.testing.assert_array_equal(stitch(patches, **how), image)
+    eaten = [0, 1, np.nan, np.nan, 4, np.nan, 6, 7]
+    np.testing.assert_array_equal(stitch(patches, skipna=False), eaten)
+    # Integers have no missing samples: there is nothing to skip.
+    whole = image.astype(int).patches(x=4, stride=2).extract()
+    for skipna in (True, False):
+        assert (stitch(whole, reduce="mean", skipna=skipna) == image).all()
+
+
 def test_what_one_block_holds_changes_no_other() -> None:
     large = float(np.finfo("f8").max)
     patches = extracted(np.zeros(40, "c16"), {0: AxisGrid("d0", 40, 3, 1)})
@@ -664,7 +796,7 @@ def test_nothing_is_computed_and_chunks_are_read_once_or_so(
         ({"taper": [1, 2]}, r"taper on 'y' must have the shape \(6,\), got \(2,\)"),
         ({"taper": {"z": [1]}}, r"taper names 'z', which is not among the dims \('y', 'x'\)"),
         ({"taper": lambda size: -np.ones(size)}, r"taper on 'y' must be finite, >= 0 and not all"),
-        ({"reduce": "vote"}, r"reduce='vote' is not possible for float32"),
+        ({"skipna": "no"}, r"skipna must be True, False or None, got 'no'"),
         (
             {"dtype": "i4"},
             r"dtype must be a floating dtype, for reduce='mean' .* got int32",

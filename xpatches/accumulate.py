@@ -17,7 +17,7 @@ from typing import Any, TypeAlias
 
 import numpy as np
 
-from xpatches.arrays import Array, as_floats, divided, halves, in_floats, least
+from xpatches.arrays import Array, as_floats, divided, halves, in_floats, least, missing_value
 from xpatches.covers import Cover
 
 _ROWS = 1 << 18
@@ -42,6 +42,8 @@ class Stitching:
     """Of a patch's samples, for every spatial dim, float64; None for ones."""
     fill_value: Array
     """0-d array of the result's dtype, for samples that no patch holds."""
+    skipna: bool = False
+    """Whether missing samples of patches do not count where others are."""
 
 
 def stitch_block(
@@ -98,11 +100,11 @@ def stitch_block(
     rows = max(1, _ROWS // max(1, row))
     if present is not None:
         present = present[tuple(slice(of.first, of.first + of.count) for of in covers)]
-    make, whole = _MAKE[stitching.how], (slice(None),) * len(others)
+    whole = (slice(None),) * len(others)
     for first in range(0, tiles[0].count, rows):
         part = [tiles[0].some(first, rows), *tiles[1:]]
         with np.errstate(all="ignore"):  # Inf and NaN are what they are
-            made = make(_Rows(laid, shape, part, stitching, present))
+            made = _made(_Rows(laid, shape, part, stitching, present))
         made = made.reshape(*shape, *(of.length for of in part))
         to, of = zip(*map(_Tiles.inside, part), strict=True)
         target[(*whole, *to)] = made[(*whole, *of)]
@@ -164,7 +166,8 @@ class _Tiles:
 class _Rows:
     """A few rows of tiles, and the patches over them.
 
-    Dims are in pairs: of patches, which one and which of its samples; of tiles likewise.
+    Dims are in pairs: of patches, which one and which of its samples; of tiles likewise. Samples
+    count that are not missing in `judged`, or all if that is None.
     """
 
     def __init__(
@@ -174,8 +177,10 @@ class _Rows:
         tiles: Sequence[_Tiles],
         stitching: Stitching,
         present: Array | None,
+        judged: Array | None = None,
     ) -> None:
         self.stitching, self._laid, self._present = stitching, laid, present
+        self._judged = judged
         self.shape = (*others, *(n for of in tiles for n in (of.count, of.stride)))
         self._steps = [of.steps() for of in tiles]
         self._tiles, self._whole = tiles, (slice(None),) * len(others)
@@ -190,7 +195,24 @@ class _Rows:
         within = np.empty(0, self.stitching.within).real.dtype
         laid, stitching = getattr(self._laid, name), replace(self.stitching, within=within)
         others = self.shape[: len(self._whole)]
-        return _Rows(laid, others, self._tiles, stitching, self._present)
+        return _Rows(laid, others, self._tiles, stitching, self._present, self._judged)
+
+    def known(self) -> "_Rows":
+        """Give the same, but of missing samples none counts."""
+        others = self.shape[: len(self._whole)]
+        return _Rows(self._laid, others, self._tiles, self.stitching, self._present, self._laid)
+
+    def touched(self) -> Array:
+        """Tell which samples have a missing one of a patch over them that has a weight."""
+        touched = self.full(False, bool)
+        for source, place, samples, there in self.steps():
+            missing = _is_missing(source)
+            if there is not None:
+                missing &= there
+            if self.stitching.weights is not None:
+                missing &= self.weight(samples) > 0
+            touched[place] |= missing
+        return touched
 
     def full(self, value: Any, dtype: Any) -> Array:
         """Make samples that are all the same."""
@@ -201,13 +223,17 @@ class _Rows:
     ) -> Iterator[tuple[Array, _Place, Any, Any]]:
         """Give for every step: samples of patches, their place, their number, and which count."""
         for step in product(*(along or self._steps)):
-            source = self._laid[(*self._whole, *(of for pair in step for of in pair[:2]))]
+            taken = (*self._whole, *(of for pair in step for of in pair[:2]))
+            source = self._laid[taken]
             place = (*self._whole, *(of for pair in step for of in pair[2:]))
             samples = tuple(pair[1] for pair in step)
             there = None
             if self._present is not None:
                 some = self._present[tuple(pair[0] for pair in step)]
                 there = some.reshape([n for count in some.shape for n in (count, 1)])
+            if self._judged is not None:
+                known = ~_is_missing(self._judged[taken])
+                there = known if there is None else there & known
             yield source, place, samples, there
 
     def backwards(self) -> Iterator[tuple[Array, _Place, Any, Any]]:
@@ -222,6 +248,16 @@ class _Rows:
         ]
 
     @property
+    def _all_count(self) -> bool:
+        """Whether all samples of all patches do."""
+        return self._present is None and self._judged is None
+
+    @property
+    def _before(self) -> int:
+        """Dims, not along the grid, along which the same samples count."""
+        return len(self._whole) if self._judged is None else 0
+
+    @property
     def sums_are_exact(self) -> bool:
         """Whether the same value of all patches over a sample adds up to a multiple of it.
 
@@ -230,7 +266,7 @@ class _Rows:
         may, as where one of four patches is missing.
         """
         most = [of.cover.axis.most_over(1) for of in self._tiles]
-        whole = self._present is None and self.stitching.weights is None
+        whole = self._all_count and self.stitching.weights is None
         return whole and max(most) <= 2 and math.prod(most) <= 4
 
     @property
@@ -251,13 +287,13 @@ class _Rows:
         Weights are products: it is found along every dim by itself, if that leaves large parts.
         """
         held = self.full(0, dtype)
-        if self._present is None:
+        if self._all_count:
             parts = [self._wins(number) for number in range(len(self._tiles))]
             if math.prod(map(len, parts)) <= _PARTS * math.prod(map(len, self._steps)):
                 for source, place, *_ in self.steps(parts):
                     held[place] = source
                 return held
-        before = len(self._whole)
+        before = self._before
         best = np.zeros(self.shape[before:])
         for source, place, samples, there in self.steps():
             weight = self.weight(samples)
@@ -302,8 +338,8 @@ class _Rows:
         """
         weights = self.stitching.weights
         dtype = np.int64 if weights is None else float
-        if self._present is not None:
-            before = len(self._whole)
+        if not self._all_count:
+            before = self._before
             total = np.zeros(self.shape[before:], dtype)
             for _, place, samples, there in self.steps():
                 total[place[before:]] += there if weights is None else there * self.weight(samples)
@@ -342,10 +378,46 @@ class _Rows:
         return reduce(np.multiply, self.spread(some))
 
 
+def _is_missing(samples: Array) -> Array:
+    """Tell which samples are NaN or NaT."""
+    return np.isnat(samples) if samples.dtype.kind in "mM" else np.isnan(samples)
+
+
 def _some(of: slice, first: int, stop: int) -> slice:
     """Take some of what a slice takes."""
     step = of.step or 1
     return slice(of.start + first * step, of.start + (stop - 1) * step + 1, step)
+
+
+def _made(rows: _Rows) -> Array:
+    """Make samples of patches; of those that are not missing, where some are and are to be skipped.
+
+    The others are made as if none were missing anywhere: they have the same bits.
+    """
+    stitching = rows.stitching
+    how, make = stitching.how, _MAKE[stitching.how]
+    made = make(rows)
+    votes = how == "vote" and rows.dtype.kind == "f"  # in which NaN is never the same label
+    if not (stitching.skipna or votes):
+        return made
+    suspect, bare = np.True_ if votes else _is_missing(made), rows.missing()
+    if bare is not None:
+        suspect = suspect & ~bare
+    if not suspect.any():
+        return made
+    changed = suspect & rows.touched()
+    if not changed.any():
+        return made
+    known = rows.known()
+    nothing = known.missing()
+    counts = np.True_ if nothing is None else ~nothing
+    if votes:
+        missing = changed & ~counts if stitching.skipna else changed
+        return np.where(missing, missing_value(made.dtype), make(known))
+    some = make(known)
+    if how == "sum":
+        return np.where(changed, np.where(counts, some, some.dtype.type(0)), made)
+    return np.where(changed & counts, some, made)
 
 
 def _sum(rows: _Rows, base: Array | None = None, scale: float | None = None) -> Array:

@@ -203,6 +203,7 @@ def as_mapped(
     output: Mapping[str, Any] | None,
     labelled: bool,
     missing: Any,
+    skipna: bool | None,
 ) -> Mapped:
     """Normalise the arguments of `Patches.map` for one variable.
 
@@ -216,7 +217,7 @@ def as_mapped(
         Of the image.
     function
         The model.
-    batch_size, taper, reduce, output, labelled, missing
+    batch_size, taper, reduce, output, labelled, missing, skipna
         As in `Patches.map`, where `missing` is `fill_value`.
 
     Raises
@@ -232,7 +233,7 @@ def as_mapped(
     how, taper = as_reduction(reduce, taper, "hann", covers, made.dtype, name)
     if missing is None:
         missing = outline.answer.nodata
-    stitching = stitching_of(covers, made.dtype, name, taper, how, missing)
+    stitching = stitching_of(covers, made.dtype, name, taper, how, missing, skipna)
     patches = labels.patch_coords(coords, grid, "center").to_dataset()
     fitting = {*variable.dims, *(f"{dim}_patch" for dim in grid.dims)}
     kept = [key for key, of in patches.variables.items() if fitting.issuperset(of.dims)]

@@ -177,6 +177,7 @@ class Painting(_OfModel):
             "reduce": stitching.how,
             "taper": stitching.weights and [of.tolist() for of in stitching.weights],
             "fill_value": str(stitching.fill_value),
+            "skipna": stitching.skipna,
         }
 
     def _way(

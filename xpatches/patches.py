@@ -331,6 +331,7 @@ class Patches(Generic[T]):
         labelled: bool = False,
         factory: bool = False,
         fill_value: Any = None,
+        skipna: bool | None = None,
         max_bytes: int | str | None = None,
         store: Any = None,
         materialize: Any = None,
@@ -385,6 +386,9 @@ class Patches(Generic[T]):
             gives stays there until another is sent.
         fill_value
             Value of samples that no patch holds, as for `xpatches.stitch`.
+        skipna
+            Whether missing samples, NaN and NaT, of what `func` returns do not count where other
+            patches have some, as for `xpatches.stitch`.
         max_bytes
             Budget of a task: for the samples that it reads, the rows of patches that it holds, and
             its block of the result. A batch and what the model takes for itself are not counted.
@@ -441,6 +445,7 @@ class Patches(Generic[T]):
             labelled=labelled,
             factory=factory,
             missing=fill_value,
+            skipna=skipna,
         )
         as_integer("retries", retries, 0)
         if store is None and any(given is not None for given in (chunks, shards, encoding)):

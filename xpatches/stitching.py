@@ -36,6 +36,7 @@ def stitch(
     reduce: str | None = None,
     fill_value: Any = None,
     dtype: Any = None,
+    skipna: bool | None = None,
     max_bytes: int | str | None = None,
 ) -> T:
     """Put patches together into an image.
@@ -49,8 +50,8 @@ def stitch(
         What `Patches.extract` gave or `open_patches` opened, in either layout, or an array with the
         same dims along the grid and the patches: other dims, the dtype, and the values may have
         changed. Patches may be missing or in another order, and margins of patches may be cut off,
-        where the coords ``{dim}_origin`` and ``{dim}_patch`` say what is left. The geometry is in the attr
-        ``xpatches``.
+        where the coords ``{dim}_origin`` and ``{dim}_patch`` say what is left. The geometry is in
+        the attr ``xpatches``.
     like
         The image that was cut: gives its coords, its attrs and its CRS. Without it, coords along
         the dims are rebuilt where patches have the labels of all samples, or where these are
@@ -76,6 +77,11 @@ def stitch(
         default that of the patches for "mean"; integers are averaged exactly, or in float64 with a
         taper (those of 64 bits by how far they are from each other), and rounded half to even. Sums
         of integers are 64 bits wide, as in NumPy. Half precision is summed in float32.
+    skipna
+        Whether missing samples of patches, NaN and NaT, do not count where others are: their weight
+        is 0, they are no extreme, no label and not the first. Where all are missing the result is,
+        too. None is True, but for "sum": the adjoint adds what there is. Sums that skip are 0
+        where all is missing, as in xarray.
     max_bytes
         Budget of a task, for its input and its output together; as for `Patches.extract`.
 
@@ -110,7 +116,7 @@ def stitch(
         )
     how: dict[str, Any] = {
         "taper": taper, "reduce": reduce, "fill_value": fill_value, "dtype": dtype,
-        "max_bytes": max_bytes,
+        "skipna": skipna, "max_bytes": max_bytes,
     }  # fmt: skip
     if isinstance(patches, xr.DataArray):
         return _stitch_array(patches, _part(like, patches.name), how)
@@ -225,7 +231,7 @@ def _stitch_array(array: xr.DataArray, like: Any, how: Mapping[str, Any]) -> xr.
         how["reduce"], how["taper"], "flat", *patches, averaged=how["dtype"] is not None
     )
     stitching = stitching_of(
-        *patches, taper, reduce, how["fill_value"], how["dtype"], located.lacking
+        *patches, taper, reduce, how["fill_value"], how["skipna"], how["dtype"], located.lacking
     )
     data = gather(located, stitching, how["max_bytes"])
     dims = located.result_dims
@@ -241,7 +247,7 @@ def _stitch_array(array: xr.DataArray, like: Any, how: Mapping[str, Any]) -> xr.
 
 
 _KINDS = {
-    "mean": "iufc", "sum": "biufc", "max": "biufmM", "min": "biufmM", "vote": "biuSU",
+    "mean": "iufc", "sum": "biufc", "max": "biufmM", "min": "biufmM", "vote": "biufSU",
 }  # fmt: skip
 """Kinds of dtypes that can be reduced; "first" takes any."""
 _INSTEAD = "convert the patches with .astype(...), or use another reduce"
@@ -254,6 +260,7 @@ def stitching_of(
     taper: Taper,
     how: str,
     fill_value: Any,
+    skipna: bool | None,
     dtype: Any = None,
     lacking: int = 0,
 ) -> Stitching:
@@ -265,7 +272,7 @@ def stitching_of(
         The patches along every spatial dim.
     given, name
         Their dtype, and the name of the variable.
-    taper, how, fill_value, dtype
+    taper, how, fill_value, skipna, dtype
         As in `stitch`, where `how` is `reduce`.
     lacking
         Patches of the grid that there are not.
@@ -275,6 +282,8 @@ def stitching_of(
     PatchError
         If they do not fit.
     """
+    if not isinstance(skipna, bool | np.bool_ | None):
+        raise PatchError(f"skipna must be True, False or None, got {skipna!r}")
     sizes = {cover.dim: cover.size for cover in covers}
     weights = weights_of(taper, sizes)
     cropped = weights is None
@@ -326,6 +335,7 @@ def stitching_of(
         within,
         None if flat or weights is None else tuple(weights.values()),
         fill,
+        given.kind in "fcmM" and (how != "sum" if skipna is None else bool(skipna)),
     )
 
 
