@@ -495,3 +495,25 @@ def test_an_image_whose_bands_lie_together_is_read_once(
     assert plan["chunks"][[*plan["dims"]].index("band")] == 3
     p.to_zarr(tmp_path / "b", **how, shards=False, **QUIET)
     assert set(counting_store.chunk_reads("image").values()) == {1}
+
+
+@pytest.mark.parametrize("layout", ["grid", "samples"])
+def test_patches_may_be_labelled_by_their_first_samples(tmp_path: Path, layout: str) -> None:
+    image = image_of()
+    p, how = image.patches(y=8, x=8, stride=4), {"layout": layout, **QUIET}
+    made = p.to_zarr(tmp_path / "out.zarr", label="origin", **how)
+    if layout == "grid":
+        xr.testing.assert_identical(made.compute(), p.extract(label="origin"))
+    for i in (0, 17, len(p) - 1):
+        y, x = 4 * (i // 16), 4 * (i % 16)  # 14 patches along y, 16 along x
+        sample = made[i] if layout == "samples" else made[i // 16, i % 16]
+        assert sample.y == image.y[y]
+        assert sample.x == image.x[x]
+        assert sample.lat == image.lat[y, x]
+    p.to_zarr(tmp_path / "out.zarr", label="origin", resume=True, **how)
+    with pytest.raises(PatchError, match="label, stored 'origin', now 'center'"):
+        p.to_zarr(tmp_path / "out.zarr", resume=True, **how)
+    stitched = made.patches.stitch(like=image, reduce="max", fill_value=0)
+    np.testing.assert_array_equal(stitched[:, :68], image[:, :68])  # the rest is in no patch
+    with pytest.raises(PatchError, match="label must be 'center' or 'origin', got 'middle'"):
+        p.to_zarr(tmp_path / "b", label="middle", **how)

@@ -29,6 +29,7 @@ class Cut:
     """``"grid"`` or ``"samples"``."""
     chunks: Mapping[Any, int] | None
     shards: Mapping[Any, int] | bool | None
+    label: str = "center"
     """As in `Patches.to_zarr`."""
 
     max_bytes = None
@@ -47,7 +48,7 @@ class Cut:
     def coords(self) -> xr.Coordinates:
         """Label the patches, along the dims of the grid or along one."""
         dataset, grid = self.source.dataset, self.source.grid
-        coords = labels.patch_coords(dataset.coords, grid, "center")
+        coords = labels.patch_coords(dataset.coords, grid, self.label)
         if self.layout == "grid":
             return coords
         labels.check_names(dataset, [SAMPLE_DIM])
@@ -65,7 +66,7 @@ class Cut:
         """Give the attrs of a variable's patches, with their geometry."""
         variable = self.source.dataset.variables[name]
         grid, fill_value = self.source.grid.restrict(variable.dims), self.source.fill_values[name]
-        spec = write_spec(variable.dims, grid, fill_value, "center", {}, self.layout)
+        spec = write_spec(variable.dims, grid, fill_value, self.label, {}, self.layout)
         return {**variable.attrs, SPEC_ATTR: spec}
 
     def described(self) -> dict[str, Any]:

@@ -481,6 +481,7 @@ class Patches(Generic[T]):
         store: Any,
         *,
         layout: str = "grid",
+        label: str = "center",
         chunks: Mapping[Any, int] | None = None,
         shards: Mapping[Any, int] | bool | None = None,
         encoding: Mapping[Any, Mapping[str, Any]] | None = None,
@@ -505,6 +506,8 @@ class Patches(Generic[T]):
             ``"grid"``: dims as `extract` gives them. ``"samples"``: the patches along one dim
             ``sample``, in the order of iteration, then the patch dims, then all others, with each
             sample's labels and origins as coords along it.
+        label
+            What labels a patch, ``"center"`` or ``"origin"``, as for `extract`.
         chunks, shards
             Lengths by dim of the result, -1 for a whole dim; a shard is a stored object of several
             chunks, False for none. By default a chunk is one patch, or patches of 1 MiB in all
@@ -551,7 +554,7 @@ class Patches(Generic[T]):
 
         as_integer("retries", retries, 0)
         made: Any = datasets.write_dataset(
-            self._cut(layout, chunks, shards),
+            self._cut(layout, chunks, shards, label),
             store,
             encoding,
             _report(progress)(),
@@ -758,11 +761,12 @@ class Patches(Generic[T]):
         for name, fill_value in self._fill_values.items():
             yield name, self._dataset.variables[name], fill_value
 
-    def _cut(self, layout: str, chunks: Any, shards: Any) -> Any:
+    def _cut(self, layout: str, chunks: Any, shards: Any, label: str = "center") -> Any:
         from xpatches import cuts  # zarr and dask are loaded for jobs only
 
         _check_choice("layout", layout, ("grid", "samples"))
-        return cuts.Cut(self._written(), layout, chunks, shards)
+        _check_choice("label", label, ("center", "origin"))
+        return cuts.Cut(self._written(), layout, chunks, shards, label)
 
     def _written(self, called: Hashable = None) -> Any:
         """Give what jobs take of the image, which calls a DataArray by its own name by default."""
