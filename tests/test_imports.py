@@ -6,6 +6,8 @@ from pathlib import Path
 
 import pytest
 
+import xpatches
+
 PACKAGE = Path(__file__).parents[1] / "xpatches"
 
 # Imports point up this list only: a module may import those above it.
@@ -82,6 +84,12 @@ def test_extras_are_imported_where_they_are_used(module: str) -> None:
 @pytest.mark.parametrize("module", ["errors", "geometry", "plan", "covers", "runs"])
 def test_geometry_and_plans_are_integers_only(module: str) -> None:
     assert not {name.split(".")[0] for name in imported(module)} & ARRAY_LIBRARIES
+
+
+def test_dir_shows_the_public_names_alone() -> None:
+    names = "BlockFailure JobError MapError PatchError PatchIndexError Patches extract_patches"
+    assert dir(xpatches) == [*names.split(), "open_patches", "stitch"]
+    assert all(hasattr(xpatches, name) for name in dir(xpatches))
 
 
 def test_lazy_is_the_only_module_that_knows_dask() -> None:

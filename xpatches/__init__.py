@@ -27,6 +27,10 @@ __all__ = [
 ]
 
 
+def __dir__() -> list[str]:
+    return [*__all__]
+
+
 def __getattr__(name: str) -> Any:
     if name != "open_patches":
         raise AttributeError(f"module 'xpatches' has no attribute {name!r}")
