@@ -9,9 +9,11 @@ from typing import Any
 import numpy as np
 import pytest
 import xarray as xr
+import zarr
 from click.testing import CliRunner, Result
 
 import xpatches
+from xpatches import pictures
 from xpatches.cli import main
 
 
@@ -28,6 +30,13 @@ def source(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 def run(*arguments: Any) -> Result:
     return CliRunner().invoke(main, [*map(str, arguments)])
+
+
+def opened(store: Any) -> xr.DataArray:
+    """Open what was made of a single variable."""
+    array = xpatches.open_patches(store)
+    assert isinstance(array, xr.DataArray)
+    return array
 
 
 SIZE = ("--var", "image", "--size", "y=16,x=16", "--stride", "8", "--padding", "same")
@@ -89,7 +98,7 @@ def test_exit_codes_and_messages_of_one_line(source: str, tmp_path: Path) -> Non
     failed(2, "absent does not exist", "extract", tmp_path / "absent", out, *SIZE)
     failed(2, "OUT must not be SOURCE", "extract", source, source, *SIZE, "--overwrite")
     failed(2, "exclude each other", "extract", source, out, *SIZE, "--workers", 1, "--scheduler", 1)
-    failed(2, "holds no zarr group", "info", tmp_path)
+    failed(2, "holds no zarr group or array", "info", tmp_path)
     failed(2, "holds no patch dataset", "show", source, "-o", tmp_path / "a.png")
     assert not out.exists()
     run("extract", source, out, *SIZE)
@@ -180,6 +189,130 @@ def test_show_chooses_along_all_dims(tmp_path: Path) -> None:
         assert "'band' has no label 'no', but red, green, blue" in result.stderr
 
 
+def test_padding_is_what_pad_value_says(source: str, tmp_path: Path) -> None:
+    whole = ("--size", "y=64,x=96", "--padding", "y=1:0,x=0:0", "--pad-value", 777)
+    assert run("extract", source, tmp_path / "out", "--var", "image", *whole).exit_code == 0
+    image = xr.open_zarr(source, consolidated=False)["image"].values
+    patch = opened(tmp_path / "out").values[0, 0]
+    assert (patch[0] == 777).all()
+    np.testing.assert_array_equal(patch[1:], image[:63])
+    wrong = run("extract", source, tmp_path / "no", *SIZE, "--pad-value", "nan")
+    assert (wrong.exit_code, wrong.stderr.count("\n")) == (2, 1)
+    assert "--pad-value must be a value that uint16 can hold, got nan" in wrong.stderr
+
+
+def test_integers_are_padded_exactly(tmp_path: Path) -> None:
+    line = xr.DataArray(np.arange(4, dtype="i8"), dims="x", name="line")
+    line.to_dataset().to_zarr(tmp_path / "line.zarr", consolidated=False)
+    given = ("--size", "x=2", "--padding", "1:1", "--pad-value", 2**62 + 1)
+    assert run("extract", tmp_path / "line.zarr", tmp_path / "out", *given).exit_code == 0
+    assert int(xpatches.open_patches(tmp_path / "out")[0, 0]) == 2**62 + 1
+
+
+@pytest.fixture
+def odd(tmp_path: Path) -> Path:
+    """Zarr as other tools write it: arrays alone, without names of dims, in groups of groups."""
+    samples = np.arange(40 * 60, dtype="u2").reshape(40, 60)
+    for name, names, version in (
+        ("plain.zarr", None, 3),
+        ("old.zarr", None, 2),
+        ("named.zarr", ("y", "x"), 3),
+        ("deep.zarr/a/plain", None, 3),
+        ("deep.zarr/a/half", None, 3),
+        ("sizes.zarr/one", ("y", "x"), 3),
+        ("sizes.zarr/two", ("y", "x"), 3),
+    ):
+        zarr.create_array(
+            tmp_path / name,
+            data=samples[: 20 if name.endswith(("half", "two")) else 40],
+            chunks=(16, 16),
+            zarr_format=version,  # type: ignore[arg-type]
+            dimension_names=names,
+        )
+    for group in ("deep.zarr", "deep.zarr/a", "deep.zarr/b", "sizes.zarr"):
+        zarr.open_group(tmp_path / group, mode="a")
+    (tmp_path / "deep.zarr" / "thumbnails").mkdir()  # none of zarr's
+    return tmp_path
+
+
+TILES = ("--size", "y=16,x=16", "--quiet")
+
+
+@pytest.mark.parametrize(
+    ("workers", "place"),
+    [
+        (("--workers", 1), ("plain.zarr", "--dims", "y,x")),
+        ((), ("plain.zarr", "--dims", "y,x")),
+        ((), ("old.zarr", "--dims", "y, x")),
+        ((), ("named.zarr",)),
+        ((), ("deep.zarr", "--group", "a/plain", "--dims", "y,x")),
+        ((), ("deep.zarr/a/plain", "--dims", "y,x")),
+        ((), ("sizes.zarr", "--group", "/one/")),
+    ],
+)
+def test_arrays_of_zarr_are_images(odd: Path, workers: Any, place: tuple[str, ...]) -> None:
+    result = run("extract", odd / place[0], odd / "out", *place[1:], *TILES, *workers)
+    assert result.exit_code == 0, result.output
+    image = xr.DataArray(np.arange(40 * 60, dtype="u2").reshape(40, 60), dims=("y", "x"))
+    expected = image.patches(y=16, x=16).extract()
+    xr.testing.assert_equal(xpatches.open_patches(odd / "out"), expected)
+    told = json.loads(run("info", odd / place[0], *place[1:], "--json").stdout)
+    (variable,) = told["variables"].values()
+    assert (variable["dims"], variable["chunks"]) == ({"y": 40, "x": 60}, [16, 16])
+
+
+@pytest.mark.parametrize(
+    ("place", "message"),
+    [
+        (("plain.zarr",), "plain.zarr of shape (40, 60) have no names; give them: --dims y,x"),
+        (("plain.zarr", "--dims", "y"), "of shape (40, 60) once, got y"),
+        (("plain.zarr", "--dims", "y,y"), "of shape (40, 60) once, got y,y"),
+        (("deep.zarr",), "is no image: it holds the groups 'a', 'b'; choose one with --group"),
+        (("deep.zarr", "--group", "b"), "is no image: it holds nothing"),
+        (("deep.zarr", "--group", "c"), "holds no 'c'; it holds the groups 'a', 'b'"),
+        (("deep.zarr", "--group", "a"), "the arrays 'half' (20, 60), 'plain' (40, 60), choose one"),
+        (("deep.zarr", "--dims", "y,x"), "is a group; it holds the groups 'a', 'b'"),
+        (("sizes.zarr",), "it holds the arrays 'one' (40, 60), 'two' (20, 60), choose one with"),
+        (("text", "--dims", "y,x"), "--dims names the dims of a zarr array"),
+        (("text",), "is of no format that xarray opens here"),
+    ],
+)
+def test_what_is_no_image_is_told_in_a_line(
+    odd: Path, place: tuple[str, ...], message: str
+) -> None:
+    (odd / "text").write_text("...")
+    for command, more in (("info", ()), ("extract", (odd / "out", *TILES))):
+        result = run(command, odd / place[0], *more, *place[1:])
+        assert result.exit_code == 2, result.output
+        assert message in result.stderr
+        assert result.stderr.count("\n") == 1
+
+
+def test_groups_of_files_are_chosen_and_listed(tmp_path: Path) -> None:
+    pytest.importorskip("h5netcdf")
+    path = tmp_path / "groups.nc"
+    image = xr.DataArray(np.arange(12.0).reshape(3, 4), dims=("y", "x"), name="image")
+    image.to_dataset().to_netcdf(path, group="winter", engine="h5netcdf")
+    result = run("info", path)
+    assert (result.exit_code, "the groups /winter; choose one with" in result.stderr) == (2, True)
+    told = json.loads(run("info", path, "--group", "winter", "--json").stdout)
+    assert told["variables"]["image"]["dims"] == {"y": 3, "x": 4}
+
+
+def test_packed_numbers_are_decoded_unless_told_otherwise(tmp_path: Path) -> None:
+    image = xr.DataArray([[0.5, 1.0], [1.5, np.nan]], dims=("y", "x"), name="image")
+    packing = {"dtype": "i2", "scale_factor": 0.5, "_FillValue": -1}
+    place = tmp_path / "packed.zarr"
+    image.to_dataset().to_zarr(place, encoding={"image": packing}, consolidated=False)
+    for given, dtype, last in (((), "float64", np.nan), (("--no-decode",), "int16", -1)):
+        for at in (place, place / "image"):
+            out = ("--size", "y=2,x=2", "--overwrite", *given)
+            assert run("extract", at, tmp_path / "out", *out).exit_code == 0
+            patches = xpatches.open_patches(tmp_path / "out")
+            assert patches.dtype == dtype
+            np.testing.assert_equal(float(patches[0, 0, 1, 1]), float(last))
+
+
 @pytest.mark.parametrize("command", ["extract", "info", "show"])
 def test_help_has_an_example(command: str) -> None:
     result = run(command, "--help")
@@ -228,6 +361,12 @@ def brighter(batch):
 
 def make():
     return brighter
+
+def same(batch):
+    return batch
+
+def north(batch):
+    return batch.astype("f4") * 0 + batch.y.astype("f4")
 
 def failing(batch):
     raise RuntimeError("no weights")
@@ -302,3 +441,117 @@ def test_workers_import_the_model_from_where_the_command_runs(source: str, model
     assert done.returncode == 0, done.stderr
     image = xr.open_zarr(source, consolidated=False).image
     xr.testing.assert_allclose(xpatches.open_patches("out.zarr"), image * 2.0)
+
+
+def test_the_model_sees_the_pad_value_and_fill_value_is_for_what_it_never_saw(
+    source: str, models: None
+) -> None:
+    """Half of the first patch is padding, which is cropped; behind the last one there is none."""
+    (Path("probe.py")).write_text(
+        "def padding(batch):\n    return batch[:, :1, :1] + 0 * batch[:, :32, :32]\n"
+    )
+    given = ("--func", "probe:padding", "--size", "y=32,x=32", "--padding", "y=32:0,x=32:0")
+    values = ("--pad-value", 500, "--fill-value", 7, "--taper", "flat", "--stride", "y=64,x=64")
+    result = run("map", source, "out.zarr", "--var", "image", *given, *values, "--quiet")
+    assert result.exit_code == 0, result.output
+    image = xr.open_zarr(source, consolidated=False)["image"].values
+    made = opened("out.zarr").values
+    assert (made[:32] == 7).all()
+    assert (made[32:, :32] == 7).all()
+    assert (made[32:, 32:64] == image[32, 32]).all()
+
+
+def test_labelled_models_are_given_labels(source: str, models: None) -> None:
+    result = run("map", source, "out.zarr", "--func", "mymodels:north", "--labelled", *MAP)
+    assert result.exit_code == 0, result.output
+    made = xpatches.open_patches("out.zarr")
+    assert 40 <= float(made.min()) < float(made.max()) <= 50
+
+
+@pytest.mark.parametrize(
+    "name", ["out.tif", "out.png", "out.nc", "memory://bucket/out.TIF", "a.zarr.x"]
+)
+def test_images_are_written_as_zarr_alone(source: str, models: None, name: str) -> None:
+    given = ("--func", "mymodels:same", *SIZE, "--quiet")
+    for result in (
+        run("map", source, name, *given),
+        run("map", source, "out.zarr", *given, "--materialize", name),
+        run("extract", source, name, *SIZE),
+    ):
+        assert result.exit_code == 2
+        assert f"must end with .zarr or have no suffix, got {name!r}; write " in result.stderr
+    assert {path.name for path in Path().iterdir()} == {"mymodels.py"}
+
+
+def test_what_is_zarr_already_may_have_any_name(source: str, models: None) -> None:
+    zarr.open_group("tiles.v2", mode="w")
+    result = run("extract", source, "tiles.v2", *SIZE, "--quiet", "--overwrite")
+    assert result.exit_code == 0, result.output
+
+
+def test_show_draws_images_that_were_mapped(
+    tmp_path: Path, models: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("matplotlib")
+    cube = xr.DataArray(
+        np.arange(2 * 60 * 40, dtype="f4").reshape(2, 60, 40),
+        {"time": np.array(["2024-05-01T10:30", "2024-06-01"], "M8[ns]")},
+        ("time", "y", "x"),
+        "cube",
+    )
+    cube.to_dataset().to_zarr("cube.zarr", consolidated=False)
+    given = ("--func", "mymodels:same", "--size", "y=20,x=20", "--quiet")
+    assert run("map", "cube.zarr", "out.zarr", *given).exit_code == 0
+    drawn: list[Any] = []
+    monkeypatch.setattr(pictures, "draw_image", lambda image, *_: drawn.append(image))
+    shown = ("show", "out.zarr", "-o", "a.png", "--json")
+    told = json.loads(run(*shown, "--sel", "time=2024-06-02").stdout)
+    assert (told["chosen"], told["steps"]) == ({"time": "2024-06-01"}, {"y": 1, "x": 1})
+    np.testing.assert_array_equal(drawn[-1], cube[1])
+    monkeypatch.setattr(pictures, "READ", 4 * 20 * 14)  # every third sample
+    told = json.loads(run(*shown, "--isel", "time=0").stdout)
+    assert told["steps"] == {"y": 3, "x": 3}
+    np.testing.assert_array_equal(drawn[-1], cube[0, ::3, ::3])
+    monkeypatch.undo()
+    assert run("show", tmp_path / "out.zarr", "-o", tmp_path / "a.png").exit_code == 0
+    assert (tmp_path / "a.png").read_bytes().startswith(b"\x89PNG")
+    result = run("show", tmp_path / "out.zarr", "-o", tmp_path / "a.png", "--isel", "y=0")
+    assert "two of the dims ('y', 'x') are drawn, ('x',) are left" in result.stderr
+
+
+def test_show_refuses_what_a_model_made_of_single_patches(source: str, models: None) -> None:
+    runs = ("--materialize", "runs.zarr")
+    result = run("map", source, "out.zarr", "--func", "mymodels:brighter", *MAP, *runs)
+    assert result.exit_code == 0, result.output
+    result = run("show", "runs.zarr", "-o", "a.png")
+    assert (result.exit_code, "what a model made of single patches" in result.stderr) == (2, True)
+
+
+def test_titles_are_short_and_exact(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    figures = pytest.importorskip("matplotlib.figure")
+    titles: list[str] = []
+    monkeypatch.setattr(
+        figures.Figure, "savefig", lambda self, *_, **__: titles.append(self.axes[0].get_title())
+    )
+    image = xr.DataArray(
+        np.zeros((2, 3, 3)),
+        {
+            "time": np.array(["2024-05-01T10:30", "2024-06-01"], "M8[ns]"),
+            "y": [5123456.785, 5123446.785, 5123436.785],
+            "x": [0.1 + 0.2, 1.3, 2.3],
+            "gain": np.float32(0.1),
+            "spatial_ref": ((), 0, {"crs_wkt": "..."}),
+            "platform": "a satellite " * 9,
+        },
+        ("time", "y", "x"),
+        "image",
+    )
+    patches = image.patches(y=1, x=1).extract()
+    patch, chosen = pictures.choose(patches, {"time": "2024-05-01"}, {"y": 0, "x": 0})
+    pictures.draw(patch, chosen, "a.png")
+    first, *rest = titles[0].split("\n")
+    assert first == "y 5123456.79,  x 0.3,  time 2024-05-01 10:30,  gain 0.1"
+    assert len(rest) == 1
+    assert rest[0].startswith("platform a satellite a satellite")
+    assert rest[0].endswith(" ...")
+    assert len(rest[0]) <= 56

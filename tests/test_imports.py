@@ -28,7 +28,7 @@ ORDER = [
     *("layout", "workers", "store", "blocks", "states", "jobs", "storable", "copies"),
     *("datasets", "cuts"),
     *("located", "gather", "stitching", "runs", "models", "mapping", "parts", "painted"),
-    *("progress", "patches", "accessor", "pictures", "cli", "__init__"),
+    *("progress", "patches", "accessor", "pictures", "opening", "cli", "__init__"),
 ]
 ARRAY_LIBRARIES = {"numpy", "dask", "xarray", "zarr"}
 CORE = {"numpy", "dask", "xarray", "xpatches"}
@@ -40,6 +40,7 @@ OTHERS = {
     "datasets": {"zarr"},
     "progress": {"click"},
     "pictures": {"matplotlib"},
+    "opening": {"zarr"},
     "cli": {"click", "zarr", "distributed"},
 }
 EXTRAS = {"distributed", "obstore", "matplotlib"}

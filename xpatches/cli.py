@@ -22,6 +22,7 @@ from zarr.errors import UnstableSpecificationWarning
 from xpatches import pictures
 from xpatches.datasets import dataset_state, open_patches
 from xpatches.errors import JobError, PatchError
+from xpatches.opening import open_image
 from xpatches.reprs import readable
 from xpatches.spec import SPEC_ATTR
 from xpatches.states import check_state, holds_patches, state_of
@@ -78,6 +79,18 @@ def _padding(text: str) -> Any:
     return (int(before), int(after)) if colon else text
 
 
+def _number(text: str) -> int | float:
+    """Parse a number; integers as they are, for floats do not hold all of them."""
+    try:
+        return int(text)
+    except ValueError:
+        return float(text)
+
+
+def _names(text: str) -> tuple[str, ...]:
+    return tuple(name.strip() for name in text.split(","))
+
+
 def _label(text: str) -> Any:
     try:
         return float(text)
@@ -101,6 +114,7 @@ def _reported(debug: bool) -> Iterator[None]:
 
     signal.signal(signal.SIGTERM, stop)
     warnings.simplefilter("ignore", UnstableSpecificationWarning)  # of strings among the coords
+    warnings.filterwarnings("ignore", "Object at .* is not recognized as a component of a Zarr")
     try:
         yield
     except KeyboardInterrupt as stopped:
@@ -152,7 +166,19 @@ def _options(*options: Callable[..., Any]) -> Callable[..., Any]:
     return decorate
 
 
+_SOURCE = _options(
+    click.option("--group", help="Group or array in SOURCE: labels/nuclei/0."),
+    click.option("--dims", type=_names, help="Dims of a zarr array that does not name them: y,x."),
+    click.option(
+        "--decode/--no-decode",
+        default=None,
+        help="Whether scale, offset and nodata of SOURCE are applied, which makes floats of "
+        "integers. By default they are, but not those of GeoTIFF.",
+    ),
+)
+"""What of a source is the image."""
 _CUT = _options(
+    _SOURCE,
     click.option("--var", "names", multiple=True, help="Variable to cut; all by default."),
     click.option(
         "--size", type=_PerDim(single=False), required=True, help="Samples per patch: y=256,x=256."
@@ -168,6 +194,9 @@ _CUT = _options(
         type=_PerDim(_padding),
         default="valid",
         help="valid, same or BEFORE:AFTER, for all dims or y=same,x=8:8.",
+    ),
+    click.option(
+        "--pad-value", type=_number, help="Value of samples beyond the image; 0 if absent."
     ),
 )
 """How an image is cut."""
@@ -202,7 +231,6 @@ _JOB = _options(
 @click.argument("source")
 @click.argument("out")
 @_CUT
-@click.option("--fill-value", type=float, help="Value of padding; 0 if absent.")
 @click.option(
     "--layout",
     type=click.Choice(["grid", "samples"]),
@@ -214,7 +242,6 @@ _JOB = _options(
 def extract(
     source: str,
     out: str,
-    fill_value: float | None,
     layout: str,
     chunks: Any,
     shards: Any,
@@ -232,7 +259,7 @@ def extract(
     """
     how = {name: given.pop(name) for name in ("resume", "overwrite", "retries")}
     _check_places(source, out, scheduler, workers)
-    p = _cut(source, given, fill_value)
+    p = _cut(source, given)
     left = _left(out, how["resume"], how["overwrite"])
     if dry_run:
         _tell({"layout": layout, "missing": left, **p.plan_zarr(layout, chunks, shards)}, as_json)
@@ -257,6 +284,7 @@ def extract(
     help="Function of a batch of patches, importable from here.",
 )
 @click.option("--factory", is_flag=True, help="It gives the function, once on every worker.")
+@click.option("--labelled", is_flag=True, help="It takes a DataArray: patches with their labels.")
 @_CUT
 @click.option("--batch-size", type=click.IntRange(1), default=32, show_default=True)
 @click.option(
@@ -269,7 +297,9 @@ def extract(
     type=click.Choice(REDUCES),
     help="The mean if absent, of floats; others that overlap need this or --taper.",
 )
-@click.option("--output-dims", help="Dims that it returns behind the batch: class,y,x.")
+@click.option(
+    "--output-dims", type=_names, help="Dims that it returns behind the batch: class,y,x."
+)
 @click.option(
     "--output-sizes", type=_PerDim(single=False), help="Lengths of those that differ: class=3."
 )
@@ -279,7 +309,7 @@ def extract(
     type=_PerDim(Fraction),
     help="Samples returned per sample, 2 or 1/4, for all dims or y=2,x=2.",
 )
-@click.option("--fill-value", type=float, help="Value of samples that no patch holds.")
+@click.option("--fill-value", type=_number, help="Value of samples that no patch holds.")
 @click.option("--max-bytes", help="Budget of a block, 32MiB: less makes more and smaller blocks.")
 @click.option(
     "--materialize", metavar="STORE", help="Run every patch once, and keep what is returned here."
@@ -289,7 +319,7 @@ def map_(
     source: str,
     out: str,
     func: str,
-    output_dims: str | None,
+    output_dims: tuple[str, ...] | None,
     output_sizes: Any,
     output_dtype: str | None,
     scale: Any,
@@ -304,25 +334,26 @@ def map_(
 
     Everything else is as for extract. See Patches.map for what the function is given.
     """
-    cut = {name: given.pop(name) for name in ("names", "size", "stride", "rate", "padding")}
     _check_places(source, out, scheduler, workers)
+    if materialize := given["materialize"]:
+        _check_zarr_name("--materialize", materialize)
     function = _import(func)
-    p = _cut(source, cut, None)
+    p = _cut(source, given)
+    given = {name: value for name, value in given.items() if value is not None}
     output = {
-        "dims": output_dims and tuple(dim.strip() for dim in output_dims.split(",")),
+        "dims": output_dims,
         "sizes": output_sizes,
         "dtype": output_dtype,
         "scale": scale,
     }
     output = {name: value for name, value in output.items() if value is not None}
     left = _left(out, given["resume"], given["overwrite"])
-    if dry_run and given["materialize"]:
+    if dry_run and materialize:
         raise click.UsageError("--dry-run plans maps without --materialize; leave out one of them")
     if dry_run:
-        sizes = {
-            name: given[name] for name in ("batch_size", "reduce", "max_bytes", "chunks", "shards")
-        }
-        _tell({"missing": left, **p.plan_map(output, **sizes)}, as_json)
+        planned = ("batch_size", "reduce", "max_bytes", "chunks", "shards")
+        how = {name: given[name] for name in planned if name in given}
+        _tell({"missing": left, **p.plan_map(output, **how)}, as_json)
         return
     with _client(scheduler, workers, quiet):
         p.map(function, output=output, store=out, progress=not quiet, **given)
@@ -335,13 +366,35 @@ def _check_places(source: str, out: str, scheduler: str | None, workers: int | N
         raise click.UsageError("--scheduler and --workers exclude each other; give one of them")
     if _same_place(source, out):
         raise click.UsageError("OUT must not be SOURCE")
+    _check_zarr_name("OUT", out)
 
 
-def _cut(source: str, given: Mapping[str, Any], fill_value: float | None) -> Any:
-    """Open an image and cut it."""
-    image = _choose(open_image(source), given["names"])
-    how = {name: given[name] for name in ("stride", "rate", "padding")}
-    return image.patches(given["size"], fill_value=fill_value, **how)
+def _check_zarr_name(what: str, place: str) -> None:
+    """Refuse to write zarr under the name of another format, where there is no zarr yet."""
+    name = place.rstrip("/").rpartition("/")[2]
+    suffix = os.path.splitext(name)[1].lower()
+    if suffix in ("", ".zarr", ".zip"):  # zip is refused with the reason
+        return
+    if "://" in place or os.path.isdir(place):
+        folder = open_folder(place, read_only=True)
+        if folder.get("zarr.json") is not None or folder.get(".zgroup") is not None:
+            return
+    raise click.UsageError(
+        f"{what} is written as zarr and must end with .zarr or have no suffix, got {place!r}; "
+        f"write {name.removesuffix(suffix)}.zarr, and convert it"
+    )
+
+
+def _cut(source: str, given: dict[str, Any]) -> Any:
+    """Open an image and cut it, as those of the options say that are for this; they are removed."""
+    opened = {name: given.pop(name) for name in ("group", "dims", "decode")}
+    image = _choose(open_image(source, **opened), given.pop("names"))
+    how = {name: given.pop(name) for name in ("stride", "rate", "padding")}
+    size, pad_value = given.pop("size"), given.pop("pad_value")
+    try:
+        return image.patches(size, fill_value=pad_value, **how)
+    except PatchError as error:
+        raise PatchError(re.sub(r"^fill_value\b", "--pad-value", str(error))) from error
 
 
 def _left(out: str, resume: bool, overwrite: bool) -> int | None:
@@ -374,9 +427,10 @@ def _import(func: str) -> Any:
 
 @_command("xpatches info patches.zarr")
 @click.argument("store")
-def info(store: str, as_json: bool) -> None:
+@_SOURCE
+def info(store: str, as_json: bool, **source: Any) -> None:
     """Say what STORE holds: an image, or a patch dataset and whether it is complete."""
-    _tell(_about(open_folder(store, read_only=True), store), as_json)
+    _tell(_about(open_folder(store, read_only=True), store, source), as_json)
 
 
 @_command("xpatches show patches.zarr --sel y=48.2,x=16.4 -o patch.png")
@@ -394,40 +448,37 @@ def info(store: str, as_json: bool) -> None:
 )
 @click.option("-o", "--output", required=True, help="The picture: a .png, .jpg, .svg or .pdf.")
 def show(store: str, name: str | None, sel: Any, isel: Any, output: str, as_json: bool) -> None:
-    """Draw one patch of the patch dataset STORE."""
+    """Draw one patch of the patch dataset STORE, or the image that map wrote to STORE."""
+    job = dataset_state(open_folder(store, read_only=True))["job"]
+    if job["layout"] == "runs":
+        raise click.UsageError(
+            f"{store} holds what a model made of single patches; name the image that was made of it"
+        )
     opened = open_patches(store, chunks=None)
     if isinstance(opened, xr.Dataset):
-        cut = [str(name) for name, of in opened.data_vars.items() if SPEC_ATTR in of.attrs]
-        if name not in cut:
-            raise click.UsageError(f"--var must name one of {tuple(cut)}, got {name}")
+        if name not in job["blocks"]:
+            raise click.UsageError(f"--var must name one of {(*job['blocks'],)}, got {name}")
         opened = opened[name]
     elif name not in (None, opened.name):
         raise click.UsageError(f"--var {name} is not {opened.name!r}, which the store holds")
-    patch, chosen = pictures.choose(opened, sel or {}, isel or {})
     path = output if os.path.splitext(output)[1] else f"{output}.png"
+    told: dict[str, Any] = {"picture": path}
     try:
-        origin = pictures.draw(patch, path)
+        if job["layout"] == "image":
+            stored = name or next(iter(job["blocks"]))
+            axes = json.loads(job["map"][stored]["patches"])["axes"]
+            dims = [axis["dim"] for axis in axes]
+            with zarr.config.set({"async.concurrency": 1}):  # shards that are decoded at once
+                image, told["steps"], told["chosen"] = pictures.choose_image(
+                    opened, dims, sel or {}, isel or {}
+                )
+            pictures.draw_image(image, told["steps"], told["chosen"], path)
+        else:
+            patch, chosen = pictures.choose(opened, sel or {}, isel or {})
+            told |= {"origin": pictures.draw(patch, chosen, path), "chosen": chosen}
     except ImportError:
         raise click.UsageError('show needs matplotlib: pip install "xpatches[show]"') from None
-    _tell({"picture": path, "origin": origin, "chosen": chosen}, as_json)
-
-
-def open_image(source: str) -> xr.Dataset:
-    """Open an image lazily: a zarr store, or a file of a format that xarray knows."""
-    if os.path.isfile(source) and not source.endswith(".zip"):
-        return xr.open_dataset(source, chunks=None)
-    folder = open_folder(source, read_only=True)
-    found = {name: folder.get(name) for name in ("zarr.json", ".zgroup", ".zmetadata")}
-    if not any(found.values()):
-        raise PatchError(f"{source} holds no zarr group, and is no file; check the path")
-    together = json.loads(found["zarr.json"] or b"{}").get("consolidated_metadata") is not None
-    image: xr.Dataset = xr.open_zarr(
-        folder.store,
-        group=folder.path or None,
-        chunks=None,
-        consolidated=together or found[".zmetadata"] is not None,
-    )
-    return image
+    _tell(told, as_json)
 
 
 def _choose(opened: xr.DataArray | xr.Dataset, names: tuple[str, ...]) -> Any:
@@ -481,12 +532,12 @@ def _same_place(source: str, out: str) -> bool:
     return os.path.realpath(source) == os.path.realpath(out)
 
 
-def _about(folder: Folder, given: str) -> dict[str, Any]:
-    """Describe what lies in a store."""
-    if not holds_patches(folder):
+def _about(folder: Folder, given: str, source: Mapping[str, Any] | None = None) -> dict[str, Any]:
+    """Describe what lies in a store; of what the options say, where it is an image."""
+    if any(value is not None for value in (source or {}).values()) or not holds_patches(folder):
         if state_of(folder) == "begun":  # and killed before anything could be said of it
             return {"store": given, "holds": "patches", "state": "incomplete"}
-        image = open_image(given)
+        image = open_image(given, **(source or {}))
         return {
             "store": given,
             "holds": "image",

@@ -116,6 +116,11 @@ def stored(array: Any) -> Callable[[Slices], Array] | None:
     return partial(_slice, source, array.dtype, lock)
 
 
+def opened(array: Any) -> Any:
+    """Give a zarr array as a lazy one, in chunks of its stored objects."""
+    return da.from_array(array, chunks=array.shards or array.chunks)
+
+
 def sources(array: Any) -> list[Any]:
     """List what a dask array was made from, as far as its graph shows: arrays and variables."""
     found: list[Any] = []
