@@ -120,3 +120,38 @@ def test_a_model_is_sent_to_a_worker_once_or_made_there_once(
         assert lines[f"ran {worker}"] > 2
         assert lines[f"made {worker}"] == int(factory)
         assert lines[f"received {worker}"] <= int(not factory)
+
+
+@pytest.mark.parametrize("layout", ["grid", "samples"])
+def test_workers_put_every_patch_under_its_labels_whatever_the_order_of_variables(
+    tmp_path: Path, client: Any, layout: str
+) -> None:
+    samples = np.random.default_rng(0).integers(1, 10_000, (20, 29))
+    labels = {"y": np.arange(20.0)[::-1] * 3, "x": np.arange(29.0) * 10}
+    variables = {"image": (("y", "x"), samples), "mask": (("x", "y"), 2 * samples.T)}
+    for number, names in enumerate([("image", "mask"), ("mask", "image")]):
+        scene = xr.Dataset({name: variables[name] for name in names}, labels)
+        scene.to_zarr(tmp_path / f"{number}.zarr", consolidated=False)
+        opened = xr.open_zarr(tmp_path / f"{number}.zarr", consolidated=False)
+        p = opened[[*names]].patches(y=5, x=7, stride=4)
+        out = p.to_zarr(tmp_path / f"{number}-out.zarr", layout=layout, progress=False).compute()
+        if layout == "grid":
+            out = out.stack(sample=("y", "x")).reset_index("sample")
+        assert out.sizes["sample"] == len(p)
+        for index in range(len(p)):
+            sample = out.isel(sample=index)
+            y, x = int(sample.y_origin), int(sample.x_origin)
+            expected = samples[y : y + 5, x : x + 7]
+            for name, factor in (("image", 1), ("mask", 2)):
+                patch = sample[name].transpose("y_patch", "x_patch")
+                np.testing.assert_array_equal(patch, factor * expected)
+            assert (sample.y, sample.x) == (labels["y"][y + 2], labels["x"][x + 3])
+        mapped = p.map(
+            lambda batch: batch / 2, output={"dtype": "float64"}, fill_value=0,
+            store=tmp_path / f"{number}-map.zarr", progress=False,
+        )  # fmt: skip
+        for name in names:
+            xr.testing.assert_allclose(
+                mapped[name].isel(y=slice(17), x=slice(27)).compute(),
+                scene[name].isel(y=slice(17), x=slice(27)) / 2,
+            )
