@@ -490,7 +490,7 @@ def test_the_spec_is_json_from_which_the_grid_can_be_rebuilt() -> None:
     assert read_spec(result.attrs).grid == p.grid
     with pytest.raises(PatchError, match="no attr 'xpatches': it does not come from extract"):
         read_spec({})
-    with pytest.raises(PatchError, match="is of version 99, this xpatches reads 1"):
+    with pytest.raises(PatchError, match="is of version 99, this xpatches reads 2"):
         read_spec({"xpatches": json.dumps({**spec, "version": 99})})
 
 

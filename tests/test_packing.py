@@ -95,6 +95,15 @@ def test_patches_keep_all_that_is_said_of_their_numbers() -> None:
         assert attrs_of(same) == image.attrs
 
 
+def test_stitched_numbers_of_another_dtype_are_not_packed_like_the_image() -> None:
+    image = packed()
+    for result in (
+        xpatches.stitch(image.patches(y=2, x=2).extract(), reduce="sum"),
+        xpatches.stitch(image.patches(y=2, x=2).extract() / 2, like=image),
+    ):
+        assert result.attrs == {**QUANTITY, **OTHER}
+
+
 @pytest.mark.parametrize("stored", [False, True])
 def test_what_a_model_returns_is_described_by_the_output_alone(stored: bool) -> None:
     image = packed()

@@ -66,7 +66,8 @@ class Cut:
         """Give the attrs of a variable's patches, with their geometry."""
         variable = self.source.dataset.variables[name]
         grid, fill_value = self.source.grid.restrict(variable.dims), self.source.fill_values[name]
-        spec = write_spec(variable.dims, grid, fill_value, self.label, {}, self.layout)
+        even = labels.lines_of(self.source.dataset.coords, grid.dims)
+        spec = write_spec(variable.dims, grid, fill_value, self.label, {}, self.layout, even)
         return {**variable.attrs, SPEC_ATTR: spec}
 
     def described(self) -> dict[str, Any]:

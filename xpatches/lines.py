@@ -70,6 +70,8 @@ def line_of(labels: Array) -> Line | None:
     """
     if len(labels) < 2 or not is_quantity(labels) or labels.dtype.kind == "c":
         return None
+    if labels.dtype.kind == "O" and (labels == None).any():  # noqa: E711  by element
+        return None
     dtype, values = labels.dtype, labels
     if dtype.kind in "mM":
         if np.isnat(labels).any():
@@ -96,19 +98,25 @@ def _line_of_floats(labels: Array) -> Line | None:
     if not (np.isfinite(step) and step):
         return None
     off = np.abs(values - (values[0] + np.arange(len(values)) * step)).max()
-    largest = max(abs(float(values[0])), abs(float(values[-1])))
-    single = min(_PART * abs(step), _ROUNDED * _SINGLE * largest)
-    if not off <= max(_ROUNDED * float(np.finfo(labels.dtype).eps) * largest, single):
+    if not off <= rounding(labels, step):
         return None
     return Line(float(values[0]), float(values[-1]), step, len(values), labels.dtype)
 
 
+def rounding(labels: Array, step: float) -> float:
+    """Say by how much floats may be off an even line: rounding, as `line_of` takes it."""
+    largest = max(abs(float(labels[0])), abs(float(labels[-1])))
+    single = min(_PART * abs(step), _ROUNDED * _SINGLE * largest)
+    return max(_ROUNDED * float(np.finfo(labels.dtype).eps) * largest, single)
+
+
 def is_quantity(labels: Array) -> bool:
     """Whether labels are numbers or times, those of other calendars (cftime) included."""
-    if labels.dtype.kind == "O":
-        return bool(labels.size) and all(
-            type(label).__module__.partition(".")[0] == "cftime" for label in labels.flat
-        )
+    if labels.dtype.kind == "O":  # None is missing
+        kinds = {
+            type(label).__module__.partition(".")[0] for label in labels.flat if label is not None
+        }
+        return kinds == {"cftime"}
     return labels.dtype.kind in "iufcmM"
 
 
@@ -154,7 +162,11 @@ def _between(lower: Array, upper: Array, share: Array) -> Array:
     if kind in "mM":
         return _between_times(lower, upper, share)
     if kind == "O":
-        return np.asarray(lower + (upper - lower) * np.asarray(share).astype(object))
+        made = np.full(lower.shape, None)
+        known = (lower != None) & (upper != None)  # noqa: E711  by element
+        shares = np.broadcast_to(share, lower.shape)[known].astype(object)
+        made[known] = lower[known] + (upper[known] - lower[known]) * shares
+        return made
     if kind in "iu":
         lower, upper = lower.astype("f8"), upper.astype("f8")
     return np.asarray(lower + (upper - lower) * share.astype(lower.real.dtype))

@@ -243,7 +243,7 @@ class Patches(Generic[T]):
         return self._wrap(
             {
                 name: variables.extract_variable(
-                    variable, self.grid, fill_value, label, joined, how
+                    variable, self.grid, fill_value, label, joined, self._lines, how
                 )
                 for name, variable, fill_value in self._extracted()
             },
@@ -741,7 +741,7 @@ class Patches(Generic[T]):
     @cached_property
     def _lines(self) -> dict[Hashable, Line]:
         """The coords along the grid whose labels are evenly spaced."""
-        return labels.lines_of(self._indexed.coords, self.grid.dims)
+        return labels.lines_of(self._dataset.coords, self.grid.dims)
 
     def _take(self, index: tuple[int, ...], part: take.Part | None = None) -> T:
         part = part or (self._indexed, dict.fromkeys(self.grid.dims, 0))
@@ -751,7 +751,7 @@ class Patches(Generic[T]):
     def _take_several(self, at: Mapping[Hashable, xr.Variable]) -> T:
         coords = self._coords("center").to_dataset().isel(at).coords
         made = {
-            name: take.take_patches(self._indexed, name, fill_value, self.grid, at)
+            name: take.take_patches(self._indexed, name, fill_value, self.grid, self._lines, at)
             for name, fill_value in self._fill_values.items()
         }
         return self._wrap(made, coords)

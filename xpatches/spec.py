@@ -2,7 +2,7 @@
 
 import json
 import math
-from collections.abc import Hashable, Iterable, Mapping
+from collections.abc import Container, Hashable, Iterable, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -14,7 +14,7 @@ SPEC_ATTR = "xpatches"
 """Attr of an extracted array that holds its spec."""
 
 
-_VERSION = 1
+_VERSION = 2
 
 
 @dataclass(frozen=True)
@@ -30,6 +30,8 @@ class Spec:
     """Dims that were joined into one, and their lengths."""
     layout: str
     """``"grid"`` or ``"samples"``."""
+    even: tuple[Hashable, ...] = ()
+    """Dims of the grid whose labels are evenly spaced in the image."""
 
 
 def write_spec(
@@ -39,6 +41,7 @@ def write_spec(
     label: str,
     flattened: Mapping[Hashable, int],
     layout: str = "grid",
+    even: Container[Hashable] = (),
 ) -> str:
     """Describe an extraction as JSON: all that it takes to find every sample's source again."""
     return json.dumps(
@@ -50,6 +53,7 @@ def write_spec(
             "label": label,
             "flattened": list(flattened.items()),
             "layout": layout,
+            "even": [dim for dim in grid.dims if dim in even],
         }
     )
 
@@ -84,6 +88,7 @@ def read_spec(attrs: Mapping[Any, Any]) -> Spec:
                 spec["label"],
                 dict(spec["flattened"]),
                 spec["layout"],
+                tuple(spec["even"]),
             )
     except (KeyError, TypeError, ValueError) as error:
         raise PatchError(
@@ -91,7 +96,7 @@ def read_spec(attrs: Mapping[Any, Any]) -> Spec:
         ) from error
     raise PatchError(
         f"the attr {SPEC_ATTR!r} is of version {spec['version']}, this xpatches reads {_VERSION}; "
-        "upgrade xpatches"
+        "use the one that wrote it, or extract again"
     )
 
 

@@ -16,7 +16,9 @@ from xpatches.errors import PatchError
 from xpatches.gather import gather
 from xpatches.geometry import clip
 from xpatches.layout import SAMPLE_DIM
+from xpatches.lines import rounding
 from xpatches.located import Located, locate
+from xpatches.packing import kept_encoding, of_other_numbers
 from xpatches.spec import SPEC_ATTR
 from xpatches.tapers import Taper, weights_of
 
@@ -54,9 +56,9 @@ def stitch(
         the attr ``xpatches``.
     like
         The image that was cut: gives its coords, its attrs and its CRS. Without it, coords along
-        the dims are rebuilt where patches have the labels of all samples, or where these are
-        numbers, of at least three patches, at equal distances: what lies between is rounded.
-        Others, times between those of the patches, say, are not known and left out.
+        the dims are rebuilt where patches have the labels of all samples, or where the image's were
+        evenly spaced, as the attr says: what lies between is rounded. Others are not known and left
+        out.
     taper
         For "mean", the weights of a patch's samples: ``"flat"`` (ones, the default), ``"hann"``,
         ``"triangular"``, ``"gaussian"`` (sigma an eighth of the size), ``"crop"`` (every sample is
@@ -238,11 +240,12 @@ def _stitch_array(array: xr.DataArray, like: Any, how: Mapping[str, Any]) -> xr.
     sizes = dict(zip(dims, data.shape, strict=True))
     given = like if isinstance(like, xr.DataArray) else array
     attrs = {k: v for k, v in given.attrs.items() if k != SPEC_ATTR}
+    attrs = attrs if data.dtype == given.dtype else of_other_numbers(attrs)
     name: Any = array.name
     if name is None and isinstance(like, xr.DataArray):
         name = like.name
     made = xr.DataArray(data, _coords(located, like, sizes), dims, name, attrs)
-    made.encoding = {k: v for k, v in given.encoding.items() if k == "grid_mapping"}
+    made.encoding = kept_encoding(given.variable)
     return made
 
 
@@ -395,19 +398,19 @@ def _coords(
         return kept.assign_coords(like.coords.to_dataset()[[*fitting]].coords).coords
     made = {}
     for dim, (at, values) in located.labels.items():
-        labelled = rebuilt(at, values, sizes[dim])
+        labelled = rebuilt(at, values, sizes[dim], dim in located.spec.even)
         if labelled is not None:
             made[dim] = (dim, labelled, located.array.coords[dim].attrs)
     spec = located.spec
     return labels.image_transforms(kept.assign_coords(made).coords, spec.grid, spec.label)
 
 
-def rebuilt(at: range, values: Array, length: int) -> Array | None:
+def rebuilt(at: range, values: Array, length: int, even: bool) -> Array | None:
     """Label every sample along a dim from the labels of patches, if these determine them.
 
-    They do where they are those of all samples, of any kind. Numbers at equal distances, three at
-    least, are taken for those of an even raster. What lies between times, or beyond them, is not
-    known: business days of which every fifth is labelled are a week apart.
+    They do where they are those of all samples, of any kind, or where the image's were evenly
+    spaced and those of two patches at least still are. What else lies between is not known:
+    business days of which every fifth is labelled are a week apart.
 
     Parameters
     ----------
@@ -417,16 +420,18 @@ def rebuilt(at: range, values: Array, length: int) -> Array | None:
         The labels.
     length
         Samples of the image.
+    even
+        Whether the labels of the image were evenly spaced, by the spec of the extraction.
 
     Examples
     --------
-    >>> rebuilt(range(2, 14, 4), np.array([10.0, 14.0, 18.0]), 6)
+    >>> rebuilt(range(2, 14, 4), np.array([10.0, 14.0, 18.0]), 6, even=True)
     array([ 8., 10., 12., 14., 16., 18.])
-    >>> rebuilt(range(1, 7, 2), np.array([0.5, 1.5, 2.5]), 4)
+    >>> rebuilt(range(1, 7, 2), np.array([0.5, 1.5, 2.5]), 4, even=True)
     array([0., 1., 2., 3.])
-    >>> rebuilt(range(0, 6, 2), np.array(["a", "b", "c"]), 3)
+    >>> rebuilt(range(0, 6, 2), np.array(["a", "b", "c"]), 3, even=False)
     array(['a', 'b', 'c'], dtype='<U1')
-    >>> rebuilt(range(0, 18, 6), np.array([1.0, 2.0, 4.0]), 9) is None
+    >>> rebuilt(range(0, 18, 6), np.array([1.0, 2.0, 3.0]), 9, even=False) is None
     True
     """
     before, inside, _ = clip(at, 2 * length - 1)
@@ -434,10 +439,13 @@ def rebuilt(at: range, values: Array, length: int) -> Array | None:
     known = values[before : before + len(at)]
     if at == range(0, 2 * length - 1, 2):
         return known
-    if len(at) < 3 or known.dtype.kind not in "iuf":
+    if not even or len(at) < 2 or known.dtype.kind not in "iufmM":
         return None
-    line = _line_of_floats if known.dtype.kind == "f" else _line_of_integers
-    return line(at, known, length)
+    if known.dtype.kind == "f":
+        return _line_of_floats(at, known, length)
+    numbers = known.view("i8") if known.dtype.kind in "mM" else known
+    line = _line_of_integers(at, numbers, length)
+    return None if line is None else line.view(known.dtype)
 
 
 def _line_of_floats(at: range, known: Array, length: int) -> Array | None:
@@ -445,8 +453,7 @@ def _line_of_floats(at: range, known: Array, length: int) -> Array | None:
     numbers = known.astype(float)
     slope = (numbers[-1] - numbers[0]) / (at[-1] - at[0])
     away = numbers[0] + (np.array(at) - at.start) * slope - numbers
-    unit = np.finfo(known.dtype).eps * np.abs(numbers).max()
-    if not (np.abs(away) <= _ROUNDED * unit).all():
+    if not (np.abs(away) <= rounding(known, 2 * slope)).all():
         return None
     line = numbers[0] + (2 * np.arange(length) - at.start) * slope
     made = np.asarray(line, known.dtype)
@@ -467,7 +474,3 @@ def _line_of_integers(at: range, known: Array, length: int) -> Array | None:
     if rest or other or min(first, last) < info.min or max(first, last) > info.max:
         return None
     return np.array([first + number * each for number in range(length)], known.dtype)
-
-
-_ROUNDED = 4
-"""Units in the last place by which labels of an even raster are off a line, at most."""

@@ -86,6 +86,7 @@ def take_patches(
     name: Hashable,
     fill_value: Array,
     grid: PatchGrid,
+    even: Container[Hashable],
     at: Mapping[Hashable, xr.Variable],
 ) -> xr.Variable:
     """Take several patches of a variable, in the dims in which xarray would take them of all.
@@ -96,6 +97,8 @@ def take_patches(
         The image, with ``{dim}_index`` as for `take_patch`, and a variable that is cut.
     grid
         The patches.
+    even
+        Dims whose labels are evenly spaced.
     at
         Indices of patches along every dim of the grid, 0-d or along any dims.
     """
@@ -116,7 +119,7 @@ def take_patches(
     sample = np.broadcast_to(np.int8(0), [arranged.counts.get(dim, 1) for dim in dims])
     taken = taken.transpose(*xr.Variable(dims, sample).isel(along).dims)
     numbered = grid.restrict(variable.dims)
-    spec = write_spec(variable.dims, numbered, fill_value, "center", {})
+    spec = write_spec(variable.dims, numbered, fill_value, "center", {}, even=even)
     attrs = {**variable.attrs, SPEC_ATTR: spec}
     return xr.Variable(taken.dims, taken.data, attrs, kept_encoding(variable))
 

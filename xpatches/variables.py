@@ -1,7 +1,7 @@
 """Patches of one variable: NumPy in memory or lazily through dask, whichever holds it."""
 
 import sys
-from collections.abc import Callable, Hashable, Mapping, Sequence
+from collections.abc import Callable, Container, Hashable, Mapping, Sequence
 from functools import partial
 from math import prod
 from typing import Any, cast
@@ -47,6 +47,7 @@ def extract_variable(
     fill_value: Array,
     label: str,
     joined: Mapping[Hashable, int],
+    even: Container[Hashable],
     how: Mapping[str, Any],
 ) -> xr.Variable:
     """Extract all patches of a variable along those dims of the grid that it has.
@@ -63,6 +64,8 @@ def extract_variable(
         As in `Patches.extract`, for the spec.
     joined
         Dims that are flattened into one, with their lengths; empty for none.
+    even
+        Dims whose labels are evenly spaced, for the spec.
     how
         The arguments `engine` and `max_bytes` of `Patches.extract`.
     """
@@ -73,7 +76,7 @@ def extract_variable(
     form: Form = "flat" if joined else "grid"
     patches, _ = run(variable, grid, kernel, variable.dtype, form, **how)
     dims = labels.patch_dims(variable.dims, grid, flat=bool(joined))
-    spec = write_spec(variable.dims, numbered, fill_value, label, joined)
+    spec = write_spec(variable.dims, numbered, fill_value, label, joined, even=even)
     return xr.Variable(dims, patches, {**variable.attrs, SPEC_ATTR: spec}, kept_encoding(variable))
 
 

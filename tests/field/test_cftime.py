@@ -35,3 +35,5 @@ def test_a_job_gives_back_times_of_another_calendar(tmp_path: Path) -> None:
             assert written.time.values.tolist() == p.extract().time.values.tolist()
     uneven = opened.isel(time=[0, 1, 3, 4, 5, 9]).patches(time=3, padding=(1, 0))
     assert uneven[0].time.values[0] is None
+    halves = opened.isel(time=[0, 1, 3, 4]).patches(time=2, stride=1, padding="same").extract()
+    assert [None if time is None else time.hour for time in halves.time.values] == [12, 0, 12, None]
