@@ -1,3 +1,4 @@
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -15,6 +16,13 @@ PACKING = {
 }  # fmt: skip
 QUANTITY = {"units": "K", "long_name": "brightness", "standard_name": "toa_brightness"}
 OTHER = {"AREA_OR_POINT": "Area", "grid_mapping": "crs"}
+
+
+@pytest.fixture(autouse=True)
+def _keep_attrs() -> Iterator[None]:
+    """As xarray does since 2025.11."""
+    with xr.set_options(keep_attrs=True):
+        yield
 
 
 def packed(dtype: str = "uint8", **encoding: Any) -> xr.DataArray:
