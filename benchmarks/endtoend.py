@@ -145,7 +145,7 @@ def run(way: str, *args: Any, cluster: bool = False) -> dict[str, float]:
             from distributed import Client
 
             client = Client(  # type: ignore[no-untyped-call]
-                n_workers=THREADS, threads_per_worker=1, dashboard_address=None
+                n_workers=THREADS, threads_per_worker=1, dashboard_address=":0"
             )
             stack.enter_context(client)
         else:

@@ -331,9 +331,12 @@ def test_a_job_that_lost_its_store_does_not_finish_it(
 
     def lose(job: blocks.Job, number: int) -> int:
         if number == len(job) - 1:
-            other = {"id": "1", "host": "far", "pid": 1, "time": 1e12}
-            (out / JOB / "writer").write_text(json.dumps(other))
-            time.sleep(0.5)
+            other = json.dumps({"id": "1", "host": "far", "pid": 1, "time": 1e12})
+            for _ in range(50):  # it may have been looked for before, and be renewed after this
+                (out / JOB / "writer").write_text(other)
+                time.sleep(0.1)
+                if (out / JOB / "writer").read_text() == other:
+                    break
         return plain(job, number)
 
     monkeypatch.setattr(blocks.Job, "write", lose)

@@ -140,7 +140,7 @@ HELD: list[tuple[Any, str]] = [
         (1j, "c8"),
         (np.float32(2), "u1"),
     ],
-    *[("abc", "U3"), (b"ab", "S2"), (np.datetime64("NaT"), "M8[D]"), (pd.NaT, "M8[ns]")],
+    *[("abc", "U3"), (b"ab", "S2"), (np.datetime64("NaT", "s"), "M8[D]"), (pd.NaT, "M8[ns]")],
     *[
         (pd.Timestamp(1), "M8[ns]"),
         (datetime.datetime(2000, 1, 1), "M8[s]"),

@@ -336,7 +336,7 @@ def test_a_func_that_cannot_be_sent_leaves_nothing_behind(tmp_path: Path) -> Non
             return batch
 
     with (
-        distributed.Client(processes=True, n_workers=1, dashboard_address=None),
+        distributed.Client(processes=True, n_workers=1, dashboard_address=":0"),
         pytest.raises(PatchError, match="cannot be sent to the workers"),
     ):
         IMAGE.patches(**CUT).map(model, store=tmp_path / "a", progress=False)

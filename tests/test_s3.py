@@ -1,5 +1,6 @@
 """Jobs on object storage: a real S3 protocol server on loopback."""
 
+import gc
 import random
 import threading
 from collections.abc import Iterator
@@ -19,6 +20,7 @@ pytest.importorskip("moto")
 pytest.importorskip("s3fs")
 
 import s3fs
+from fsspec.asyn import sync
 from moto.moto_server.werkzeug_app import DomainDispatcherApplication, create_backend_app
 from werkzeug.serving import make_server
 
@@ -77,6 +79,9 @@ def bucket(server: tuple[Failing, str], monkeypatch: pytest.MonkeyPatch) -> Iter
     yield files
     app.share = 0.0
     files.rm("bucket", recursive=True)
+    s3fs.S3FileSystem.clear_instance_cache()
+    sync(files.loop, files.s3.__aexit__, None, None, None)
+    gc.collect()  # sessions that the stores leave open warn here, where that is expected
 
 
 SMALL: dict[str, Any] = {"chunks": {"y": 1, "x": 1}, "shards": {"y": 2, "x": 2}, "progress": False}

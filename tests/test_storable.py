@@ -189,7 +189,7 @@ def test_a_damaged_store_is_said_to_be(content: bytes, tmp_path: Path) -> None:
 
 def test_a_store_that_workers_do_not_share_is_not_taken_for_complete() -> None:
     distributed = pytest.importorskip("distributed")
-    given = {"n_workers": 1, "threads_per_worker": 1, "dashboard_address": None}
+    given = {"n_workers": 1, "threads_per_worker": 1, "dashboard_address": ":0"}
     with (
         distributed.Client(**given),
         pytest.raises(PatchError, match="lacks 1 of 1 blocks, although workers wrote them"),
