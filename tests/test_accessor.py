@@ -202,7 +202,7 @@ def test_the_label_of_a_patch_is_that_of_its_true_middle() -> None:
             "y": [0.0, 1, 3, 6, 10, 15, 21, 28, 36],
             "x": np.arange(9) * 10,
             "day": ("y", days),
-            "second": ("y", np.datetime64("2000-01-01", "s") + np.arange(9)),
+            "second": ("y", np.datetime64("2000-01-01", "s") + np.arange(9).astype("m8[s]")),
             "name": ("x", list("abcdefghi")),
             "lat": (("y", "x"), np.arange(81.0).reshape(9, 9)),
         },

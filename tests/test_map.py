@@ -531,7 +531,7 @@ def test_a_constant_stays_constant_up_to_every_border() -> None:
 
 
 def test_labels_are_interpolated_in_floats_and_times_in_nanoseconds() -> None:
-    seconds = np.datetime64("2020-01-01", "s") + np.arange(4)
+    seconds = np.datetime64("2020-01-01", "s") + np.arange(4).astype("m8[s]")
     image = xr.DataArray(
         np.zeros((4, 4)), {"y": np.array([30, 20, 10, 0], "u1"), "t": seconds}, ("y", "t")
     )

@@ -59,7 +59,7 @@ def fill(image: xr.DataArray) -> tuple[Any, str]:
         ("f4", {"_FillValue": np.nan}, {}, 0, "0.0 (no nodata declared)"),
         ("f4", {"_FillValue": -9999.0}, {}, -9999, "-9999.0 (_FillValue)"),
         ("f8", {}, {"scale_factor": 0.1, "dtype": "int16"}, 0, "0.0 (no nodata declared)"),
-        ("M8[ns]", {}, {"_FillValue": -1}, np.datetime64("NaT"), "NaT (no nodata declared)"),
+        ("M8[ns]", {}, {"_FillValue": -1}, np.datetime64("NaT", "ns"), "NaT (no nodata declared)"),
     ],
 )  # fmt: skip
 def test_padding_is_what_the_image_declares_as_missing(

@@ -552,7 +552,7 @@ def test_coords_of_even_rasters_are_rebuilt_from_the_labels_of_patches() -> None
 DAYS = np.datetime64("2024-01-01")
 UNEVEN: dict[str, Array] = {
     "business days": np.busday_offset(DAYS, np.arange(25), roll="forward"),
-    "months": (np.datetime64("2024-01") + np.arange(25)).astype("M8[ns]"),
+    "months": (np.datetime64("2024-01") + np.arange(25).astype("m8[M]")).astype("M8[ns]"),
     "two steps": np.repeat(np.arange(0, 130, 10), 2)[:25] + np.arange(25) % 2,
     "levels": np.array([
         *(1000, 975, 950, 925, 900, 850, 800, 750, 700, 650, 600, 550, 500, 450),
