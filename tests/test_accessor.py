@@ -180,6 +180,16 @@ def test_labels_that_a_narrow_dtype_cannot_hold_get_a_wider_one() -> None:
     assert (edge.x.values.tolist(), edge.x.dtype) == ([253, 255, 257], np.int64)
 
 
+def test_longitudes_are_averaged_the_shorter_way_round() -> None:
+    lon = np.array([176.0, 178, -180, -178])
+    image = xr.DataArray(lon, {"lon": ("lon", lon, {"units": "degrees_east"})})
+    for shown in (image, image.chunk(lon=2)):
+        centers = shown.patches(lon=2, stride=1).extract().lon.values
+        assert ((centers + 360) % 360).tolist() == [177, 179, 181]
+    swath = xr.DataArray(lon, {"place": ("x", lon, {"standard_name": "longitude"})}, ("x",))
+    assert swath.patches(x=2, stride=1).extract().place.values[1] % 360 == 179
+
+
 def test_labels_that_are_even_within_rounding_go_on() -> None:
     for x in (np.arange(90, dtype="f4") * np.float32(0.1) + 30, np.arange(90) * 0.1):
         for stored in (x, x.astype("f4").astype("f8")):

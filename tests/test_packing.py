@@ -216,3 +216,93 @@ def test_a_job_gives_back_bounds_and_other_links_as_they_were() -> None:
         assert "edges" in result.coords
         assert result.time.encoding["bounds"] == "edges"
         assert "bounds" not in result.time.attrs
+
+
+def test_missing_answers_do_not_count_where_others_are_known() -> None:
+    image = xr.DataArray(np.full(8, 0.5, "f4"), dims="x")
+    image[0] = 9
+
+    def guess(batch: Any) -> Any:
+        return np.where((batch > 1).any(axis=1)[:, None], -9999, batch).astype("f4")
+
+    p = image.patches(x=4, stride=2)
+    for taper in (None, "flat", "crop"):
+        made = p.map(guess, taper=taper, output={"nodata": -9999})
+        assert made.values.tolist() == [-9999, -9999, *[0.5] * 6]
+    for reduce in ("max", "min", "first", "vote", "mean"):
+        classes = p.map(
+            lambda batch: np.where((batch > 1).any(axis=1)[:, None], 255, 3 + 0 * batch).astype(
+                "u1"
+            ),
+            output={"dtype": "u1", "nodata": 255},
+            reduce=reduce,
+        )
+        assert classes.values.tolist() == [255, 255, *[3] * 6], reduce
+        counted = p.map(
+            lambda batch: np.where((batch > 1).any(axis=1)[:, None], 255, 3 + 0 * batch).astype(
+                "u1"
+            ),
+            output={"dtype": "u1", "nodata": 255},
+            reduce=reduce,
+            skipna=False,
+        )
+        assert (reduce in ("max", "first")) == (counted.values[2] == 255), reduce
+
+
+def test_declared_nodata_of_patches_does_not_count_when_they_are_stitched() -> None:
+    image = xr.DataArray(np.arange(1, 7, dtype="u1"), dims="x", attrs={"_FillValue": 255})
+    patches = image.patches(x=4, stride=2).extract()
+    patches[0] = 255
+    for reduce in ("mean", "first", "max"):
+        stitched = xpatches.stitch(patches, reduce=reduce)
+        assert stitched.values.tolist() == [255, 255, 3, 4, 5, 6]
+    assert xpatches.stitch(image.patches(x=4).extract()).values.tolist() == [1, 2, 3, 4, 255, 255]
+
+
+def test_padding_with_nodata_is_no_sample_of_a_reduction() -> None:
+    samples = np.arange(1, 10, dtype="i2").reshape(3, 3)
+    image = xr.DataArray(samples, dims=("y", "x"), attrs={"_FillValue": -9999})
+    p = image.patches(y=3, x=3, stride=1, padding="same")
+    assert p.reduce("mean").values[0].tolist() == [3.0, 3.5, 4.0]
+    assert p.reduce("min").values[0].tolist() == [1, 1, 2]
+    assert p.reduce("count").values[0].tolist() == [4, 6, 4]
+    assert p.reduce("mean", ignore_padding=False).values[0, 0] < -5000
+    given = image.patches(y=3, x=3, stride=1, padding="same", fill_value=0)
+    assert given.reduce("sum").values[0, 0] == 12
+
+
+def test_labels_outside_are_stored_as_they_are_whatever_stored_those_inside(tmp_path: Any) -> None:
+    days = np.datetime64("2024-01-01", "ns") + np.arange(6) * np.timedelta64(1, "D")
+    image = xr.DataArray(
+        np.arange(6.0), {"t": days, "n": ("t", np.arange(6, dtype="u2"))}, ("t",), "b"
+    )
+    image.t.encoding = {"units": "days since 2024-01-01", "dtype": "uint16"}
+    image.to_netcdf(tmp_path / "b.nc", engine="h5netcdf")
+    opened = xr.load_dataarray(tmp_path / "b.nc", engine="h5netcdf")
+    p = opened.patches(t=3, stride=2, padding=(2, 2))
+    for layout in ("grid", "samples"):
+        written = p.to_zarr(MemoryStore(), label="origin", layout=layout, progress=False)
+        assert written.t.values[0] == np.datetime64("2023-12-30")
+        assert written.n.values[:2].tolist() == [-2, 0]
+    p[0].to_netcdf(tmp_path / "p.nc", engine="h5netcdf")
+    again = xr.open_dataarray(tmp_path / "p.nc", engine="h5netcdf")
+    xr.testing.assert_equal(again, p[0])
+
+
+def test_what_others_name_as_their_crs_or_bounds_is_no_data() -> None:
+    t = np.arange(6.0)
+    ds = xr.Dataset(
+        {
+            "a": (("y", "x"), np.ones((6, 6)), {"grid_mapping": "crs"}),
+            "crs": ((), 0, {"GeoTransform": "0 1 0 0 0 1"}),
+            "y_bnds": (("y", "nv"), np.stack([t - 0.5, t + 0.5], 1)),
+        },
+        {"y": ("y", t, {"bounds": "y_bnds"}), "x": t},
+    )
+    p = ds.patches(y=3, x=3)
+    assert p.reduce("sum").y_bnds.values.tolist() == [[0.5, 1.5], [3.5, 4.5]]
+    mapped = p.map(lambda batch: batch + 1)
+    np.testing.assert_array_equal(mapped.y_bnds, ds.y_bnds)
+    assert "y_bnds" in mapped.coords
+    assert p[1].crs.attrs["GeoTransform"] == "3.0 1.0 0.0 0.0 0.0 1.0"
+    assert set(p.to_zarr(MemoryStore(), layout="samples", progress=False).data_vars) == {"a"}

@@ -618,6 +618,22 @@ def test_labels_are_rebuilt_from_where_they_lie_in_half_samples(
         assert made.dtype == np.asarray(values).dtype
 
 
+@pytest.mark.parametrize("size", [4, 5])
+def test_an_image_with_other_labels_is_not_the_one_that_was_cut(size: int) -> None:
+    image = labelled()
+    patches = image.patches(y=size, x=size, stride=3, padding="same").extract()
+    assert stitch(patches, like=image, reduce="first").equals(image)
+    for other in (
+        image.isel(y=slice(None, None, -1)),
+        image.assign_coords(x=image.x + 1),
+        image.assign_coords(y=[f"row {number}" for number in range(image.sizes["y"])]),
+    ):
+        with pytest.raises(PatchError, match=r"like must have the labels along '[yx]' that"):
+            stitch(patches, like=other, reduce="first")
+    bare = image.drop_vars(["y", "x"])
+    assert "y" not in stitch(patches, like=bare, reduce="first").coords
+
+
 @pytest.mark.parametrize("order", ["reversed", "shuffled"])
 @pytest.mark.parametrize("layout", ["grid", "samples"])
 @pytest.mark.parametrize("opened", ["memory", "chunked", "with dask", "without"])

@@ -6,7 +6,7 @@ from typing import Any, Generic
 import numpy as np  # noqa: F401  for the examples
 import xarray as xr
 
-from xpatches import labels, variables
+from xpatches import labels, packing, variables
 from xpatches.arrays import Array, as_fill_value
 from xpatches.errors import PatchError
 from xpatches.geometry import Padding, PatchGrid
@@ -62,7 +62,9 @@ class PatchesAccessor(Generic[T]):
         Patches
             The variables of a Dataset are cut along those of the dims that they have; variables
             with none of them pass through. Patches are numbered along the dims in the order on
-            which the variables that are cut agree, where they do not in that of the sizes.
+            which the variables that are cut agree, where they do not in that of the sizes. What
+            other variables name as their ``grid_mapping`` or ``bounds`` is a coord, as where xarray
+            decodes with ``decode_coords="all"``.
 
         Raises
         ------
@@ -80,7 +82,8 @@ class PatchesAccessor(Generic[T]):
         """
         source = self._obj.copy(deep=False)  # what is done to the image later changes nothing
         merged = labels.merge("size", size, sizes)
-        dataset = source if isinstance(source, xr.Dataset) else source.to_dataset(name=ARRAY)
+        dataset = source.to_dataset(name=ARRAY) if isinstance(source, xr.DataArray) else source
+        dataset = dataset.set_coords(packing.named_by_links(dataset))
         arrays = []
         for name, variable in dataset.data_vars.variables.items():
             if not merged.keys().isdisjoint(variable.dims):

@@ -44,6 +44,8 @@ class Stitching:
     """0-d array of the result's dtype, for samples that no patch holds."""
     skipna: bool = False
     """Whether missing samples of patches do not count where others are."""
+    nodata: Array | None = None
+    """0-d array of the patches' dtype: the value of missing samples, besides NaN and NaT."""
 
 
 def stitch_block(
@@ -206,13 +208,21 @@ class _Rows:
         """Tell which samples have a missing one of a patch over them that has a weight."""
         touched = self.full(False, bool)
         for source, place, samples, there in self.steps():
-            missing = _is_missing(source)
+            missing = self._is_missing(source)
             if there is not None:
                 missing &= there
             if self.stitching.weights is not None:
                 missing &= self.weight(samples) > 0
             touched[place] |= missing
         return touched
+
+    def _is_missing(self, samples: Array) -> Array:
+        """Tell which samples are missing: NaN, NaT or the declared value."""
+        nodata = self.stitching.nodata
+        if nodata is None:
+            return _is_nan(samples)
+        declared: Array = samples == nodata
+        return declared | _is_nan(samples) if samples.dtype.kind in "fcmM" else declared
 
     def full(self, value: Any, dtype: Any) -> Array:
         """Make samples that are all the same."""
@@ -232,7 +242,7 @@ class _Rows:
                 some = self._present[tuple(pair[0] for pair in step)]
                 there = some.reshape([n for count in some.shape for n in (count, 1)])
             if self._judged is not None:
-                known = ~_is_missing(self._judged[taken])
+                known = ~self._is_missing(self._judged[taken])
                 there = known if there is None else there & known
             yield source, place, samples, there
 
@@ -378,7 +388,7 @@ class _Rows:
         return reduce(np.multiply, self.spread(some))
 
 
-def _is_missing(samples: Array) -> Array:
+def _is_nan(samples: Array) -> Array:
     """Tell which samples are NaN or NaT."""
     return np.isnat(samples) if samples.dtype.kind in "mM" else np.isnan(samples)
 
@@ -400,7 +410,8 @@ def _made(rows: _Rows) -> Array:
     votes = how == "vote" and rows.dtype.kind == "f"  # in which NaN is never the same label
     if not (stitching.skipna or votes):
         return made
-    suspect, bare = np.True_ if votes else _is_missing(made), rows.missing()
+    nodata = stitching.nodata
+    suspect, bare = np.True_ if votes or nodata is not None else _is_nan(made), rows.missing()
     if bare is not None:
         suspect = suspect & ~bare
     if not suspect.any():
@@ -411,10 +422,12 @@ def _made(rows: _Rows) -> Array:
     known = rows.known()
     nothing = known.missing()
     counts = np.True_ if nothing is None else ~nothing
-    if votes:
+    if votes and nodata is None:
         missing = changed & ~counts if stitching.skipna else changed
         return np.where(missing, missing_value(made.dtype), make(known))
     some = make(known)
+    if nodata is not None and how != "sum":
+        return np.where(changed, np.where(counts, some, nodata.astype(made.dtype)), made)
     if how == "sum":
         return np.where(changed, np.where(counts, some, some.dtype.type(0)), made)
     return np.where(changed & counts, some, made)

@@ -393,21 +393,30 @@ def _labels(
         positions = [position + start.get(dim, 0) for position in at[dim]]
         outside = positions[:before], positions[len(positions) - after :]
         low, high = (line.beyond(some) for some in outside)
-        return taken._replace(data=np.concatenate([low, taken.to_numpy(), high]))
+        labels = np.concatenate([low, taken.to_numpy(), high])
+        # What they were stored as need not hold those outside.
+        return xr.Variable(taken.dims, labels, taken.attrs, links_of(taken))
     return _even_chunks(_pad_missing(taken, pads) if pads else taken)
 
 
 def _halfway(lower: xr.Variable, upper: xr.Variable) -> xr.Variable:
     """Give the mean of neighbouring labels, lazily where they are lazy."""
     lower, upper = chunk_lazy(lower), chunk_lazy(upper)
+    around = 360.0 if _is_longitude(lower) else None
     if lower.chunks is None:
-        labels = lines.halfway(lower.to_numpy(), upper.to_numpy())
+        labels = lines.halfway(lower.to_numpy(), upper.to_numpy(), around)
     else:
         from xpatches import lazy  # dask is loaded for dask arrays only
 
-        labels = lazy.halfway(lower.data, upper.data)
+        labels = lazy.halfway(lower.data, upper.data, around)
     # As they were stored they might be rounded.
     return xr.Variable(lower.dims, labels, lower.attrs, links_of(lower))
+
+
+def _is_longitude(coord: xr.Variable) -> bool:
+    """Tell by CF's attrs whether a coord goes round the Earth."""
+    units = str(coord.attrs.get("units", "")).replace("degree_", "degrees_")
+    return coord.attrs.get("standard_name") == "longitude" or units in ("degrees_east", "degrees_E")
 
 
 def moved_transforms(
@@ -428,8 +437,10 @@ def moved_transforms(
     dict
         By name the coords with the attr ``GeoTransform`` of GDAL, six numbers: for the new samples
         where `moved` names the image's rows and columns by the names that rioxarray looks for,
-        without it otherwise.
+        without it otherwise; and without ground control points, which are of the image's pixels.
     """
+    if any(dim in coords and coords[dim].attrs.get("units") == "pixel" for dim in moved):
+        return {}  # odc-geo labels rotated rasters by their pixels, to which the transform applies
     names = [next((dim for dim in known if dim in moved), None) for known in (_COLUMNS, _ROWS)]
     # A new pixel is as wide as samples are apart, and its corner half of that before its middle.
     corners, steps = [], []
@@ -439,11 +450,10 @@ def moved_transforms(
         steps.append(step)
     changed: dict[Hashable, xr.Variable] = {}
     for name, coord in coords.variables.items():
-        if _TRANSFORM not in coord.attrs:
+        if not _is_placed(coord):
             continue
-        changed[name] = coord.copy(deep=False)
-        changed[name].attrs = {k: v for k, v in coord.attrs.items() if k != _TRANSFORM}
-        numbers = _numbers(coord.attrs[_TRANSFORM])
+        changed[name] = _placeless(coord)
+        numbers = _numbers(coord.attrs.get(_TRANSFORM))
         if len(numbers) == 6 and any(names):
             new = []
             for corner, *slopes in (numbers[:3], numbers[3:]):
@@ -454,12 +464,27 @@ def moved_transforms(
 
 
 def without_transforms(coords: xr.Coordinates) -> xr.Coordinates:
-    """Drop every GeoTransform."""
-    changed = moved_transforms(coords, {})
+    """Drop every GeoTransform, and ground control points."""
+    changed = {
+        name: _placeless(coord) for name, coord in coords.variables.items() if _is_placed(coord)
+    }
     return _assign(coords, changed) if changed else coords
 
 
+def _is_placed(coord: xr.Variable) -> bool:
+    return not coord.attrs.keys().isdisjoint(_PLACES)
+
+
+def _placeless(coord: xr.Variable) -> xr.Variable:
+    """Give a coord without what says where the pixels of the whole image lie."""
+    changed = coord.copy(deep=False)
+    changed.attrs = {key: value for key, value in coord.attrs.items() if key not in _PLACES}
+    return changed
+
+
 _TRANSFORM = "GeoTransform"
+_PLACES = (_TRANSFORM, "gcps")
+"""Attrs of a CRS that say where the pixels of the whole image lie."""
 _COLUMNS, _ROWS = ("x", "longitude", "lon"), ("y", "latitude", "lat")
 """Names by which rioxarray, too, knows the dims of a raster."""
 

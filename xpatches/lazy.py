@@ -369,14 +369,15 @@ def pad(array: Any, pads: Mapping[int, tuple[int, int]], fill_value: Array) -> A
     )
 
 
-def halfway(lower: Any, upper: Any) -> Any:
+def halfway(lower: Any, upper: Any, around: float | None) -> Any:
     """Build the graph of `xpatches.lines.halfway`; times keep their unit."""
     dtype = np.dtype(float) if lower.dtype.kind in "iu" else lower.dtype
-    return da.map_blocks(_halfway, lower, upper.rechunk(lower.chunks), dtype=dtype)
+    upper = upper.rechunk(lower.chunks)
+    return da.map_blocks(_halfway, lower, upper, around=around, dtype=dtype)
 
 
-def _halfway(lower: Array, upper: Array) -> Array:
-    made = lines.halfway(lower, upper)
+def _halfway(lower: Array, upper: Array, around: float | None) -> Array:
+    made = lines.halfway(lower, upper, around)
     return made.astype(lower.dtype) if lower.dtype.kind in "mM" else made
 
 

@@ -120,10 +120,11 @@ def is_quantity(labels: Array) -> bool:
     return labels.dtype.kind in "iufcmM"
 
 
-def halfway(lower: Array, upper: Array) -> Array:
+def halfway(lower: Array, upper: Array, around: float | None = None) -> Array:
     """Give the mean of neighbouring labels; of what is no quantity, the first of the two.
 
     Means of integers are float64; times get a finer unit where theirs does not hold the mean.
+    Numbers on a circle are `around` as they come back to the same place: the shorter way counts.
 
     Examples
     --------
@@ -131,7 +132,12 @@ def halfway(lower: Array, upper: Array) -> Array:
     array([1.5, 3.5])
     >>> halfway(np.array(["a"]), np.array(["b"]))
     array(['a'], dtype='<U1')
+    >>> halfway(np.array([179.0]), np.array([-180.0]), around=360)
+    array([179.5])
     """
+    if around is not None and lower.dtype.kind in "iuf":
+        rounds = np.rint((upper.astype(float) - lower) / around)
+        upper = upper - (around * rounds).astype(upper.dtype)
     return _between(lower, upper, np.array(0.5)) if is_quantity(lower) else lower
 
 

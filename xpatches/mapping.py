@@ -36,7 +36,7 @@ class Answer:
     """None for the image's."""
     attrs: Mapping[Any, Any]
     nodata: Array | None
-    """0-d, of the dtype of the result."""
+    """0-d, of the dtype that the model returns."""
 
 
 @dataclass(frozen=True)
@@ -231,9 +231,8 @@ def as_mapped(
     outline = as_outline(variable, grid, coords, output, batch_size, reduce)
     covers, made = outline.covers, outline.made
     how, taper = as_reduction(reduce, taper, "hann", covers, made.dtype, name)
-    if missing is None:
-        missing = outline.answer.nodata
-    stitching = stitching_of(covers, made.dtype, name, taper, how, missing, skipna)
+    nodata = outline.answer.nodata
+    stitching = stitching_of(covers, made.dtype, name, taper, how, missing, skipna, nodata=nodata)
     patches = labels.patch_coords(coords, grid, "center").to_dataset()
     fitting = {*variable.dims, *(f"{dim}_patch" for dim in grid.dims)}
     kept = [key for key, of in patches.variables.items() if fitting.issuperset(of.dims)]
@@ -326,7 +325,7 @@ def as_outline(
     }
     made = Made(dims, tuple(shape), dtype, offsets)
     result = dtype_of(dtype, reduce)
-    answer = _as_answer(output, result)
+    answer = _as_answer(output, dtype)
     return Outline(variable, grid, tuple(covers), made, result, batch_size, answer)
 
 
@@ -342,7 +341,9 @@ def _as_answer(output: Mapping[str, Any], dtype: np.dtype[Any]) -> Answer:
     if "_FillValue" in attrs:
         raise PatchError("output nodata becomes the attr '_FillValue', which attrs has too")
     value = as_fill_value(nodata, dtype, "output nodata")
-    return Answer(name, {**attrs, "_FillValue": value[()]}, value)
+    return Answer(
+        name, {**attrs, "_FillValue": value.item() if dtype.kind == "b" else value[()]}, value
+    )
 
 
 def plan_map(outline: Outline, max_bytes: int | str | None) -> dict[str, Any]:

@@ -9,10 +9,10 @@ import xarray as xr
 from xpatches.arrays import Array, as_fill_value
 from xpatches.errors import PatchError
 
-_NODATA = ("_FillValue", "missing_value", "nodata")
+NODATA = ("_FillValue", "missing_value", "nodata")
 """Attrs and encodings that name the value of missing samples, by CF and GDAL."""
 _NUMBERS = {
-    *_NODATA, "nodatavals", "scale_factor", "add_offset", "scales", "offsets", "_Unsigned",
+    *NODATA, "nodatavals", "scale_factor", "add_offset", "scales", "offsets", "_Unsigned",
     "valid_range", "valid_min", "valid_max", "actual_range",
     "flag_values", "flag_masks", "flag_meanings",
 }  # fmt: skip
@@ -20,8 +20,9 @@ _NUMBERS = {
 _QUANTITY = {"units", "long_name", "standard_name"}
 """Attrs that say what the numbers are of."""
 _CRS = "grid_mapping"
+_BOUNDS = ("bounds", "climatology")
 _LINKS = (
-    _CRS, "bounds", "climatology", "geometry", "node_coordinates", "node_count",
+    _CRS, *_BOUNDS, "geometry", "node_coordinates", "node_count",
     "part_node_count", "interior_ring", "cell_measures", "formula_terms", "ancillary_variables",
 )  # fmt: skip
 """Attrs that name other variables, which xarray moves to the encoding where it decodes them."""
@@ -45,9 +46,9 @@ def default_fill(variable: xr.Variable) -> tuple[Array, str]:
     dtype, encoding = variable.dtype, variable.encoding
     zero = as_fill_value(None, dtype)
     if dtype.kind not in "iufc":
-        return zero, "no nodata declared"
+        return zero, NOT_DECLARED
     for declared in (variable.attrs, encoding):
-        for key in _NODATA:
+        for key in NODATA:
             value = _scalar(declared.get(key))
             if value is None:
                 continue
@@ -62,12 +63,29 @@ def default_fill(variable: xr.Variable) -> tuple[Array, str]:
                 return as_fill_value(value, dtype), key
             except PatchError:
                 return zero, f"{key} {value} does not fit {dtype}"
-    return zero, "no nodata declared"
+    return zero, NOT_DECLARED
+
+
+NOT_DECLARED = "no nodata declared"
+
+
+def nodata_of(attrs: Mapping[Any, Any], dtype: np.dtype[Any]) -> Array | None:
+    """Give the value of missing samples that attrs declare, of numbers as they are stored."""
+    for value in (_scalar(attrs.get(key)) for key in NODATA):
+        if value is not None and value == value and dtype.kind in "iufc":
+            try:
+                return as_fill_value(value, dtype)
+            except PatchError:  # it was of another dtype
+                return None
+    return None
 
 
 def _scalar(value: Any) -> Any:
     """Give the number that an attr holds, the first of several; None for what is no number."""
-    values = np.ravel(np.asarray(value))
+    try:
+        values = np.ravel(np.asarray(value))
+    except ValueError:  # a ragged list
+        return None
     return values[0].item() if values.size and values.dtype.kind in "biuf" else None
 
 
@@ -102,9 +120,19 @@ def links_of(variable: xr.Variable) -> dict[str, Any]:
     return {key: variable.encoding[key] for key in _LINKS if key in variable.encoding}
 
 
+def named_by_links(dataset: xr.Dataset) -> list[Hashable]:
+    """List the variables that are no data of their own: CRSs, and bounds of coords."""
+    names: set[str] = set()
+    for variable in dataset.variables.values():
+        for described in (variable.attrs, variable.encoding):
+            for key in (_CRS, *_BOUNDS):
+                names.update(str(described.get(key, "")).replace(":", " ").split())
+    return [name for name in dataset.data_vars if name in names]
+
+
 def drop_dangling(variable: xr.Variable, names: Container[Hashable]) -> None:
     """Drop links to bounds that are not there, as where one variable of a Dataset was taken."""
-    for key in ("bounds", "climatology"):
+    for key in _BOUNDS:
         if variable.encoding.get(key, "") not in names:
             variable.encoding.pop(key, None)
 

@@ -16,7 +16,7 @@ from xpatches.geometry import PatchGrid, as_integer
 from xpatches.layout import SAMPLE_DIM
 from xpatches.lines import Line
 from xpatches.models import Function
-from xpatches.packing import kept_encoding
+from xpatches.packing import NODATA, kept_encoding
 from xpatches.reductions import SEPARABLE
 from xpatches.tapers import Taper
 
@@ -256,7 +256,7 @@ class Patches(Generic[T]):
         *,
         skipna: bool | None = None,
         min_count: int | None = None,
-        ignore_padding: bool = False,
+        ignore_padding: bool | None = None,
         label: str = "center",
         engine: str = "auto",
         max_bytes: int | str | None = None,
@@ -280,7 +280,8 @@ class Patches(Generic[T]):
             Patches with fewer samples become NaN. It counts where samples are skipped: for
             floating dtypes, or with `ignore_padding`.
         ignore_padding
-            Whether padding is no sample; it takes part as `fill_value` otherwise.
+            Whether padding is no sample; it takes part as `fill_value` otherwise. None is True
+            where the padding of numbers is their nodata, unless `how` is a function.
         label, engine, max_bytes
             As for `extract`.
 
@@ -308,13 +309,20 @@ class Patches(Generic[T]):
             _check_choice("how", how, (*SEPARABLE, "median"))
         if min_count is not None:
             as_integer("min_count", min_count, 0)
-        options = {"skipna": skipna, "min_count": min_count, "ignore_padding": ignore_padding}
+        options = {"skipna": skipna, "min_count": min_count}
         by = _how(engine, max_bytes)
         coords = self._coords(label).to_dataset()
         coords = coords.drop_vars([f"{dim}_patch" for dim in self.grid.dims])
         return self._wrap(
             {
-                name: variables.reduce_variable(variable, self.grid, fill, how, options, by)
+                name: variables.reduce_variable(
+                    variable,
+                    self.grid,
+                    fill,
+                    how,
+                    {**options, "ignore_padding": self._ignores(name, how, ignore_padding)},
+                    by,
+                )
                 for name, variable, fill in self._extracted()
             },
             coords.coords,
@@ -806,6 +814,12 @@ class Patches(Generic[T]):
             given = (shown, variable, grid, coords, fill_value, function)
             every[name] = mapping.as_mapped(*given, **how)
         return every
+
+    def _ignores(self, name: Hashable, how: object, ignore_padding: bool | None) -> bool:
+        """Tell whether padding of a variable is no sample of a reduction."""
+        if ignore_padding is None:
+            return not callable(how) and self._fill_reasons[name] in NODATA
+        return ignore_padding
 
     def _check_name(self, output: object) -> None:
         name = output.get("name") if isinstance(output, Mapping) else None

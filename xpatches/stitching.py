@@ -18,7 +18,7 @@ from xpatches.geometry import clip
 from xpatches.layout import SAMPLE_DIM
 from xpatches.lines import rounding
 from xpatches.located import Located, locate
-from xpatches.packing import kept_encoding, of_other_numbers
+from xpatches.packing import kept_encoding, nodata_of, of_other_numbers
 from xpatches.spec import SPEC_ATTR
 from xpatches.tapers import Taper, weights_of
 
@@ -228,13 +228,16 @@ def _stitch_array(array: xr.DataArray, like: Any, how: Mapping[str, Any]) -> xr.
                 f"like must have {cover.length} samples along {cover.dim!r}, as the image that was "
                 f"cut, got {like.sizes.get(cover.dim)}; give that image"
             )
+    if like is not None:
+        _check_labels(located, like)
     patches = (located.covers, array.dtype, array.name)
     reduce, taper = as_reduction(
         how["reduce"], how["taper"], "flat", *patches, averaged=how["dtype"] is not None
     )
     stitching = stitching_of(
-        *patches, taper, reduce, how["fill_value"], how["skipna"], how["dtype"], located.lacking
-    )
+        *patches, taper, reduce, how["fill_value"], how["skipna"], how["dtype"], located.lacking,
+        nodata_of(array.attrs, array.dtype),
+    )  # fmt: skip
     data = gather(located, stitching, how["max_bytes"])
     dims = located.result_dims
     sizes = dict(zip(dims, data.shape, strict=True))
@@ -266,6 +269,7 @@ def stitching_of(
     skipna: bool | None,
     dtype: Any = None,
     lacking: int = 0,
+    nodata: Array | None = None,
 ) -> Stitching:
     """Choose dtypes and weights, and what becomes of samples that no patch holds.
 
@@ -279,6 +283,9 @@ def stitching_of(
         As in `stitch`, where `how` is `reduce`.
     lacking
         Patches of the grid that there are not.
+    nodata
+        Value of missing samples, 0-d of the dtype of the patches; of samples that no patch holds
+        unless `fill_value` says another.
 
     Raises
     ------
@@ -324,6 +331,8 @@ def stitching_of(
     missing = _bare(covers, held, lacking)
     if fill_value is not None:
         fill = as_fill_value(fill_value, result)
+    elif nodata is not None and how != "sum":
+        fill = nodata.astype(result)
     elif result.kind in "fcmM" and how != "sum":
         fill = missing_value(result)
     elif missing and how != "sum":
@@ -332,13 +341,16 @@ def stitching_of(
         )
     else:
         fill = np.zeros((), result)
+    can_miss = given.kind in "fcmM" or nodata is not None
+    skips = can_miss and (how != "sum" if skipna is None else bool(skipna))
     return Stitching(
         "crop" if cropped else how,
         result,
         within,
         None if flat or weights is None else tuple(weights.values()),
         fill,
-        given.kind in "fcmM" and (how != "sum" if skipna is None else bool(skipna)),
+        skips,
+        nodata if skips else None,
     )
 
 
@@ -403,6 +415,38 @@ def _coords(
             made[dim] = (dim, labelled, located.array.coords[dim].attrs)
     spec = located.spec
     return labels.image_transforms(kept.assign_coords(made).coords, spec.grid, spec.label)
+
+
+def _check_labels(located: Located, like: xr.DataArray | xr.Dataset) -> None:
+    """Refuse an image whose labels are not those that the patches were cut with."""
+    for dim, (at, values) in located.labels.items():
+        if dim not in like.coords or like.coords[dim].dims != (dim,):
+            continue
+        own = like.coords[dim].to_dataset(name=_OWN).drop_vars(_OWN).coords
+        places = range(at.start // 2, at.stop // 2, at.step // 2)
+        taken = labels.take_labels(own, {dim: places}, [dim] if at.start % 2 else ())[dim]
+        expected = taken.to_numpy()
+        known = taken.notnull().to_numpy() & xr.Variable(dim, values).notnull().to_numpy()
+        expected, values = expected[known], values[known]
+        if expected.dtype.kind in "iuf" and values.dtype.kind in "iuf":
+            step = (
+                np.abs(np.diff(expected)).max()
+                if len(expected) > 1
+                else np.abs(expected).max(initial=0)
+            )
+            alike = np.abs(expected - values.astype(float)) <= 1e-3 * step
+        else:
+            alike = expected == values
+        if not np.all(alike):
+            first = int(np.argmin(alike))
+            raise PatchError(
+                f"like must have the labels along {dim!r} that the patches were cut with, got "
+                f"{expected[first]} where these have {values[first]}; give that image, or drop the "
+                "coord of one of them"
+            )
+
+
+_OWN = "<own>"
 
 
 def rebuilt(at: range, values: Array, length: int, even: bool) -> Array | None:

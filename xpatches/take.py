@@ -193,8 +193,15 @@ def _check_near(known: xr.DataArray, axis: AxisGrid, label: Any, centers: Array)
     of_samples = known.to_numpy()
     if not lines.is_quantity(of_samples):
         return
-    wanted = np.asarray(label)
-    wanted = wanted.astype(of_samples.dtype) if of_samples.dtype.kind in "mM" else wanted
+    wanted, kind = np.asarray(label), of_samples.dtype.kind
+    try:
+        if kind in "iufmM":
+            wanted = wanted.astype(of_samples.dtype if kind in "mM" else float)
+    except (TypeError, ValueError) as error:
+        raise PatchError(
+            f"sel on {axis.dim!r} cannot tell how far {label!r} is from a center; give a tolerance"
+        ) from error
+    of_samples = of_samples[known.notnull().to_numpy()]
     low, high = of_samples.min(), of_samples.max()
     steps = np.abs(np.diff(of_samples))
     reach = max(steps[0], steps[-1]) * axis.stride / 2 if steps.size else high - low

@@ -49,3 +49,15 @@ def test_results_lie_where_odc_geo_would_put_them(crs: str, stack: bool) -> None
         )
     assert p[0][x].values[0] == image[x].values[0] - 2 * step
     assert "(nodata)" in repr(p)
+
+
+def test_a_rotated_raster_labelled_by_its_pixels_stays_where_it_is() -> None:
+    affine = pytest.importorskip("affine").Affine
+    turned = affine.translation(5e5, 5e6) @ affine.rotation(30) @ affine.scale(10, -10)
+    image = odc.wrap_xr(np.zeros((20, 30), "i2"), geobox.GeoBox((20, 30), turned, "EPSG:32633"))
+    patch = image.patches(y=4, x=4)[1, 2]
+    expected = turned @ affine.translation(8, 4)
+    np.testing.assert_allclose(tuple(patch.odc.geobox.affine), tuple(expected))
+    reduced = image.patches(y=4, x=4).reduce("mean")
+    expected = turned @ affine.scale(4)
+    np.testing.assert_allclose(tuple(reduced.odc.geobox.affine), tuple(expected))

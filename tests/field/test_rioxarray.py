@@ -158,6 +158,22 @@ def test_classes_of_a_packed_image_come_out_as_they_are(
         assert decoded.bright.rio.crs.to_epsg() == 32633
 
 
+@pytest.mark.filterwarnings("ignore::rasterio.errors.NotGeoreferencedWarning")
+def test_ground_control_points_of_the_image_are_not_those_of_a_patch(tmp_path: Path) -> None:
+    points = [
+        rasterio.control.GroundControlPoint(row, column, 10 + column / 10, 50 - row / 10)
+        for row in (0, 19)
+        for column in (0, 29)
+    ]
+    profile: Any = {"driver": "GTiff", "height": 20, "width": 30, "count": 1, "dtype": "int16"}
+    with rasterio.open(tmp_path / "points.tif", "w", **profile) as file:
+        file.gcps = (points, rasterio.crs.CRS.from_epsg(4326))
+    p = rioxarray.open_rasterio(tmp_path / "points.tif").patches(y=8, x=8)
+    for result in (p[4], p.extract(), p.reduce("max")):
+        assert result.rio.get_gcps() is None
+    assert len(p.map(lambda batch: batch, fill_value=0).rio.get_gcps()) == 4
+
+
 def test_a_reduction_counts_no_nodata_where_it_is_decoded(tiff: Path) -> None:
     image = opened(tiff)["masked"]
     means = image.patches(y=8, x=8, padding=(4, 4)).reduce("mean")
