@@ -1,5 +1,7 @@
 import os
 import signal
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Iterator, Sequence
@@ -14,6 +16,7 @@ import xarray as xr
 from test_jobs import files
 from xpatches import blocks, jobs
 from xpatches.errors import JobError
+from xpatches.store import JOB
 from xpatches.workers import Window, Workers, workers_for
 
 distributed = pytest.importorskip("distributed")
@@ -238,3 +241,39 @@ def test_a_scheduler_that_dies_ends_the_job_which_can_be_resumed(
     monkeypatch.setattr("xpatches.datasets.Job", blocks.Job)
     write(image, tmp_path / "out.zarr", resume=True)
     assert files(tmp_path / "out.zarr") == files(tmp_path / "peace.zarr")
+
+
+SLOW = """
+import time
+
+def model(batch):
+    time.sleep(0.1)
+    return batch
+"""
+
+
+@pytest.mark.parametrize("times", [1, 2])
+def test_an_interrupt_of_the_command_is_one_line(image: Any, tmp_path: Path, times: int) -> None:
+    (tmp_path / "slow.py").write_text(SLOW)
+    out = tmp_path / "out.zarr"
+    command = [
+        str(Path(sys.executable).with_name("xpatches")),
+        *("map", str(tmp_path / "image.zarr"), str(out), "--func", "slow:model"),
+        *("--size", "y=20,x=20", "--taper", "flat", "--chunks", "y=20,x=20", "--workers", "2"),
+    ]
+    job = subprocess.Popen(
+        [*command, "--shards", "y=20,x=20"], cwd=tmp_path, stderr=subprocess.PIPE, text=True,
+        start_new_session=True,
+    )  # fmt: skip
+    while not [*(out / JOB / "blocks").glob("*/*")]:
+        assert job.poll() is None
+        time.sleep(0.01)
+    for _ in range(times):
+        os.killpg(job.pid, signal.SIGINT)  # as a terminal does: to workers, too
+        time.sleep(0.2)
+    _, told = job.communicate(timeout=60)
+    assert job.returncode == 130
+    assert "Traceback" not in told
+    assert all(line.startswith("xpatches: ") for line in told.splitlines())
+    last = told.splitlines()[-1]
+    assert last.startswith("xpatches: stopped; ") or (times > 1 and last == "xpatches: interrupted")

@@ -517,7 +517,7 @@ def _client(scheduler: str | None, workers: int | None, quiet: bool) -> Iterator
             n_workers=workers,
             threads_per_worker=1,
             dashboard_address=":0",
-            silence_logs=logging.ERROR,
+            silence_logs=logging.CRITICAL,  # what fails in a block, the job tells
         )
     finally:
         signal.signal(signal.SIGINT, plain)

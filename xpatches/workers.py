@@ -124,7 +124,10 @@ def _local(remote: Any) -> "Future[Any]":
 
     def end(remote: Any) -> None:
         try:
-            local.set_result(remote.result())
+            made = remote.result()
+            if isinstance(made, CancelledError):
+                raise made
+            local.set_result(made)
         except BaseException as error:  # whatever the block raised, or the loss of the cluster
             local.set_exception(error)
 
@@ -136,8 +139,8 @@ def _call(name: str, method: str, number: int) -> Any:
     from distributed import get_worker
 
     job = getattr(get_worker(), name, None)
-    if job is None:
-        raise CancelledError("the job was stopped before this block began")
+    if job is None:  # what is raised here, the worker would tell of with a traceback
+        return CancelledError("the job was stopped before this block began")
     return getattr(job, method)(number)
 
 
