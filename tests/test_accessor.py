@@ -1,5 +1,5 @@
 import json
-from typing import Any
+from typing import Any, ClassVar
 
 import dask
 import dask.array as da
@@ -698,3 +698,65 @@ def test_every_dim_must_stand_once() -> None:
     twice = xr.DataArray(np.zeros((4, 4)), dims=("x", "x"))
     with pytest.raises(PatchError, match="the image must have every dim once"):
         twice.patches(x=2)
+
+
+class OnGPU:
+    """An array as cupy's are: not NumPy's, and not turned into one unasked."""
+
+    __cuda_array_interface__: ClassVar[dict[str, Any]] = {}
+
+    def __init__(self, samples: Any) -> None:
+        self._samples = samples
+        self.shape, self.dtype, self.ndim = samples.shape, samples.dtype, samples.ndim
+        self.size, self.nbytes = samples.size, samples.nbytes
+
+    def __array_function__(self, *_: Any) -> Any:
+        raise TypeError("not here")
+
+    def __array_ufunc__(self, *_: Any, **__: Any) -> Any:
+        raise TypeError("not here")
+
+    def __array__(self, *_: Any, **__: Any) -> Any:
+        raise TypeError("use .get()")
+
+    def __getitem__(self, key: Any) -> "OnGPU":
+        return OnGPU(self._samples[key])
+
+
+OnGPU.__name__, OnGPU.__module__ = "ndarray", "cupy"
+PLAIN = xr.DataArray(np.arange(100.0).reshape(10, 10), dims=("y", "x"), name="image")
+
+
+def sparse_like(samples: Any) -> Any:
+    return pytest.importorskip("sparse").COO.from_numpy(samples)
+
+
+@pytest.mark.parametrize(
+    ("held", "kind"), [(OnGPU, "cupy.ndarray on a GPU"), (sparse_like, "sparse.COO")]
+)
+def test_what_another_library_holds_is_refused_when_patches_are_described(
+    held: Any, kind: str
+) -> None:
+    foreign = held(PLAIN.values)
+    message = rf"must hold NumPy or dask data, got {kind}; convert it first, with .as_numpy\(\)$"
+    with pytest.raises(PatchError, match=f"^the image {message}"):
+        PLAIN.copy(data=foreign).patches(y=3, x=3)
+    with pytest.raises(PatchError, match=f"^'b' {message}"):
+        xr.Dataset({"a": PLAIN, "b": (("y", "x"), foreign)}).patches(y=3, x=3)
+    with pytest.raises(PatchError, match=f"^coord 'm' {message}"):
+        PLAIN.assign_coords(m=(("y", "x"), foreign)).patches(y=3, x=3)
+    lazy = dask.array.from_array(foreign, chunks=5, asarray=False)
+    with pytest.raises(PatchError, match=f"^the image must hold NumPy chunks, got {kind}; conv"):
+        PLAIN.copy(data=lazy).patches(y=3, x=3)
+    with pytest.raises(PatchError, match=f"^coord 'm' must hold NumPy chunks, got {kind}; conv"):
+        PLAIN.assign_coords(m=(("y", "x"), lazy)).patches(y=3, x=3)
+    images, ones = held(np.zeros((1, 10, 10, 1))), [1, 1, 1, 1]
+    with pytest.raises(PatchError, match=f"images must be a NumPy or dask array, got {kind}; "):
+        xpatches.extract_patches(images, ones, ones, ones, "VALID")
+
+
+def test_dims_are_named_by_strings() -> None:
+    image = PLAIN.rename(y=("y", 1))
+    for size in ({("y", 1): 3, "x": 3}, {"x": 3}):
+        with pytest.raises(PatchError, match=r"dims of the image must be named by strings, got"):
+            image.patches(size)

@@ -356,3 +356,17 @@ def test_a_dataset_is_reduced_variable_by_variable() -> None:
     assert (result.a == 6).all()
     assert result.b.values.tolist() == [3, 12]
     assert result.c.values.tolist() == [1, 2]
+
+
+def test_floats_that_numpy_does_not_have_are_refused() -> None:
+    floats = pytest.importorskip("ml_dtypes")
+    samples = np.arange(16.0).reshape(4, 4)
+    image = xr.DataArray(samples.astype(floats.bfloat16), dims=("y", "x"))
+    for how in (*SEPARABLE, "median"):
+        with pytest.raises(PatchError, match=rf"how='{how}' is not possible for bfloat16; convert"):
+            image.patches(y=2, x=2).reduce(how)
+    made = image.patches(y=2, x=2).reduce(lambda of, axis: of.astype("f4").max(axis))
+    np.testing.assert_array_equal(made, [[5, 7], [13, 15]])
+    np.testing.assert_array_equal(
+        image.astype("f4").patches(y=2, x=2).reduce("max"), [[5, 7], [13, 15]]
+    )

@@ -1046,3 +1046,40 @@ def test_a_task_holds_its_budget_and_a_few_rows(layout: str, taper: str, tmp_pat
     stored = 4 * np.prod(patches.encoding["shards"] or patches.encoding["chunks"])
     assert peak <= budget + (1 << 23) + stored
     assert peak > budget / 4
+
+
+@pytest.mark.parametrize("inner", [{"y_patch": 2, "x_patch": 2}, {"x_patch": 2}, {"time": 2}])
+@pytest.mark.parametrize("layout", [None, "grid", "samples"])
+@pytest.mark.parametrize("like", [False, True])
+def test_patches_of_patches_are_put_back_one_after_the_other(
+    inner: dict[str, int], layout: str | None, like: bool, tmp_path: Path
+) -> None:
+    image = xr.DataArray(
+        np.random.default_rng(0).normal(size=(4, 12, 16)),
+        {"time": range(4), "y": np.linspace(9, 8, 12), "x": np.linspace(0, 1, 16)},
+        ("time", "y", "x"),
+        "image",
+        {"units": "K"},
+    )
+    outer = image.patches(y=4, x=8).extract()
+    p = outer.patches(inner)
+    if layout is None:
+        cut = p.extract()
+    else:
+        cut = p.to_zarr(tmp_path / "a", layout=layout, progress=False).compute()
+    back = stitch(cut, like=outer if like else None)
+    assert back.attrs == outer.attrs
+    xr.testing.assert_equal(
+        back.transpose(*outer.dims).drop_vars(back.coords), outer.drop_vars(outer.coords)
+    )
+    xr.testing.assert_identical(stitch(back.transpose(*outer.dims), like=image), image)
+    innermost = back.transpose(*outer.dims).patches(y_patch=2).extract()
+    again = innermost.patches(x_patch=4).extract()
+    assert stitch(stitch(again)).attrs == outer.attrs
+    xr.testing.assert_identical(stitch(stitch(stitch(again)), like=image), image)
+
+
+def test_a_spec_without_an_outer_one_is_read() -> None:
+    patches = xr.DataArray(np.arange(9.0), dims="x").patches(x=2).extract()
+    assert "outer" not in json.loads(patches.attrs["xpatches"])
+    assert "xpatches" not in stitch(patches, fill_value=0).attrs

@@ -71,6 +71,24 @@ REFUSED: dict[str, Any] = {
     r"the name 'lat' of the image is that of a coord": image_of(lat=1.0).rename("lat"),
     r"attr 'when' of 'image' cannot be stored": image_of().assign_attrs(when=np.datetime64("now")),
     r"attr 3 of 'image' cannot be stored": image_of().assign_attrs({3: 4}),
+    r"attr 'a' of 'image' cannot be stored, ndarray is no JSON, use .tolist\(\); drop": (
+        image_of().assign_attrs(a=[np.arange(3)])
+    ),
+    r"attr 'b' of 'image' cannot be stored, ndarray is no JSON, use .tolist\(\); drop": (
+        image_of().assign_attrs(b={"c": {"d": np.ones(2)}})
+    ),
+    r"attr 'c' of 'image' cannot be stored, int64 is no JSON, use .tolist\(\); drop": (
+        image_of().assign_attrs(c=[np.int64(3)])
+    ),
+    r"attr 'd' of 'image' cannot be stored, ndarray is no JSON; drop": (
+        image_of().assign_attrs(d=np.array([1, "a"], object))
+    ),
+    r"attr 'e' of 'image' cannot be stored, longdouble is no JSON; drop": (
+        image_of().assign_attrs(e=np.longdouble(1))
+    ),
+    r"attr 'f' of 'x' cannot be stored, ndarray is no JSON": image_of(
+        x=("x", np.arange(14), {"f": [np.arange(3)]})
+    ),
     r"coord 'y' of dtype category cannot be stored": image_of(
         y=xr.Variable("y", pd.Categorical(list("abcabcabcabc")))
     ),
@@ -305,3 +323,22 @@ def test_buckets_are_known_by_their_names() -> None:
         assert by_fsspec("b/slides").below(folder) is None
         assert by_obstore("a/slide").below(folder) is None
         assert by_fsspec("b").overlaps(folder)
+
+
+def test_floats_that_zarr_does_not_have_are_refused(tmp_path: Path) -> None:
+    floats = pytest.importorskip("ml_dtypes")
+    image = image_of()
+    with pytest.raises(PatchError, match=r"'image' of dtype bfloat16 cannot be stored; convert it"):
+        patches_of(image.astype(floats.bfloat16)).to_zarr(tmp_path / "out", **QUIET)
+    labelled = image.assign_coords(w=("y", np.ones(12, floats.bfloat16)))
+    with pytest.raises(PatchError, match=r"coord 'w' of dtype bfloat16 cannot be stored; convert"):
+        patches_of(labelled).to_zarr(tmp_path / "out", **QUIET)
+    assert not (tmp_path / "out").exists()
+
+
+def test_what_another_library_holds_is_not_stored(tmp_path: Path) -> None:
+    sparse = pytest.importorskip("sparse")
+    dataset = image_of().to_dataset().assign(table=("n", sparse.COO.from_numpy(np.arange(3))))
+    with pytest.raises(PatchError, match=r"variable 'table' must hold NumPy or dask data, "):
+        patches_of(dataset).to_zarr(tmp_path / "out", **QUIET)
+    patches_of(dataset.as_numpy()).to_zarr(tmp_path / "out", **QUIET)

@@ -90,6 +90,9 @@ class PatchesAccessor(Generic[T]):
                 what = "the image" if name == ARRAY else repr(name)
                 variables.check_variable(what, variable)
                 arrays.append(variable.dims)
+        for name, variable in dataset.coords.variables.items():
+            if not merged.keys().isdisjoint(variable.dims):
+                variables.check_held(f"coord {name!r}", variable)
         lengths = {dim: dataset.sizes[dim] for dim in source.dims}
         grid = labels.grid_of(lengths, arrays, merged, stride, rate, padding)
         labels.check_names(dataset, (f"{dim}_{word}" for dim in merged for word in _ADDED))

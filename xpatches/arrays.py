@@ -20,6 +20,20 @@ def is_dask(array: object) -> bool:
     return type(array).__module__.partition(".")[0] == "dask" and hasattr(array, "chunks")
 
 
+def kind_of(array: object) -> str:
+    """Name the type of an array of another library.
+
+    Examples
+    --------
+    >>> kind_of(np.ma.array([1])), kind_of([1])
+    ('MaskedArray', 'list')
+    """
+    library, name = type(array).__module__.partition(".")[0], type(array).__name__
+    place = " on a GPU" if hasattr(array, "__cuda_array_interface__") else ""
+    plain = library in ("numpy", "xarray", "zarr", "builtins")
+    return f"{name if plain else f'{library}.{name}'}{place}"
+
+
 def least(dtype: np.dtype[Any], how: str) -> Any:
     """Give the value than which no other is less extreme, for ``"min"`` or ``"max"``.
 

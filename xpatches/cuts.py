@@ -67,8 +67,9 @@ class Cut:
         variable = self.source.dataset.variables[name]
         grid, fill_value = self.source.grid.restrict(variable.dims), self.source.fill_values[name]
         even = labels.lines_of(self.source.dataset.coords, grid.dims)
-        spec = write_spec(variable.dims, grid, fill_value, self.label, {}, self.layout, even)
-        return {**variable.attrs, SPEC_ATTR: spec}
+        attrs = variable.attrs
+        spec = write_spec(variable.dims, grid, fill_value, self.label, {}, self.layout, even, attrs)
+        return {**attrs, SPEC_ATTR: spec}
 
     def described(self) -> dict[str, Any]:
         """Describe nothing but what the attrs of the variables hold."""

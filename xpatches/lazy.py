@@ -30,7 +30,7 @@ from dask.highlevelgraph import HighLevelGraph
 from dask.utils import parse_bytes
 
 from xpatches import lines
-from xpatches.arrays import Array, as_promised
+from xpatches.arrays import Array, as_promised, kind_of
 from xpatches.errors import PatchError
 from xpatches.geometry import as_integer
 from xpatches.kernel import Kernel, pad_block
@@ -96,9 +96,9 @@ def check_chunks(what: str, array: Any) -> None:
     if any(np.isnan(length) for lengths in array.chunks for length in lengths):
         raise PatchError(f"{what} has chunks of unknown length; call compute_chunk_sizes() first")
     if type(array._meta) is not np.ndarray:
-        kind = type(array._meta).__name__
         raise PatchError(
-            f"{what} must hold NumPy chunks, got {kind}; convert it first with map_blocks"
+            f"{what} must hold NumPy chunks, got {kind_of(array._meta)}; convert it first with "
+            "map_blocks"
         )
 
 

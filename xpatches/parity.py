@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from xpatches.arrays import as_fill_value, check_dtype, is_dask
+from xpatches.arrays import as_fill_value, check_dtype, is_dask, kind_of
 from xpatches.errors import PatchError
 from xpatches.geometry import AxisGrid, Padding, Span, as_integer
 from xpatches.kernel import available_threads, extract_flat
@@ -85,7 +85,7 @@ def _as_array(images: Any) -> Any:
     known = isinstance(images, np.ndarray) or is_dask(images)
     if masked or (not known and any(hasattr(images, name) for name in foreign)):
         raise PatchError(
-            f"images must be a NumPy or dask array, got {type(images).__name__}; "
+            f"images must be a NumPy or dask array, got {kind_of(images)}; "
             "for xarray use its .patches accessor, else convert it first"
         )
     try:

@@ -4,6 +4,7 @@ import json
 import math
 from collections.abc import Container, Hashable, Iterable, Mapping
 from dataclasses import asdict, dataclass
+from types import MappingProxyType
 from typing import Any
 
 from xpatches.arrays import Array
@@ -32,6 +33,8 @@ class Spec:
     """``"grid"`` or ``"samples"``."""
     even: tuple[Hashable, ...] = ()
     """Dims of the grid whose labels are evenly spaced in the image."""
+    outer: str | None = None
+    """The spec of the image, where that is an extracted array itself."""
 
 
 def write_spec(
@@ -42,8 +45,13 @@ def write_spec(
     flattened: Mapping[Hashable, int],
     layout: str = "grid",
     even: Container[Hashable] = (),
+    attrs: Mapping[Any, Any] = MappingProxyType({}),
 ) -> str:
-    """Describe an extraction as JSON: all that it takes to find every sample's source again."""
+    """Describe an extraction as JSON: all that it takes to find every sample's source again.
+
+    The attrs are the image's: if they hold a spec, this one holds that.
+    """
+    outer = attrs.get(SPEC_ATTR)
     return json.dumps(
         {
             "version": _VERSION,
@@ -54,6 +62,7 @@ def write_spec(
             "flattened": list(flattened.items()),
             "layout": layout,
             "even": [dim for dim in grid.dims if dim in even],
+            **({"outer": outer} if isinstance(outer, str) else {}),
         }
     )
 
@@ -89,6 +98,7 @@ def read_spec(attrs: Mapping[Any, Any]) -> Spec:
                 dict(spec["flattened"]),
                 spec["layout"],
                 tuple(spec["even"]),
+                spec.get("outer"),
             )
     except (KeyError, TypeError, ValueError) as error:
         raise PatchError(

@@ -244,6 +244,8 @@ def _stitch_array(array: xr.DataArray, like: Any, how: Mapping[str, Any]) -> xr.
     given = like if isinstance(like, xr.DataArray) else array
     attrs = {k: v for k, v in given.attrs.items() if k != SPEC_ATTR}
     attrs = attrs if data.dtype == given.dtype else of_other_numbers(attrs)
+    if located.spec.outer is not None:
+        attrs[SPEC_ATTR] = located.spec.outer
     name: Any = array.name
     if name is None and isinstance(like, xr.DataArray):
         name = like.name

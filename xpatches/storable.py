@@ -13,6 +13,7 @@ import xarray as xr
 
 from xpatches.errors import PatchError
 from xpatches.store import JOB
+from xpatches.variables import check_held
 
 _UNITS = {"s": "seconds", "ms": "milliseconds", "us": "microseconds", "ns": "nanoseconds"}
 _PACKING = {"scale_factor", "add_offset", "_FillValue", "missing_value"}
@@ -35,10 +36,15 @@ def check_storable(dataset: xr.Dataset) -> None:
         for name in names:
             _check_name(what, name, spaces=name in dataset.data_vars)
     for name, variable in dataset.variables.items():
+        what = "variable" if name in dataset.data_vars else "coord"
         if not isinstance(variable.dtype, np.dtype):
             raise PatchError(
-                f"coord {name!r} of dtype {variable.dtype} cannot be stored; drop it, or convert it"
+                f"{what} {name!r} of dtype {variable.dtype} cannot be stored; drop it, or convert "
+                "it"
             )
+        if variable.dtype.kind == "V":
+            raise _not_of_zarr(f"{what} {name!r}", variable.dtype)
+        check_held(f"{what} {name!r}", variable)
         if sum(dim in variable.dims for dim in dataset.dims) < variable.ndim:
             raise PatchError(f"{name!r} must have every dim once, got {variable.dims}; rename one")
     for name, index in dataset.xindexes.items():
@@ -67,7 +73,7 @@ def encoding_of(what: str, dtype: np.dtype[Any], given: object) -> dict[str, Any
                 f"encoding of {what} must not hold {key!r}; give {key}={{dim: length}}"
             )
     if dtype.kind == "V":
-        raise PatchError(f"{what} of dtype {dtype} cannot be stored; take its fields one by one")
+        raise _not_of_zarr(what, dtype)
     if dtype.kind not in "mM":
         return dict(given)
     for key in ("units", "dtype", "calendar", *_PACKING):
@@ -127,6 +133,11 @@ def open_kwargs(described: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
+def _not_of_zarr(what: str, dtype: np.dtype[Any]) -> PatchError:
+    instead = "take its fields one by one" if dtype.names else "convert it with .astype('float32')"
+    return PatchError(f"{what} of dtype {dtype} cannot be stored; {instead}, or drop it")
+
+
 def _check_name(what: str, name: object, *, spaces: bool) -> None:
     if not isinstance(name, str):
         raise PatchError(f"{what} {name!r} must have a string for a name to be stored; rename it")
@@ -136,16 +147,25 @@ def _check_name(what: str, name: object, *, spaces: bool) -> None:
 
 
 def _check_attr(what: str, key: object, value: Any) -> None:
-    def plain(item: Any) -> Any:
-        if isinstance(item, np.ndarray | np.generic) and item.dtype.kind in "biufUS":
-            return item.tolist()
-        raise TypeError(f"{type(item).__name__} is no JSON")
-
+    """Refuse what JSON does not hold: xarray makes lists of arrays, but not of those inside."""
     try:
         if not isinstance(key, str):
             raise TypeError("its name is no string")
-        json.dumps(value, default=plain)
+        if _is_plain(value):
+            value = value.tolist()
+        json.dumps(value, default=_refuse)
     except (TypeError, ValueError) as error:
         raise PatchError(
             f"attr {key!r} of {what} cannot be stored, {error}; drop it, or convert it"
         ) from error
+
+
+def _is_plain(item: Any) -> bool:
+    """Whether an item is NumPy's and becomes Python's by its `tolist`."""
+    numpy = isinstance(item, np.ndarray | np.generic)
+    return numpy and item.dtype.kind in "biufU" and item.dtype != np.longdouble
+
+
+def _refuse(item: Any) -> Any:
+    hint = ", use .tolist()" if _is_plain(item) else ""
+    raise TypeError(f"{type(item).__name__} is no JSON{hint}")

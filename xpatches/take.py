@@ -119,8 +119,9 @@ def take_patches(
     sample = np.broadcast_to(np.int8(0), [arranged.counts.get(dim, 1) for dim in dims])
     taken = taken.transpose(*xr.Variable(dims, sample).isel(along).dims)
     numbered = grid.restrict(variable.dims)
-    spec = write_spec(variable.dims, numbered, fill_value, "center", {}, even=even)
-    attrs = {**variable.attrs, SPEC_ATTR: spec}
+    attrs = variable.attrs
+    spec = write_spec(variable.dims, numbered, fill_value, "center", {}, even=even, attrs=attrs)
+    attrs = {**attrs, SPEC_ATTR: spec}
     return xr.Variable(taken.dims, taken.data, attrs, kept_encoding(variable))
 
 

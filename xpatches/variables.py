@@ -10,7 +10,7 @@ import numpy as np
 import xarray as xr
 
 from xpatches import labels
-from xpatches.arrays import Array, as_promised, check_dtype, is_dask
+from xpatches.arrays import Array, as_promised, check_dtype, is_dask, kind_of
 from xpatches.errors import PatchError
 from xpatches.geometry import AxisGrid, PatchGrid, Span
 from xpatches.kernel import Kernel, available_threads, extract_block, extract_flat
@@ -26,19 +26,38 @@ def check_variable(what: str, variable: xr.Variable) -> None:
     Raises
     ------
     PatchError
-        If the dtype is not of fixed width, the chunks' lengths are unknown, or the samples are
-        held by another library than NumPy and dask.
+        If the dtype is not of fixed width, a dim has a name that cannot be written down, the
+        chunks' lengths are unknown, or the samples are held by another library than NumPy and dask.
     """
     check_dtype(what, variable.dtype)
+    for dim in variable.dims:
+        if not isinstance(dim, str | int):
+            raise PatchError(f"dims of {what} must be named by strings, got {dim!r}; rename it")
     if len(set(variable.dims)) < variable.ndim:
         raise PatchError(f"{what} must have every dim once, got {variable.dims}; rename one")
-    if is_dask(variable._data):
+    check_held(what, variable)
+
+
+def check_held(what: str, variable: xr.Variable) -> None:
+    """Refuse a variable that another library than NumPy and dask holds.
+
+    Raises
+    ------
+    PatchError
+        It says what to do.
+    """
+    data: Any = variable._data
+    if is_dask(data):
         from xpatches import lazy  # dask is loaded for dask arrays only
 
-        lazy.check_chunks(what, variable.data)
-    elif not variable._in_memory and hasattr(variable._data, "__array_function__"):
-        kind = type(variable._data).__name__
-        raise PatchError(f"{what} must hold NumPy or dask data, got {kind}; convert it first")
+        lazy.check_chunks(what, data)
+    elif not isinstance(data, np.ndarray) and (
+        hasattr(data, "__array_function__") or hasattr(data, "__array_namespace__")
+    ):
+        raise PatchError(
+            f"{what} must hold NumPy or dask data, got {kind_of(data)}; convert it first, with "
+            ".as_numpy()"
+        )
 
 
 def extract_variable(
@@ -76,8 +95,9 @@ def extract_variable(
     form: Form = "flat" if joined else "grid"
     patches, _ = run(variable, grid, kernel, variable.dtype, form, **how)
     dims = labels.patch_dims(variable.dims, grid, flat=bool(joined))
-    spec = write_spec(variable.dims, numbered, fill_value, label, joined, even=even)
-    return xr.Variable(dims, patches, {**variable.attrs, SPEC_ATTR: spec}, kept_encoding(variable))
+    attrs = variable.attrs
+    spec = write_spec(variable.dims, numbered, fill_value, label, joined, even=even, attrs=attrs)
+    return xr.Variable(dims, patches, {**attrs, SPEC_ATTR: spec}, kept_encoding(variable))
 
 
 def reduce_variable(
@@ -103,6 +123,11 @@ def reduce_variable(
     """
     grid = grid.arrange(variable.dims)
     dtype = variable.dtype
+    if dtype.kind == "V" and not callable(reduction):  # ml_dtypes' floats, too
+        raise PatchError(
+            f"how={reduction!r} is not possible for {dtype}; convert the image first, for example "
+            "with .astype('float32'), or give a function"
+        )
     patch = dtype.itemsize * prod(axis.size for axis in grid.axes)
     if not callable(reduction) and dtype.kind in SEPARABLE.get(reduction, ""):
         made = _reduction(variable, grid, reduction, **options)
