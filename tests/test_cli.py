@@ -555,3 +555,43 @@ def test_titles_are_short_and_exact(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     assert rest[0].startswith("platform a satellite a satellite")
     assert rest[0].endswith(" ...")
     assert len(rest[0]) <= 56
+
+
+def test_patches_are_labelled_by_what_label_says(source: str, tmp_path: Path) -> None:
+    result = run("extract", source, tmp_path / "out", *SIZE[:-1], "valid", "--label", "origin")
+    assert result.exit_code == 0, result.output
+    np.testing.assert_array_equal(opened(tmp_path / "out").x, np.arange(0.0, 81.0, 8.0))
+
+
+@pytest.mark.parametrize(
+    ("given", "missing"), [((), False), (("--skipna",), False), (("--no-skipna",), True)]
+)
+def test_missing_samples_count_for_nothing_unless_told_otherwise(
+    source: str, models: None, given: Any, missing: bool
+) -> None:
+    Path("holes.py").write_text(
+        "import numpy as np\n"
+        "def drop_first(batch):\n"
+        "    made = batch.astype('f4')\n"
+        "    made[batch.shape[0] - 1] = np.nan\n"
+        "    return made\n"
+    )
+    how = ("--func", "holes:drop_first", *MAP, "--batch-size", "96", *given)
+    result = run("map", source, "out.zarr", *how)
+    assert result.exit_code == 0, result.output
+    # Of the last patch, which reaches into its neighbours, these lie in others as well.
+    assert bool(np.isnan(opened("out.zarr").values[-9:-5, -9:-5]).all()) == missing
+
+
+def test_errors_name_what_is_typed(source: str, models: None) -> None:
+    for given, message in (
+        ((), "--reduce must be given for uint16"),
+        ((), "or --taper crop, for labels"),
+        (("--reduce", "max", "--taper", "hann"), "taper is for --reduce mean, got --reduce max"),
+    ):
+        result = run("map", source, "out.zarr", "--func", "mymodels:same", *SIZE, *given)
+        assert result.exit_code == 2, result.output
+        assert message in result.stderr
+    uncovered = ("--size", "y=48,x=48", "--reduce", "first", "--var", "image")
+    result = run("map", source, "out.zarr", "--func", "mymodels:same", *uncovered)
+    assert "uint16 has no missing value; give --fill-value, or" in result.stderr

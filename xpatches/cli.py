@@ -36,12 +36,15 @@ _TYPED = {
     "resume and overwrite": "--resume and --overwrite",
     "resume=True": "--resume",
     "overwrite=True": "--overwrite",
-    "padding='same'": "--padding same",
-    "layout='grid'": "--layout grid",
+    "reduce must": "--reduce must",
+    "skipna=True": "--skipna",
+    "skipna=False": "--no-skipna",
     "fill_value": "--fill-value",
     "max_bytes": "--max-bytes",
 }
 """What arguments of the library, which its errors name, are on the command line."""
+_CHOSEN = r"(padding|layout|label|taper|reduce)='(\w+)'"
+"""Those whose values are words: ``--padding same``."""
 
 
 class _PerDim(click.ParamType):  # type: ignore[type-arg]
@@ -100,8 +103,9 @@ def _label(text: str) -> Any:
 
 def _typed(text: str) -> str:
     """Say in an error what is typed, but leave paths and names alone."""
-    for python, typed in _TYPED.items():
-        text = re.sub(rf"(?<![\w/.'\"-]){re.escape(python)}(?![\w/.'\"-])", typed, text)
+    words = {re.escape(python): typed for python, typed in _TYPED.items()}
+    for python, typed in {**words, _CHOSEN: r"--\1 \2"}.items():
+        text = re.sub(rf"(?<![\w/.'\"-]){python}(?![\w/.'\"-])", typed, text)
     return text
 
 
@@ -238,11 +242,19 @@ _JOB = _options(
     show_default=True,
     help="Patches along the image's dims, or along one dim, sample.",
 )
+@click.option(
+    "--label",
+    type=click.Choice(["center", "origin"]),
+    default="center",
+    show_default=True,
+    help="What of a patch gives it its labels.",
+)
 @_JOB
 def extract(
     source: str,
     out: str,
     layout: str,
+    label: str,
     chunks: Any,
     shards: Any,
     scheduler: str | None,
@@ -265,7 +277,8 @@ def extract(
         _tell({"layout": layout, "missing": left, **p.plan_zarr(layout, chunks, shards)}, as_json)
         return
     with _client(scheduler, workers, quiet):
-        p.to_zarr(out, layout=layout, chunks=chunks, shards=shards, progress=not quiet, **how)
+        how |= {"layout": layout, "label": label}
+        p.to_zarr(out, chunks=chunks, shards=shards, progress=not quiet, **how)
     if as_json:
         _tell(_about(open_folder(out, read_only=True), out), as_json)
 
@@ -296,6 +309,11 @@ def extract(
     "--reduce",
     type=click.Choice(REDUCES),
     help="The mean if absent, of floats; others that overlap need this or --taper.",
+)
+@click.option(
+    "--skipna/--no-skipna",
+    default=None,
+    help="Whether NaN counts for nothing where patches overlap; of floats if absent.",
 )
 @click.option(
     "--output-dims", type=_names, help="Dims that it returns behind the batch: class,y,x."

@@ -58,6 +58,23 @@ def test_a_geotiff_keeps_its_integers(scene: Path, tmp_path: Path, workers: Any)
     assert patches.dtype == "uint8"
     np.testing.assert_array_equal(patches, tiles(SAMPLES))
     np.testing.assert_allclose(patches.y_origin, [0, 8, 16, 24])
+    assert patches.rio.crs.to_epsg() == 32633
+
+
+def test_what_is_mapped_lies_where_the_geotiff_does(
+    scene: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rioxarray = pytest.importorskip("rioxarray")
+    monkeypatch.chdir(tmp_path)
+    given = ("--func", "copy:copy", "--reduce", "first", "--padding", "same")
+    result = run("map", scene, tmp_path / "out.zarr", *SIZE, *given)
+    assert result.exit_code == 0, result.output
+    made = opened(tmp_path / "out.zarr")
+    image = rioxarray.open_rasterio(scene)
+    assert made.dtype == image.dtype
+    np.testing.assert_array_equal(made, SAMPLES)
+    assert made.rio.crs == image.rio.crs
+    assert made.rio.transform() == image.rio.transform()
 
 
 def test_a_geotiff_is_decoded_where_that_is_asked_for(scene: Path, tmp_path: Path) -> None:
