@@ -261,6 +261,24 @@ def test_arrays_of_zarr_are_images(odd: Path, workers: Any, place: tuple[str, ..
     assert (variable["dims"], variable["chunks"]) == ({"y": 40, "x": 60}, [16, 16])
 
 
+@pytest.mark.parametrize("version", [2, 3])
+def test_an_array_of_an_image_is_decoded_as_the_image_is(tmp_path: Path, version: Any) -> None:
+    image = xr.Dataset({"image": (("y", "x"), np.array([[1, 2], [3, np.nan]], "f4"))})
+    image.image.encoding = {"_FillValue": 65535, "dtype": "u2"}
+    image.to_zarr(tmp_path / "image.zarr", zarr_format=version, consolidated=False)
+    places: list[list[str]] = [
+        ["image.zarr"],
+        ["image.zarr/image"],
+        ["image.zarr", "--group", "image"],
+    ]
+    for name, *more in places:
+        size = ("--size", "y=2,x=2", "--padding", "0:1", "--overwrite", "--quiet")
+        assert run("extract", tmp_path / name, tmp_path / "out", *more, *size).exit_code == 0
+        patches = xpatches.open_patches(tmp_path / "out")
+        patches = patches.image if isinstance(patches, xr.Dataset) else patches
+        np.testing.assert_array_equal(patches[0, 0], image.image)
+
+
 @pytest.mark.parametrize(
     ("place", "message"),
     [

@@ -200,7 +200,9 @@ _CUT = _options(
         help="valid, same or BEFORE:AFTER, for all dims or y=same,x=8:8.",
     ),
     click.option(
-        "--pad-value", type=_number, help="Value of samples beyond the image; 0 if absent."
+        "--pad-value",
+        type=_number,
+        help="Value of samples beyond the image; its nodata if absent, or 0.",
     ),
 )
 """How an image is cut."""

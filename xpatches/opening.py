@@ -131,6 +131,8 @@ def _open_array(folder: Folder, dims: tuple[str, ...] | None, decode: bool | Non
     if len(names) != array.ndim or len(set(names)) < array.ndim or not all(names):
         raise PatchError(f"--dims must name every dim of {what} once, got {','.join(names)}")
     attrs = {key: value for key, value in array.attrs.items() if key != _DIMS_ATTR}
+    if _DIMS_ATTR in array.attrs and array.fill_value is not None:
+        attrs.setdefault("_FillValue", array.fill_value)  # where xarray keeps it in format 2
     encoding = {"chunks": array.chunks, "shards": array.shards}
     variable = xr.Variable(names, lazy.opened(array), attrs, encoding)
     name = posixpath.basename(str(folder).rstrip("/")).partition(".")[0]
