@@ -76,7 +76,10 @@ def _open_file(source: str, group: str | None, decode: bool | None) -> xr.Datase
             f"{source} is of no format that xarray opens here; GeoTIFF needs rioxarray, netCDF "
             "h5netcdf or netCDF4"
         )
-    scaled = "rasterio" not in able if decode is None else decode
+    raster = "rasterio" in able
+    if raster and group is not None:  # which rioxarray takes for a pattern, and says nothing
+        raise PatchError(f"--group names what zarr, netCDF and HDF5 hold, {source} is a raster")
+    scaled = not raster if decode is None else decode
     how: dict[str, Any] = {"mask_and_scale": scaled, "decode_coords": "all"}
     if group is not None:
         how["group"] = group

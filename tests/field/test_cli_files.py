@@ -83,6 +83,12 @@ def test_a_geotiff_is_decoded_where_that_is_asked_for(scene: Path, tmp_path: Pat
     assert opened(tmp_path / "out").dtype == "float32"
 
 
+def test_a_geotiff_holds_no_groups(scene: Path) -> None:
+    result = run("info", scene, "--group", "red")
+    assert result.exit_code == 2
+    assert "--group names what zarr, netCDF and HDF5 hold" in result.stderr
+
+
 def test_no_geotiff_is_written(scene: Path, tmp_path: Path) -> None:
     result = run("map", scene, tmp_path / "out.tif", "--func", "numpy:copy", *SIZE)
     assert result.exit_code == 2
