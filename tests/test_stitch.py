@@ -609,7 +609,7 @@ def test_labels_that_patches_do_not_determine_are_left_out(kind: str, layout: st
 def test_labels_are_rebuilt_from_where_they_lie_in_half_samples(
     at: range, values: Any, length: int, expected: Any
 ) -> None:
-    made = rebuilt(at, np.asarray(values), length, even=True)
+    made = rebuilt(at, np.asarray(values), length, np.asarray(values).dtype)
     if expected is None:
         assert made is None
     else:

@@ -2,14 +2,17 @@
 
 import json
 import math
-from collections.abc import Container, Hashable, Iterable, Mapping
-from dataclasses import asdict, dataclass
+from collections.abc import Hashable, Iterable, Mapping
+from dataclasses import asdict, dataclass, field
 from types import MappingProxyType
 from typing import Any
+
+import numpy as np
 
 from xpatches.arrays import Array
 from xpatches.errors import PatchError
 from xpatches.geometry import AxisGrid, PatchGrid
+from xpatches.lines import Line
 
 SPEC_ATTR = "xpatches"
 """Attr of an extracted array that holds its spec."""
@@ -31,8 +34,8 @@ class Spec:
     """Dims that were joined into one, and their lengths."""
     layout: str
     """``"grid"`` or ``"samples"``."""
-    even: tuple[Hashable, ...] = ()
-    """Dims of the grid whose labels are evenly spaced in the image."""
+    even: Mapping[Hashable, np.dtype[Any]] = field(default_factory=dict)
+    """Dims of the grid whose labels are evenly spaced in the image, and the dtypes of those."""
     outer: str | None = None
     """The spec of the image, where that is an extracted array itself."""
 
@@ -44,7 +47,7 @@ def write_spec(
     label: str,
     flattened: Mapping[Hashable, int],
     layout: str = "grid",
-    even: Container[Hashable] = (),
+    even: Mapping[Hashable, Line] = MappingProxyType({}),
     attrs: Mapping[Any, Any] = MappingProxyType({}),
 ) -> str:
     """Describe an extraction as JSON: all that it takes to find every sample's source again.
@@ -61,7 +64,7 @@ def write_spec(
             "label": label,
             "flattened": list(flattened.items()),
             "layout": layout,
-            "even": [dim for dim in grid.dims if dim in even],
+            "even": [[dim, str(even[dim].dtype)] for dim in grid.dims if dim in even],
             **({"outer": outer} if isinstance(outer, str) else {}),
         }
     )
@@ -97,7 +100,7 @@ def read_spec(attrs: Mapping[Any, Any]) -> Spec:
                 spec["label"],
                 dict(spec["flattened"]),
                 spec["layout"],
-                tuple(spec["even"]),
+                {dim: np.dtype(dtype) for dim, dtype in spec["even"]},
                 spec.get("outer"),
             )
     except (KeyError, TypeError, ValueError) as error:

@@ -412,7 +412,7 @@ def _coords(
         return kept.assign_coords(like.coords.to_dataset()[[*fitting]].coords).coords
     made = {}
     for dim, (at, values) in located.labels.items():
-        labelled = rebuilt(at, values, sizes[dim], dim in located.spec.even)
+        labelled = rebuilt(at, values, sizes[dim], located.spec.even.get(dim))
         if labelled is not None:
             made[dim] = (dim, labelled, located.array.coords[dim].attrs)
     spec = located.spec
@@ -451,7 +451,7 @@ def _check_labels(located: Located, like: xr.DataArray | xr.Dataset) -> None:
 _OWN = "<own>"
 
 
-def rebuilt(at: range, values: Array, length: int, even: bool) -> Array | None:
+def rebuilt(at: range, values: Array, length: int, even: np.dtype[Any] | None) -> Array | None:
     """Label every sample along a dim from the labels of patches, if these determine them.
 
     They do where they are those of all samples, of any kind, or where the image's were evenly
@@ -467,17 +467,17 @@ def rebuilt(at: range, values: Array, length: int, even: bool) -> Array | None:
     length
         Samples of the image.
     even
-        Whether the labels of the image were evenly spaced, by the spec of the extraction.
+        Dtype of the labels of the image if they were evenly spaced, by the spec of the extraction.
 
     Examples
     --------
-    >>> rebuilt(range(2, 14, 4), np.array([10.0, 14.0, 18.0]), 6, even=True)
+    >>> rebuilt(range(2, 14, 4), np.array([10.0, 14.0, 18.0]), 6, np.dtype(float))
     array([ 8., 10., 12., 14., 16., 18.])
-    >>> rebuilt(range(1, 7, 2), np.array([0.5, 1.5, 2.5]), 4, even=True)
-    array([0., 1., 2., 3.])
-    >>> rebuilt(range(0, 6, 2), np.array(["a", "b", "c"]), 3, even=False)
+    >>> rebuilt(range(1, 7, 2), np.array([0.5, 1.5, 2.5]), 4, np.dtype(int))
+    array([0, 1, 2, 3])
+    >>> rebuilt(range(0, 6, 2), np.array(["a", "b", "c"]), 3, None)
     array(['a', 'b', 'c'], dtype='<U1')
-    >>> rebuilt(range(0, 18, 6), np.array([1.0, 2.0, 3.0]), 9, even=False) is None
+    >>> rebuilt(range(0, 18, 6), np.array([1.0, 2.0, 3.0]), 9, None) is None
     True
     """
     before, inside, _ = clip(at, 2 * length - 1)
@@ -485,10 +485,12 @@ def rebuilt(at: range, values: Array, length: int, even: bool) -> Array | None:
     known = values[before : before + len(at)]
     if at == range(0, 2 * length - 1, 2):
         return known
-    if not even or len(at) < 2 or known.dtype.kind not in "iufmM":
+    if even is None or len(at) < 2 or known.dtype.kind not in "iufmM":
         return None
     if known.dtype.kind == "f":
-        return _line_of_floats(at, known, length)
+        line = _line_of_floats(at, known, length)
+        # Integers, too, have floats halfway between them.
+        return line if line is None or even.kind not in "iu" else np.rint(line).astype(even)
     numbers = known.view("i8") if known.dtype.kind in "mM" else known
     line = _line_of_integers(at, numbers, length)
     return None if line is None else line.view(known.dtype)

@@ -86,7 +86,7 @@ def take_patches(
     name: Hashable,
     fill_value: Array,
     grid: PatchGrid,
-    even: Container[Hashable],
+    even: Mapping[Hashable, Line],
     at: Mapping[Hashable, xr.Variable],
 ) -> xr.Variable:
     """Take several patches of a variable, in the dims in which xarray would take them of all.
@@ -98,7 +98,7 @@ def take_patches(
     grid
         The patches.
     even
-        Dims whose labels are evenly spaced.
+        The coords whose labels are evenly spaced.
     at
         Indices of patches along every dim of the grid, 0-d or along any dims.
     """

@@ -1,7 +1,7 @@
 """Patches of one variable: NumPy in memory or lazily through dask, whichever holds it."""
 
 import sys
-from collections.abc import Callable, Container, Hashable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from functools import partial
 from math import prod
 from typing import Any, cast
@@ -14,6 +14,7 @@ from xpatches.arrays import Array, as_promised, check_dtype, is_dask, kind_of
 from xpatches.errors import PatchError
 from xpatches.geometry import AxisGrid, PatchGrid, Span
 from xpatches.kernel import Kernel, available_threads, extract_block, extract_flat
+from xpatches.lines import Line
 from xpatches.packing import kept_attrs, kept_encoding, of_another_quantity, of_other_numbers
 from xpatches.plan import Form, Plan, plan_blocks
 from xpatches.reductions import SEPARABLE, Reduction, reduce_block
@@ -66,7 +67,7 @@ def extract_variable(
     fill_value: Array,
     label: str,
     joined: Mapping[Hashable, int],
-    even: Container[Hashable],
+    even: Mapping[Hashable, Line],
     how: Mapping[str, Any],
 ) -> xr.Variable:
     """Extract all patches of a variable along those dims of the grid that it has.
@@ -84,7 +85,7 @@ def extract_variable(
     joined
         Dims that are flattened into one, with their lengths; empty for none.
     even
-        Dims whose labels are evenly spaced, for the spec.
+        The coords whose labels are evenly spaced, for the spec.
     how
         The arguments `engine` and `max_bytes` of `Patches.extract`.
     """
