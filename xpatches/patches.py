@@ -232,7 +232,7 @@ class Patches(Generic[T]):
             x_origin  (x) int64 24B -1 0 1
           * x_patch   (x_patch) int64 24B 0 1 2
         Attributes:
-            xpatches:  {"version": 1, "dims": ["x"], "axes": [{"dim": "x", "length": ...
+            xpatches:  {"version": 2, "dims": ["x"], "axes": [{"dim": "x", "length": ...
         """
         _check_choice("flatten", flatten, (None, labels.FLAT_DIM))
         how = _how(engine, max_bytes)
