@@ -734,7 +734,9 @@ def test_patches_that_are_there_give_their_floats_back_exactly(
     for given_patches in (some, patches):
         back = stitch(given_patches, fill_value=7).values
         there = stitch(xr.ones_like(given_patches, int), fill_value=0, reduce="max").values == 1
-        assert np.array_equal(back[there], samples[there], equal_nan=True)
+        # Part by part: to compare complex numbers warns of some, in some releases of NumPy.
+        part = samples.real.dtype
+        np.testing.assert_array_equal(back[there].view(part), samples[there].view(part))
 
 
 def test_every_nth_patch_and_parts_of_patches_are_stitched() -> None:
