@@ -1,6 +1,6 @@
 """Jobs on object storage: a real S3 protocol server on loopback."""
 
-import gc
+import asyncio
 import random
 import threading
 from collections.abc import Iterator
@@ -20,7 +20,6 @@ pytest.importorskip("moto")
 pytest.importorskip("s3fs")
 
 import s3fs
-from fsspec.asyn import sync
 from moto.moto_server.werkzeug_app import DomainDispatcherApplication, create_backend_app
 from werkzeug.serving import make_server
 
@@ -58,7 +57,27 @@ def server() -> Iterator[tuple[Failing, str]]:
 
 
 @pytest.fixture
-def bucket(server: tuple[Failing, str], monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
+def sessions(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Closes the sessions that stores open in zarr's own event loop, where nothing else does."""
+    opened: dict[Any, asyncio.AbstractEventLoop] = {}
+    set_session = s3fs.S3FileSystem.set_session
+
+    async def recorded(self: Any, *args: Any, **kwargs: Any) -> Any:
+        session = await set_session(self, *args, **kwargs)
+        opened[session] = asyncio.get_running_loop()
+        return session
+
+    monkeypatch.setattr(s3fs.S3FileSystem, "set_session", recorded)
+    yield
+    s3fs.S3FileSystem.clear_instance_cache()
+    for session, loop in opened.items():
+        asyncio.run_coroutine_threadsafe(session.close(), loop).result()
+
+
+@pytest.fixture
+def bucket(
+    server: tuple[Failing, str], monkeypatch: pytest.MonkeyPatch, sessions: None
+) -> Iterator[Any]:
     app, address = server
     for name, value in {
         "AWS_ACCESS_KEY_ID": "a",
@@ -79,9 +98,6 @@ def bucket(server: tuple[Failing, str], monkeypatch: pytest.MonkeyPatch) -> Iter
     yield files
     app.share = 0.0
     files.rm("bucket", recursive=True)
-    s3fs.S3FileSystem.clear_instance_cache()
-    sync(files.loop, files.s3.__aexit__, None, None, None)
-    gc.collect()  # sessions that the stores leave open warn here, where that is expected
 
 
 SMALL: dict[str, Any] = {"chunks": {"y": 1, "x": 1}, "shards": {"y": 2, "x": 2}, "progress": False}
