@@ -261,17 +261,22 @@ def test_an_interrupt_of_the_command_is_one_line(image: Any, tmp_path: Path, tim
         *("map", str(tmp_path / "image.zarr"), str(out), "--func", "slow:model"),
         *("--size", "y=20,x=20", "--taper", "flat", "--chunks", "y=20,x=20", "--workers", "2"),
     ]
-    job = subprocess.Popen(
-        [*command, "--shards", "y=20,x=20"], cwd=tmp_path, stderr=subprocess.PIPE, text=True,
-        start_new_session=True,
-    )  # fmt: skip
+    # A background shell lets its children ignore interrupts; what is handled here, they do not.
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        job = subprocess.Popen(
+            [*command, "--shards", "y=20,x=20"], cwd=tmp_path, stderr=subprocess.PIPE, text=True,
+            start_new_session=True,
+        )  # fmt: skip
+    finally:
+        signal.signal(signal.SIGINT, before)
     while not [*(out / JOB / "blocks").glob("*/*")]:
         assert job.poll() is None
         time.sleep(0.01)
     for _ in range(times):
         os.killpg(job.pid, signal.SIGINT)  # as a terminal does: to workers, too
         time.sleep(0.2)
-    _, told = job.communicate(timeout=60)
+    _, told = job.communicate(timeout=300)
     assert job.returncode == 130
     assert "Traceback" not in told
     assert all(line.startswith("xpatches: ") for line in told.splitlines())
