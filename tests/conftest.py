@@ -1,3 +1,4 @@
+import signal
 from collections.abc import Iterator
 from typing import Any
 
@@ -9,6 +10,17 @@ from stores import CountingStore
 
 settings.register_profile("xpatches", deadline=None, max_examples=200, print_blob=True)
 settings.load_profile("xpatches")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _interrupts() -> Iterator[None]:
+    """Let jobs be interrupted that tests start, also where a background shell ignores interrupts.
+
+    What is ignored here is ignored by them; what is handled here is not.
+    """
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
 
 
 @pytest.fixture

@@ -21,10 +21,9 @@ from xpatches.kernel import available_cores
 from xpatches.store import JOB
 
 JOB_CODE = """
-    import signal, time
+    import time
     import xarray as xr, xpatches
     from xpatches import blocks, layout
-    signal.signal(signal.SIGINT, signal.default_int_handler)  # a background shell ignores it
     layout.BLOCKS = 10**9
     plain = blocks.Job.write
     def write(self, number):

@@ -58,7 +58,7 @@ def server() -> Iterator[tuple[Failing, str]]:
 
 @pytest.fixture
 def sessions(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Closes the sessions that stores open in zarr's own event loop, where nothing else does."""
+    """Closes all sessions: those that stores open in zarr's own event loop, nothing else does."""
     opened: dict[Any, asyncio.AbstractEventLoop] = {}
     set_session = s3fs.S3FileSystem.set_session
 

@@ -261,15 +261,10 @@ def test_an_interrupt_of_the_command_is_one_line(image: Any, tmp_path: Path, tim
         *("map", str(tmp_path / "image.zarr"), str(out), "--func", "slow:model"),
         *("--size", "y=20,x=20", "--taper", "flat", "--chunks", "y=20,x=20", "--workers", "2"),
     ]
-    # A background shell lets its children ignore interrupts; what is handled here, they do not.
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)
-    try:
-        job = subprocess.Popen(
-            [*command, "--shards", "y=20,x=20"], cwd=tmp_path, stderr=subprocess.PIPE, text=True,
-            start_new_session=True,
-        )  # fmt: skip
-    finally:
-        signal.signal(signal.SIGINT, before)
+    job = subprocess.Popen(
+        [*command, "--shards", "y=20,x=20"], cwd=tmp_path, stderr=subprocess.PIPE, text=True,
+        start_new_session=True,
+    )  # fmt: skip
     while not [*(out / JOB / "blocks").glob("*/*")]:
         assert job.poll() is None
         time.sleep(0.01)
