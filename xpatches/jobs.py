@@ -42,6 +42,8 @@ _LOOKED_AT = 100
 """Blocks whose samples are, at most."""
 _PAUSE = 0.5
 """Seconds before a block is tried again, twice as many each time."""
+_SILENCE = 60.0
+"""Seconds without a finished block after which is told of one that is underway."""
 
 
 class Report:
@@ -52,6 +54,12 @@ class Report:
 
     def block(self, number: int, nbytes: int) -> None:
         """Another block is written, of so many bytes of patches."""
+
+    def underway(self, block: str, seconds: float) -> None:
+        """No block was finished for a while, and this one is underway for longest."""
+
+    def stopping(self) -> None:
+        """Blocks that have begun are waited for, for the job was interrupted."""
 
     def end(self) -> None:
         """No more blocks will be."""
@@ -128,18 +136,20 @@ def write_job(
             if state == "complete" and resume:
                 by_mark = kept_checksums(folder)
                 known = {number: by_mark[job.mark(number)] for number in job.numbers(by_mark)}
-                _check_source(job, known, workers, retries, lost)
+                _check_source(job, known, workers, retries, lost, report)
                 clear(folder)
                 report.begin(len(job), len(job), job.nbytes)
                 report.end()
                 return
             done = _done(job)
-            _check_source(job, _checksums(job, done), workers, retries, lost)
+            _check_source(job, _checksums(job, done), workers, retries, lost, report)
             report.begin(len(job), len(done), job.nbytes)
             written = set(done)
             left = (number for number in range(len(job)) if number not in written)
             try:
-                failures, alike = _run(job, "write", left, workers, retries, report.block, lost)
+                failures, alike = _run(
+                    job, "write", left, workers, retries, report.block, lost, report
+                )
             except KeyboardInterrupt:
                 count = len(_done(job))
                 raise KeyboardInterrupt(
@@ -193,7 +203,12 @@ def _checksums(job: Job, done: Sequence[int]) -> dict[int, int]:
 
 
 def _check_source(
-    job: Job, checksums: Mapping[int, int], workers: Workers, retries: int, lost: threading.Event
+    job: Job,
+    checksums: Mapping[int, int],
+    workers: Workers,
+    retries: int,
+    lost: threading.Event,
+    report: Report,
 ) -> None:
     """Refuse an image that has changed: read again what some finished blocks were cut from."""
 
@@ -205,7 +220,7 @@ def _check_source(
                 "resume with the same image, or give another store"
             )
 
-    failures, _ = _run(job, "checksum", checksums, workers, retries, compare, lost)
+    failures, _ = _run(job, "checksum", checksums, workers, retries, compare, lost, report)
     if failures:
         raise JobError(str(job.folder), len(job), failures)
 
@@ -226,6 +241,7 @@ def _run(
     retries: int,
     taken: Callable[[int, Any], None],
     lost: threading.Event,
+    report: Report,
 ) -> tuple[list[BlockFailure], bool]:
     """Call a method of the job for blocks; those that fail are tried again after the others.
 
@@ -240,6 +256,7 @@ def _run(
     soon, again = list[tuple[float, int]](), list[tuple[float, int]]()
     failures: list[BlockFailure] = []
     alike, given_up, some_written = defaultdict[str, set[int]](set), set[str](), False
+    heard = time.monotonic()
     try:
         while True:
             _check_held(job, lost)
@@ -255,7 +272,12 @@ def _run(
                 return failures, False
             ended = window.take(TICK)
             if ended is None:
+                now, longest = time.monotonic(), window.longest
+                if longest and now - heard >= _SILENCE:
+                    heard, (number, since) = now, longest
+                    report.underway(f"{number}, {job.describe(number)}", now - since)
                 continue
+            heard = time.monotonic()
             number, made = ended
             if not isinstance(made, BaseException):
                 taken(number, made)
@@ -282,6 +304,8 @@ def _run(
                         taken(number, made)
                 return failures, True
     except BaseException as error:
+        if isinstance(error, KeyboardInterrupt) and len(window):
+            report.stopping()
         for number, made in window.drain():
             if isinstance(error, KeyboardInterrupt) and not isinstance(made, BaseException):
                 taken(number, made)
