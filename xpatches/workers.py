@@ -16,8 +16,9 @@ from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from functools import partial
 from itertools import islice
-from pickle import PicklingError
 from typing import Any
+
+import cloudpickle  # which dask needs as well
 
 from xpatches.errors import MapError, PatchError
 from xpatches.kernel import available_cores
@@ -117,27 +118,36 @@ def _cluster(client: Any, job: Any) -> Iterator[Workers]:
             "await asyncio.to_thread(p.to_zarr, store), say, or use a synchronous client"
         )
 
+    name = f"xpatches_{uuid.uuid4().hex}"
+
     class Carry(WorkerPlugin):
         """Gives every worker the job, also one that replaces a dead one."""
 
+        def __init__(self, pickled: bytes) -> None:
+            self.pickled = pickled
+
         def setup(self, worker: Any) -> None:
-            setattr(worker, name, job)
+            pickled, self.pickled = self.pickled, b""  # which may hold an image
+            setattr(worker, name, cloudpickle.loads(pickled))
 
         def teardown(self, worker: Any) -> None:
-            delattr(worker, name)
+            vars(worker).pop(name, None)  # there is none if it could not be loaded
 
-    name = f"xpatches_{uuid.uuid4().hex}"
     try:
-        client.register_plugin(Carry(), name=name)
-    except (TypeError, AttributeError, ValueError, PicklingError) as error:
+        carry = Carry(cloudpickle.dumps(job))
+    except Exception as error:  # whatever an object raises that cannot be pickled
         raise PatchError(
-            f"the job cannot be sent to the workers of the dask client: {error}; use an image and "
-            "a func that can be pickled (of Icechunk a read-only session can), or a factory"
+            f"the job cannot be sent to the workers of the dask client{_culprit(job)}: {error}; "
+            "use an image and a func that can be pickled (of Icechunk a read-only session can), or "
+            "a factory"
         ) from error
+    gone = "the dask cluster is gone; what is done stays, resume=True goes on"
     counted, threads, stopped = 0.0, 0, False
 
     def count() -> int:
         nonlocal counted, threads
+        if client.status != "running":  # a scheduler that comes back knows nothing of the job
+            raise ConnectionError(gone)
         if not threads or time.monotonic() - counted > _RECOUNTED:
             counted, threads = time.monotonic(), sum(client.nthreads().values())
         return threads
@@ -153,15 +163,54 @@ def _cluster(client: Any, job: Any) -> Iterator[Workers]:
             client.unregister_worker_plugin(name)
 
     try:
+        try:
+            client.register_plugin(carry, name=name)
+        except Exception as error:  # whatever loading it raises
+            raise PatchError(
+                f"the workers of the dask client cannot load the job: {error!r}; install there "
+                "what func and the image need"
+            ) from error
+        del carry
         yield Workers(submit, count, stop)
     except Exception as error:
         if client.status == "running":
             raise
-        raise ConnectionError(
-            f"the dask cluster is gone, {error!r}; what is done stays, resume=True goes on"
-        ) from error
+        raise ConnectionError(gone) from error
     finally:
         stop()
+
+
+def _culprit(job: Any) -> str:
+    """Name the innermost function, not ours, that keeps a job from being pickled."""
+    path, left = list[Any](), [job]
+    while left:
+        path.append(left[0])
+        inner = (part for part in _parts(path[-1]) if not any(part is of for of in path))
+        left = [part for part in inner if not _pickles(part)]
+    named = [held.func if isinstance(held, partial) else held for held in path if callable(held)]
+    named = [held if hasattr(held, "__qualname__") else type(held) for held in named]
+    names = [of.__qualname__ for of in named if not str(of.__module__).startswith("xpatches.")]
+    return f", because of {names[-1]}" if names else ""
+
+
+def _parts(held: Any) -> list[Any]:
+    """Give what an object is pickled as, as far as it says."""
+    if isinstance(held, dict):
+        return [*held.values()]
+    if isinstance(held, tuple | list):
+        return [*held]
+    try:
+        return [*held.__reduce_ex__(4)[1:3]]  # arguments, and the state
+    except Exception:  # whatever an object raises that cannot be pickled
+        return []
+
+
+def _pickles(held: Any) -> bool:
+    try:
+        cloudpickle.dumps(held)
+    except Exception:  # as above
+        return False
+    return True
 
 
 def _local(remote: Any) -> "Future[Any]":
