@@ -1,4 +1,5 @@
 import json
+import random
 import shutil
 import subprocess
 import sys
@@ -374,6 +375,9 @@ def test_zip_files_are_read_but_not_written(source: str, tmp_path: Path) -> None
 
 
 MODELS = """
+import functools
+import numpy as np
+
 def brighter(batch):
     return batch.astype("f4") * 2
 
@@ -388,6 +392,24 @@ def north(batch):
 
 def failing(batch):
     raise RuntimeError("no weights")
+
+def blend(batch, weights):
+    return batch
+
+def weighted(func):
+    @functools.wraps(func)
+    def weighs(batch):
+        return func(batch, 1)
+    return weighs
+
+class Network:
+    def __init__(self):
+        open("called", "w").close()
+
+    def __call__(self, batch):
+        return batch
+
+blended, positive, levels = weighted(blend), np.positive, 3
 """
 MAP = (*SIZE, "--output-dtype", "float32", "--quiet")
 
@@ -450,6 +472,48 @@ def test_errors_of_map(source: str, models: None, func: str, code: int, message:
     assert result.exit_code == code
     assert message in result.stderr
     assert "Traceback" not in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("func", "message"),
+    [
+        (("mymodels:brighter",), None),
+        (("mymodels:blended",), None),
+        (("mymodels:positive",), None),
+        (("builtins:max",), None),
+        (("mymodels:make", "--factory"), None),
+        (("mymodels:Network", "--factory"), None),
+        (("mymodels:levels",), "--func must name a function, got 3"),
+        (
+            ("mymodels:blend",),
+            "must take one argument, a batch of patches, without --factory, got ",
+        ),
+        (("mymodels:Network",), "must take one argument, a batch of patches, without --factory"),
+        (("mymodels:brighter", "--factory"), "must take no argument with --factory, got (batch)"),
+        (("broken:model",), "--func: 'broken' cannot be imported: SystemExit: 0 (--debug shows"),
+        (("random:model",), f"--func: 'random' has no 'model' ({random.__file__})"),
+    ],
+)
+def test_a_dry_run_says_whether_the_function_fits_and_calls_nothing(
+    source: str, models: None, func: tuple[str, ...], message: str | None
+) -> None:
+    Path("broken.py").write_text("raise SystemExit(0)")
+    result = run("map", source, "out.zarr", "--func", *func, *MAP, "--dry-run")
+    assert result.exit_code == (0 if message is None else 2), result.output
+    assert message is None or message in result.stderr
+    assert not Path("called").exists()
+
+
+@pytest.mark.parametrize("workers", [(), ("--workers", "1")])
+def test_modules_of_the_current_folder_stand_behind_all_others(
+    source: str, models: None, workers: tuple[str, ...]
+) -> None:
+    for name in ("random", "numpy", "click", "distributed"):
+        Path(f"{name}.py").write_text("raise RuntimeError('not this one')")
+    command = Path(sys.executable).parent / "xpatches"
+    given = ["map", source, "out.zarr", "--func", "mymodels:brighter", *MAP, *workers]
+    done = subprocess.run([command, *given], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
 
 
 def test_workers_import_the_model_from_where_the_command_runs(source: str, models: None) -> None:

@@ -1,6 +1,7 @@
 """The command ``xpatches``: write patch datasets, map models, and look at what there is."""
 
 import importlib
+import inspect
 import json
 import logging
 import os
@@ -296,7 +297,7 @@ def extract(
     "--func",
     required=True,
     metavar="MODULE:NAME",
-    help="Function of a batch of patches, importable from here.",
+    help="Function of a batch of patches, importable, if need be from here.",
 )
 @click.option("--factory", is_flag=True, help="It gives the function, once on every worker.")
 @click.option("--labelled", is_flag=True, help="It takes a DataArray: patches with their labels.")
@@ -357,7 +358,7 @@ def map_(
     _check_places(source, out, scheduler, workers)
     if materialize := given["materialize"]:
         _check_zarr_name("--materialize", materialize)
-    function = _import(func)
+    function = _import(func, given["factory"])
     p = _cut(source, given)
     given = {name: value for name, value in given.items() if value is not None}
     output = {
@@ -428,20 +429,40 @@ def _left(out: str, resume: bool, overwrite: bool) -> int | None:
     return None
 
 
-def _import(func: str) -> Any:
-    """Import a function, ``package.module:name``, from where this runs."""
+def _import(func: str, factory: bool) -> Any:
+    """Import a function, ``package.module:name``; the folder where this runs is searched last."""
     module, colon, name = func.partition(":")
     if not (colon and module and name) or module.startswith("."):
         raise click.UsageError(f"--func must be MODULE:NAME, got {func!r}")
-    sys.path.insert(0, os.getcwd())
+    sys.path.append(os.getcwd())  # workers are given the path
     try:
         found = importlib.import_module(module)
     except ModuleNotFoundError as error:
-        raise click.UsageError(f"--func: {error}; the path is searched from here") from error
+        raise click.UsageError(f"--func: {error}; the path is searched, then here") from error
+    except (Exception, SystemExit) as error:  # whatever a module raises
+        raise PatchError(
+            f"--func: {module!r} cannot be imported: {type(error).__name__}: {error} (--debug "
+            "shows where)"
+        ) from error
+    at = getattr(found, "__file__", None) or "built in"
     for part in name.split("."):
         if not hasattr(found, part):
-            raise click.UsageError(f"--func: {module!r} has no {name!r}")
+            raise click.UsageError(f"--func: {module!r} has no {name!r} ({at})")
         found = getattr(found, part)
+    if not callable(found):
+        raise click.UsageError(f"--func must name a function, got {found!r}")
+    try:
+        takes = inspect.signature(found, follow_wrapped=False)
+    except ValueError:  # it does not say
+        return found
+    try:
+        takes.bind(*() if factory else (None,))
+    except TypeError as error:
+        wanted = "no argument" if factory else "one argument, a batch of patches,"
+        raise click.UsageError(
+            f"--func {func} must take {wanted} {'with' if factory else 'without'} --factory, got "
+            f"{takes}"
+        ) from error
     return found
 
 
