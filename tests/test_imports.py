@@ -33,7 +33,7 @@ ORDER = [
 ARRAY_LIBRARIES = {"numpy", "dask", "xarray", "zarr"}
 CORE = {"numpy", "dask", "xarray", "xpatches"}
 OTHERS = {
-    "workers": {"distributed"},
+    "workers": {"cloudpickle", "distributed"},
     "store": {"zarr", "obstore"},
     "blocks": {"zarr", "google_crc32c"},
     "states": {"zarr"},
