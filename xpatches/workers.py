@@ -170,7 +170,7 @@ def _cluster(client: Any, job: Any) -> Iterator[Workers]:
                 f"the workers of the dask client cannot load the job: {error!r}; install there "
                 "what func and the image need"
             ) from error
-        del carry
+        del carry  # which holds the job once more
         yield Workers(submit, count, stop)
     except Exception as error:
         if client.status == "running":
