@@ -25,7 +25,8 @@ ORDER = [
         "reprs",
         "parity",
     ),
-    *("layout", "workers", "store", "blocks", "states", "jobs", "storable", "copies"),
+    *("layout", "workers", "exclusive", "store", "writer", "lock", "nodes", "states", "blocks"),
+    *("jobs", "storable", "copies"),
     *("datasets", "cuts"),
     *("located", "gather", "stitching", "runs", "models", "mapping", "parts", "painted"),
     *("progress", "patches", "accessor", "pictures", "opening", "cli", "__init__"),
@@ -34,7 +35,10 @@ ARRAY_LIBRARIES = {"numpy", "dask", "xarray", "zarr"}
 CORE = {"numpy", "dask", "xarray", "xpatches"}
 OTHERS = {
     "workers": {"distributed"},
+    "exclusive": {"zarr", "obstore"},
     "store": {"zarr", "obstore"},
+    "writer": {"zarr"},
+    "lock": {"filelock"},
     "blocks": {"zarr", "google_crc32c"},
     "states": {"zarr"},
     "datasets": {"zarr"},

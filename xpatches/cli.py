@@ -22,12 +22,13 @@ from zarr.errors import UnstableSpecificationWarning
 from xpatches import pictures
 from xpatches.datasets import dataset_state, open_patches
 from xpatches.errors import JobError, PatchError
+from xpatches.lock import writer_of
 from xpatches.opening import open_image
 from xpatches.reprs import readable
 from xpatches.spec import SPEC_ATTR
 from xpatches.states import check_state, holds_patches, state_of
 from xpatches.stitching import REDUCES
-from xpatches.store import Folder, open_folder, writer_of
+from xpatches.store import Folder, open_folder
 from xpatches.tapers import TAPERS
 
 DONE, FAILED, USAGE, STOPPED = 0, 1, 2, 130
@@ -224,6 +225,13 @@ _JOB = _options(
         show_default=True,
         help="How often a block that fails is tried again.",
     ),
+    click.option(
+        "--lock/--no-lock",
+        default=True,
+        show_default=True,
+        help="Whether other jobs are kept out of OUT while this one writes.",
+    ),
+    click.option("--fsync", is_flag=True, help="Wait until files are on the disk."),
     click.option("--dry-run", is_flag=True, help="Say what would be done, and do nothing."),
     click.option("--quiet", is_flag=True, help="Tell nothing but errors."),
 )
@@ -271,7 +279,7 @@ def extract(
     SOURCE is a zarr store or any file that xarray opens. OUT is a path or a URL; a job that was
     stopped or failed is finished with --resume.
     """
-    how = {name: given.pop(name) for name in ("resume", "overwrite", "retries")}
+    how = {name: given.pop(name) for name in ("resume", "overwrite", "retries", "lock", "fsync")}
     _check_places(source, out, scheduler, workers)
     p = _cut(source, given)
     left = _left(out, how["resume"], how["overwrite"])

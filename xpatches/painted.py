@@ -233,7 +233,7 @@ def paint(
     report
         Makes what is told of the progress of a job.
     **how
-        Its arguments `resume`, `overwrite` and `retries`.
+        Its arguments `resume`, `overwrite`, `retries`, `lock` and `fsync`.
 
     Returns
     -------

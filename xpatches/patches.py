@@ -349,6 +349,8 @@ class Patches(Generic[T]):
         resume: bool = False,
         overwrite: bool = False,
         retries: int = 2,
+        lock: bool = True,
+        fsync: bool = False,
         progress: bool = True,
     ) -> T:
         """Run a model on all patches, and stitch what it returns into an image.
@@ -408,7 +410,7 @@ class Patches(Generic[T]):
         chunks, shards, encoding
             Of the result in `store`, as for `to_zarr`. Chunks have 1 MiB by default, shards up to
             32 MiB; blocks are whole shards.
-        resume, overwrite, retries, progress
+        resume, overwrite, retries, lock, fsync, progress
             Of the jobs, as for `to_zarr`. `func` is known by its name: a job that is resumed may
             have another function of that name, and another `batch_size`.
 
@@ -481,6 +483,8 @@ class Patches(Generic[T]):
             resume=resume,
             overwrite=overwrite,
             retries=retries,
+            lock=lock,
+            fsync=fsync,
         )
         return self._made(every, made, coords) if store is None else cast(T, made)
 
@@ -496,6 +500,8 @@ class Patches(Generic[T]):
         resume: bool = False,
         overwrite: bool = False,
         retries: int = 2,
+        lock: bool = True,
+        fsync: bool = False,
         progress: bool = True,
     ) -> T:
         """Write all patches to a zarr store, as a job that can be resumed.
@@ -530,6 +536,12 @@ class Patches(Generic[T]):
             Replace whatever zarr holds there.
         retries
             How many times a block that fails is tried again.
+        lock
+            False to keep nobody else out of the store, where it cannot: then nobody else may write
+            there.
+        fsync
+            Whether what is written is on the disk before it counts, so that it outlasts a loss of
+            power; for stores on disks.
         progress
             Whether to tell of the progress on stderr.
 
@@ -569,6 +581,8 @@ class Patches(Generic[T]):
             resume=resume,
             overwrite=overwrite,
             retries=retries,
+            lock=lock,
+            fsync=fsync,
         )
         return cast(T, made)
 
