@@ -26,7 +26,7 @@ from xpatches.errors import PatchError
 from xpatches.nodes import foreign
 from xpatches.spec import SPEC_ATTR
 from xpatches.store import JOB, Folder, parsed
-from xpatches.writer import CLAIMS, HOMES, LostError, Run
+from xpatches.writer import CLAIMS, HOMES, REMOVED, LostError, Run
 
 MARKS = f"{JOB}/blocks"
 """Where the marks of blocks lie."""
@@ -36,7 +36,7 @@ _READY = f"{JOB}/ready"
 _RUN = "[0-9a-f]{32}"
 _OURS = re.compile(
     rf"{JOB}/(zarr\.json|ready|writer/[1-9][0-9]*|blocks/[^/]+/[0-9]+"
-    rf"|runs/{_RUN}(\.ended)?/(beat|lock|removed|{_RUN}(/[^/]+/[0-9c./]+(\.{_RUN}\.partial)?)?))"
+    rf"|runs/{_RUN}(\.ended)?/(beat|lock|{REMOVED}|{_RUN}(/[^/]+/[0-9c./]+(\.{_RUN}\.partial)?)?))"
 )
 """What jobs write beside a dataset."""
 

@@ -34,6 +34,8 @@ CLAIMS = f"{JOB}/writer"
 HOMES = f"{JOB}/runs"
 """Where the homes of runs lie, by id."""
 
+REMOVED = "removed/object"
+"""Where a run moves what it removes, in its home."""
 _ID = re.compile("[0-9a-f]{32}")
 _REMOVED = 256
 """Objects that are removed between two checks, where they cannot be moved away."""
@@ -134,7 +136,7 @@ class Run:
                 self.check()
                 self.folder.remove_all(some)
             return
-        removed = root / self.home / "removed"
+        removed = root / self.home / REMOVED  # which nobody makes anew
         for name in left:
             try:
                 os.replace(root / name, removed)
