@@ -41,6 +41,7 @@ OTHERS = {
     "lock": {"filelock"},
     "blocks": {"zarr", "google_crc32c"},
     "states": {"zarr"},
+    "storable": {"zarr"},
     "datasets": {"zarr"},
     "progress": {"click"},
     "pictures": {"matplotlib"},

@@ -216,6 +216,12 @@ _JOB = _options(
     click.option(
         "--workers", type=click.IntRange(1), help="Run on so many processes of this machine."
     ),
+    click.option(
+        "--checksums/--no-checksums",
+        default=True,
+        show_default=True,
+        help="Whether chunks are stored with checksums.",
+    ),
     click.option("--resume", is_flag=True, help="Finish an incomplete dataset."),
     click.option("--overwrite", is_flag=True, help="Replace what is in OUT."),
     click.option(
@@ -279,16 +285,15 @@ def extract(
     SOURCE is a zarr store or any file that xarray opens. OUT is a path or a URL; a job that was
     stopped or failed is finished with --resume.
     """
-    how = {name: given.pop(name) for name in ("resume", "overwrite", "retries", "lock", "fsync")}
     _check_places(source, out, scheduler, workers)
     p = _cut(source, given)
-    left = _left(out, how["resume"], how["overwrite"])
+    left = _left(out, given["resume"], given["overwrite"])
     if dry_run:
         _tell({"layout": layout, "missing": left, **p.plan_zarr(layout, chunks, shards)}, as_json)
         return
     with _client(scheduler, workers, quiet):
-        how |= {"layout": layout, "label": label}
-        p.to_zarr(out, chunks=chunks, shards=shards, progress=not quiet, **how)
+        given |= {"layout": layout, "label": label, "chunks": chunks, "shards": shards}
+        p.to_zarr(out, progress=not quiet, **given)
     if as_json:
         _tell(_about(open_folder(out, read_only=True), out), as_json)
 

@@ -22,7 +22,13 @@ from xpatches.jobs import Report, check_job, write_job
 from xpatches.layout import CHUNK
 from xpatches.packing import drop_dangling, kept_encoding, links_of, relink
 from xpatches.states import description_in, holds_patches, marked_blocks, state_of
-from xpatches.storable import check_storable, decoding_of, open_kwargs, without_codecs
+from xpatches.storable import (
+    check_storable,
+    decoding_of,
+    open_kwargs,
+    with_checksums,
+    without_codecs,
+)
 from xpatches.store import JOB, Folder, open_folder
 from xpatches.variables import in_memory
 
@@ -81,6 +87,8 @@ def write_dataset(
     store: Any,
     encoding: Mapping[Any, Mapping[str, Any]] | None,
     report: Report,
+    *,
+    checksums: bool,
     **how: Any,
 ) -> xr.DataArray | xr.Dataset:
     """Write what is made of an image, and open it, as `Patches.to_zarr` documents.
@@ -93,10 +101,12 @@ def write_dataset(
         As in `Patches.to_zarr`.
     report
         Is told of the progress.
+    checksums
+        As in `Patches.to_zarr`.
     **how
         Its arguments `resume`, `overwrite`, `retries`, `lock` and `fsync`.
     """
-    job, template, given = _prepared(written, store, encoding)
+    job, template, given = _prepared(written, store, encoding, checksums)
     sources = [
         Folder(array.store, array.path)
         for variable in written.source.dataset.variables.values()
@@ -111,15 +121,19 @@ def check_dataset(
     store: Any,
     encoding: Mapping[Any, Mapping[str, Any]] | None,
     *,
+    checksums: bool,
     resume: bool,
     overwrite: bool,
 ) -> None:
     """Refuse what `write_dataset` would refuse before the first block; nothing is touched."""
-    check_job(*_prepared(written, store, encoding), resume=resume, overwrite=overwrite)
+    check_job(*_prepared(written, store, encoding, checksums), resume=resume, overwrite=overwrite)
 
 
 def _prepared(
-    written: Written, store: Any, encoding: Mapping[Any, Mapping[str, Any]] | None
+    written: Written,
+    store: Any,
+    encoding: Mapping[Any, Mapping[str, Any]] | None,
+    checksums: bool,
 ) -> tuple[Job, xr.Dataset, dict[Any, Mapping[str, Any]]]:
     """Give the arguments of `write_job`."""
     given = _as_encoding(encoding)
@@ -131,6 +145,9 @@ def _prepared(
         given[part.name] = {**part.encoding, "chunks": part.chunks, "shards": part.shards}
     for name in given:  # what is given replaces the variable's own
         given[name] = {**links_of(template.variables[name]), **given[name]}
+    for name, variable in template.variables.items():
+        if checksums and variable.dtype.kind in "biufcmM":
+            given[name] = with_checksums(given.get(name, variable.encoding))
     folder = open_folder(store)
     check_apart(written.source.dataset, folder)
     # Their numbers are told of, and so do not depend on the order of variables.

@@ -346,6 +346,7 @@ class Patches(Generic[T]):
         chunks: Mapping[Any, int] | None = None,
         shards: Mapping[Any, int] | bool | None = None,
         encoding: Mapping[Any, Mapping[str, Any]] | None = None,
+        checksums: bool = True,
         resume: bool = False,
         overwrite: bool = False,
         retries: int = 2,
@@ -410,7 +411,7 @@ class Patches(Generic[T]):
         chunks, shards, encoding
             Of the result in `store`, as for `to_zarr`. Chunks have 1 MiB by default, shards up to
             32 MiB; blocks are whole shards.
-        resume, overwrite, retries, lock, fsync, progress
+        checksums, resume, overwrite, retries, lock, fsync, progress
             Of the jobs, as for `to_zarr`. `func` is known by its name: a job that is resumed may
             have another function of that name, and another `batch_size`.
 
@@ -480,6 +481,7 @@ class Patches(Generic[T]):
             encoding=encoding,
             max_bytes=max_bytes,
             report=_report(progress),
+            checksums=checksums,
             resume=resume,
             overwrite=overwrite,
             retries=retries,
@@ -497,6 +499,7 @@ class Patches(Generic[T]):
         chunks: Mapping[Any, int] | None = None,
         shards: Mapping[Any, int] | bool | None = None,
         encoding: Mapping[Any, Mapping[str, Any]] | None = None,
+        checksums: bool = True,
         resume: bool = False,
         overwrite: bool = False,
         retries: int = 2,
@@ -530,6 +533,9 @@ class Patches(Generic[T]):
         encoding
             By variable, how values are stored, as in `xarray.Dataset.to_zarr`: ``compressors``,
             ``dtype``, ``scale_factor``, ...
+        checksums
+            Whether every chunk of numbers ends with its CRC-32C (zarr's codec ``crc32c``), by which
+            whoever reads it notices what was damaged.
         resume
             Finish what an earlier call with the same arguments began in the store.
         overwrite
@@ -578,6 +584,7 @@ class Patches(Generic[T]):
             store,
             encoding,
             _report(progress)(),
+            checksums=checksums,
             resume=resume,
             overwrite=overwrite,
             retries=retries,
