@@ -151,6 +151,28 @@ def test_info_tells_images_and_datasets_apart(source: str, tmp_path: Path) -> No
     assert "missing: 1" in text
 
 
+def test_verify_names_what_is_damaged_and_resume_writes_it_again(
+    source: str, tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    run("extract", source, out, *SIZE)
+    sound = run("verify", out, "--json")
+    assert sound.exit_code == 0
+    assert json.loads(sound.stdout)["damaged"] == {}
+    (chunk,) = (path for path in (out / "image" / "c").rglob("*") if path.is_file())
+    content = chunk.read_bytes()
+    chunk.write_bytes(content[:100] + bytes([content[100] ^ 1]) + content[101:])
+    for options in ((), ("--repair",)):
+        told = run("verify", out, *options, "--quiet")
+        assert told.exit_code == 1
+        assert f"damaged: 1\n{chunk.relative_to(out)}: " in told.stdout
+    assert json.loads(run("info", out, "--json").stdout)["state"] == "incomplete"
+    assert run("extract", source, out, *SIZE, "--resume").exit_code == 0
+    assert chunk.read_bytes() == content
+    assert run("verify", out).exit_code == 0
+    failed(2, "holds no patch dataset", "verify", source)
+
+
 @pytest.mark.parametrize("layout", ["grid", "samples"])
 def test_show_draws_the_patch_that_is_nearest(source: str, tmp_path: Path, layout: str) -> None:
     pytest.importorskip("matplotlib")

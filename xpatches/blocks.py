@@ -9,7 +9,7 @@ import json
 from collections.abc import Callable, Collection, Hashable, Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
-from itertools import accumulate, islice
+from itertools import accumulate, islice, product
 from math import prod
 from typing import Any, Protocol, TypeAlias
 
@@ -69,6 +69,9 @@ class Part(Protocol):
 
     def __len__(self) -> int:
         """Count the blocks."""
+
+    def place(self, number: int) -> tuple[slice, ...]:
+        """Find a block in the array: whole stored objects."""
 
     def reads(self, number: int) -> list[tuple[slice, ...]]:
         """List the regions of the source that are read for a block, in order."""
@@ -135,6 +138,10 @@ class PatchPart:
 
     def __len__(self) -> int:
         return len(self.layout)
+
+    def place(self, number: int) -> tuple[slice, ...]:
+        """Find a block among the patches."""
+        return self.layout.block(number)
 
     def reads(self, number: int) -> list[tuple[slice, ...]]:
         """List the regions that are read for a block."""
@@ -345,6 +352,24 @@ class Job:
             for number, mark in ours.items():
                 if all(sizes[name] == size for name, size in mark.objects.items()):
                     found[number] = mark.checksum
+        return found
+
+    def present(self) -> list[int]:
+        """List the blocks all of whose objects are there, whoever wrote them."""
+        found = []
+        for first, part in zip(
+            accumulate(map(len, self.parts), initial=0), self.parts, strict=False
+        ):
+            names = set(self.folder.names(f"{part.name}/"))
+            lengths, key_of = part.shards or part.chunks, self._metadata[part.name].encode_chunk_key
+            for number in range(len(part)):
+                index = (
+                    range(of.start // length, -(-of.stop // length))
+                    for of, length in zip(part.place(number), lengths, strict=True)
+                )
+                if all(key_of(i) in names for i in product(*index)):
+                    found.append(first + number)
+            first += len(part)
         return found
 
 

@@ -19,7 +19,7 @@ import xarray as xr
 import zarr
 from zarr.errors import UnstableSpecificationWarning
 
-from xpatches import pictures
+from xpatches import pictures, verification
 from xpatches.datasets import dataset_state, open_patches
 from xpatches.errors import JobError, PatchError
 from xpatches.lock import writer_of
@@ -464,6 +464,26 @@ def _import(func: str) -> Any:
 def info(store: str, as_json: bool, **source: Any) -> None:
     """Say what STORE holds: an image, or a patch dataset and whether it is complete."""
     _tell(_about(open_folder(store, read_only=True), store, source), as_json)
+
+
+@_command("xpatches verify patches.zarr --repair")
+@click.argument("store")
+@click.option("--repair", is_flag=True, help="Remove what is damaged, for --resume to write again.")
+@click.option("--quiet", is_flag=True, help="Tell nothing but what is damaged.")
+def verify(store: str, repair: bool, quiet: bool, as_json: bool) -> None:
+    """Read everything of the patch dataset STORE, and say what is damaged.
+
+    Exits with 1 if anything is. After --repair the dataset is incomplete: the command that wrote
+    it, with --resume, writes those blocks again.
+    """
+    facts = verification.verify(store, repair=repair, progress=not quiet)
+    damaged = facts["damaged"]
+    if as_json:
+        _tell({"store": store, **facts}, as_json)
+    else:
+        _tell({"store": store, **facts, "damaged": len(damaged)}, as_json)
+        click.echo("".join(f"{name}: {problem}\n" for name, problem in damaged.items()), nl=False)
+    raise SystemExit(FAILED if damaged else DONE)
 
 
 @_command("xpatches show patches.zarr --sel y=48.2,x=16.4 -o patch.png")

@@ -23,6 +23,7 @@ from xpatches.blocks import Job
 from xpatches.errors import BlockFailure, JobError, MapError, PatchError
 from xpatches.lock import wait_until_free, writing
 from xpatches.states import (
+    Ready,
     check_apart,
     check_files,
     check_same,
@@ -31,7 +32,7 @@ from xpatches.states import (
     finish,
     kept_checksums,
     prepare,
-    runs_of,
+    ready_in,
     say_ready,
     set_up,
     undo,
@@ -132,11 +133,16 @@ def write_job(
         check_apart(run, sources)
         job = replace(job, run=run)
         state = check_state(folder, resume, overwrite)  # by now nobody else changes it
-        runs = [run.id]
-        if state in ("writing", "complete") and resume:
+        ready = Ready((run.id,))
+        if state == "writing" and resume:
+            before = ready_in(folder)
+            check_same(first, folder, before.repair)
+            ready = Ready((*before.runs, run.id), before.repair)
+            for name in first if ready.repair else ():
+                if folder.get(name) is None:
+                    run.publish(name, first[name])
+        elif state == "complete" and resume:
             check_same(first, folder)
-            if state == "writing":
-                runs = [*runs_of(folder), run.id]
         else:
             set_up(run, first)
         with ExitStack() as stack:
@@ -154,15 +160,15 @@ def write_job(
                 report.begin(len(job), len(job), job.nbytes)
                 report.end()
                 return
-            done = job.sound(runs)
+            done = _done(job, ready)
             _check_source(job, _checksums(job, done), workers, retries, lost)
-            say_ready(run, runs)
+            say_ready(run, ready)
             report.begin(len(job), len(done), job.nbytes)
             left = (number for number in range(len(job)) if number not in done)
             try:
                 failures, alike = _run(job, "write", left, workers, retries, report.block, lost)
             except KeyboardInterrupt:
-                count = len(job.sound(runs))
+                count = len(_done(job, ready))
                 raise KeyboardInterrupt(
                     f"stopped; {count} of {len(job)} blocks of store {folder} are done and stay, "
                     "resume=True goes on"
@@ -170,9 +176,9 @@ def write_job(
             finally:
                 report.end()
         if failures:
-            kept = len(job.sound(runs)) if alike else None
+            kept = len(_done(job, ready)) if alike else None
             raise JobError(str(folder), len(job), failures, kept) from failures[0].cause
-        done = job.sound(runs)
+        done = _done(job, ready)
         if len(done) < len(job):
             run.check()
             raise PatchError(
@@ -181,6 +187,15 @@ def write_job(
                 "and let nobody else write there"
             )
         finish(run, {job.mark(number): of for number, of in _checksums(job, done).items()})
+
+
+def _done(job: Job, ready: Ready) -> dict[int, int | None]:
+    """Find the blocks that need not be written, with the checksums that are known."""
+    done = job.sound(ready.runs)
+    if ready.repair:
+        kept = kept_checksums(job.folder)
+        done = {**{number: kept.get(job.mark(number)) for number in job.present()}, **done}
+    return done
 
 
 def _checked(job: Job, done: Sequence[int]) -> list[int]:

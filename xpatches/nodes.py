@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 _PARTIAL = re.compile(r"(zarr|c|[0-9]+)\.[0-9a-f]{32}\.partial")
 """What a process that was killed had not yet renamed: zarr replaces the last suffix by this one."""
-_INDEX = r"(?:0|[1-9][0-9]{0,17})"
+_INDEX = re.compile("0|[1-9][0-9]{0,17}")
 _METADATA = "zarr.json"
 
 
@@ -18,10 +18,10 @@ class ChunkKeys:
     Examples
     --------
     >>> keys = ChunkKeys((2, 3), "default", "/")
-    >>> [keys.holds(key) for key in ("c/1/2", "c/2/0", "c/1", "c/01/0", "c/src/main.c")]
-    [True, False, False, False, False]
-    >>> ChunkKeys((), "v2", ".").holds("0")
-    True
+    >>> [keys.index_of(key) for key in ("c/1/2", "c/2/0", "c/1", "c/01/0", "c/src/main.c")]
+    [(1, 2), None, None, None, None]
+    >>> ChunkKeys((), "v2", ".").index_of("0")
+    ()
     """
 
     counts: tuple[int, ...]
@@ -29,21 +29,16 @@ class ChunkKeys:
     encoding: str
     separator: str
 
-    def holds(self, key: str) -> bool:
-        """Tell whether a key is that of a chunk."""
-        if self.encoding == "default":
-            if not self.counts:
-                return key == "c"
-            if not key.startswith(f"c{self.separator}"):
-                return False
-            key = key[1 + len(self.separator) :]
-        elif not self.counts:
-            return key == "0"
-        index = key.split(self.separator)
-        return len(index) == len(self.counts) and all(
-            re.fullmatch(_INDEX, i) is not None and int(i) < count
-            for i, count in zip(index, self.counts, strict=True)
-        )
+    def index_of(self, key: str) -> tuple[int, ...] | None:
+        """Give the index of the chunk that has a key; None if no chunk has it."""
+        start = f"c{self.separator}" if self.encoding == "default" else ""
+        if not self.counts:
+            return () if key == (start[:1] or "0") else None
+        names = key.removeprefix(start).split(self.separator) if key.startswith(start) else []
+        if len(names) != len(self.counts) or not all(map(_INDEX.fullmatch, names)):
+            return None
+        index = tuple(map(int, names))
+        return index if all(i < n for i, n in zip(index, self.counts, strict=True)) else None
 
 
 def chunk_keys(content: bytes) -> ChunkKeys | None:
@@ -115,7 +110,8 @@ def _is_allowed(name: str, nodes: Mapping[str, ChunkKeys | None]) -> bool:
     while True:
         keys = nodes.get(prefix)
         if keys is not None:
-            return keys.holds(name[len(prefix) :]) or bool(_PARTIAL.fullmatch(last))
+            chunk = keys.index_of(name[len(prefix) :]) is not None
+            return chunk or bool(_PARTIAL.fullmatch(last))
         if not prefix:
             return False
         parent = prefix[:-1].rpartition("/")[0]

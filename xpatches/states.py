@@ -17,6 +17,7 @@ or ready, and removes chunks before the metadata that tell that they are chunks.
 import json
 import re
 from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import xarray as xr
@@ -178,29 +179,51 @@ def set_up(run: Run, objects: Mapping[str, bytes]) -> None:
     folder.prune()
     for name in sorted(objects, key=lambda name: name == _ROOT):  # which says what this is
         run.publish(name, objects[name])
-    say_ready(run, [run.id])
+    say_ready(run, Ready((run.id,)))
 
 
-def say_ready(run: Run, runs: Iterable[str]) -> None:
-    """Say that everything but the patches is written, and which runs' blocks count."""
-    run.publish(_READY, json.dumps({"runs": [*runs]}).encode())
+@dataclass(frozen=True)
+class Ready:
+    """Everything but the patches is written."""
+
+    runs: tuple[str, ...]
+    """Those whose blocks count."""
+    repair: bool = False
+    """Whether all blocks do whose objects are there: the dataset was complete, and was verified."""
 
 
-def runs_of(folder: Folder) -> list[str]:
-    """List the runs whose blocks count."""
-    runs = (folder.document(_READY) or {}).get("runs")
-    if not isinstance(runs, list) or not all(isinstance(run, str) for run in runs):
+def say_ready(run: Run, ready: Ready) -> None:
+    """Say that everything but the patches is written."""
+    run.publish(_READY, json.dumps({"runs": ready.runs, "repair": ready.repair}).encode())
+
+
+def ready_in(folder: Folder) -> Ready:
+    """Read what was said of a dataset that is being written."""
+    found = folder.document(_READY) or {}
+    runs, repair = found.get("runs"), found.get("repair")
+    if (
+        not isinstance(runs, list)
+        or not all(isinstance(run, str) for run in runs)
+        or not isinstance(repair, bool)
+    ):
         raise PatchError(f"{_READY} of store {folder} is damaged; overwrite the store")
-    return runs
+    return Ready(tuple(runs), repair)
 
 
-def check_same(objects: Mapping[str, bytes], folder: Folder) -> None:
-    """Refuse to resume what is not the same job."""
+def say_incomplete(run: Run) -> None:
+    """Take back that a dataset is complete: blocks whose objects are gone are to be written."""
+    say_ready(run, Ready((), repair=True))
+    root = run.folder.document(_ROOT) or {}
+    run.publish(_ROOT, _described(root, complete=False))
+
+
+def check_same(objects: Mapping[str, bytes], folder: Folder, repair: bool = False) -> None:
+    """Refuse to resume what is not the same job; to repair it, objects may be missing."""
     differences: list[str] = []
     for name, ours in objects.items():
         stored = folder.get(name)
         if stored is None:
-            differences.append(f"{name} is missing")
+            differences += [] if repair else [f"{name} is missing"]
         elif stored != ours and name.endswith("zarr.json"):
             what = name.removesuffix("zarr.json").strip("/")
             for difference in _different(what, folder.document(name), json.loads(ours)):
