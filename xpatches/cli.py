@@ -20,15 +20,16 @@ import xarray as xr
 import zarr
 from zarr.errors import UnstableSpecificationWarning
 
-from xpatches import pictures
+from xpatches import pictures, verification
 from xpatches.datasets import dataset_state, open_patches
 from xpatches.errors import JobError, PatchError
+from xpatches.lock import writer_of
 from xpatches.opening import open_image
 from xpatches.reprs import readable
 from xpatches.spec import SPEC_ATTR
 from xpatches.states import check_state, holds_patches, state_of
 from xpatches.stitching import REDUCES
-from xpatches.store import Folder, open_folder, writer_of
+from xpatches.store import Folder, open_folder
 from xpatches.tapers import TAPERS
 
 DONE, FAILED, USAGE, STOPPED = 0, 1, 2, 130
@@ -216,6 +217,12 @@ _JOB = _options(
     click.option(
         "--workers", type=click.IntRange(1), help="Run on so many processes of this machine."
     ),
+    click.option(
+        "--checksums/--no-checksums",
+        default=True,
+        show_default=True,
+        help="Whether chunks are stored with checksums.",
+    ),
     click.option("--resume", is_flag=True, help="Finish an incomplete dataset."),
     click.option("--overwrite", is_flag=True, help="Replace what is in OUT."),
     click.option(
@@ -225,6 +232,13 @@ _JOB = _options(
         show_default=True,
         help="How often a block that fails is tried again.",
     ),
+    click.option(
+        "--lock/--no-lock",
+        default=True,
+        show_default=True,
+        help="Whether other jobs are kept out of OUT while this one writes.",
+    ),
+    click.option("--fsync", is_flag=True, help="Wait until files are on the disk."),
     click.option("--dry-run", is_flag=True, help="Say what would be done, and do nothing."),
     click.option("--quiet", is_flag=True, help="Tell nothing but errors."),
 )
@@ -272,16 +286,15 @@ def extract(
     SOURCE is a zarr store or any file that xarray opens. OUT is a path or a URL; a job that was
     stopped or failed is finished with --resume.
     """
-    how = {name: given.pop(name) for name in ("resume", "overwrite", "retries")}
     _check_places(source, out, scheduler, workers)
     p = _cut(source, given)
-    left = _left(out, how["resume"], how["overwrite"])
+    left = _left(out, given["resume"], given["overwrite"])
     if dry_run:
         _tell({"layout": layout, "missing": left, **p.plan_zarr(layout, chunks, shards)}, as_json)
         return
     with _client(scheduler, workers, quiet):
-        how |= {"layout": layout, "label": label}
-        p.to_zarr(out, chunks=chunks, shards=shards, progress=not quiet, **how)
+        given |= {"layout": layout, "label": label, "chunks": chunks, "shards": shards}
+        p.to_zarr(out, progress=not quiet, **given)
     if as_json:
         _tell(_about(open_folder(out, read_only=True), out), as_json)
 
@@ -472,6 +485,26 @@ def _import(func: str, factory: bool) -> Any:
 def info(store: str, as_json: bool, **source: Any) -> None:
     """Say what STORE holds: an image, or a patch dataset and whether it is complete."""
     _tell(_about(open_folder(store, read_only=True), store, source), as_json)
+
+
+@_command("xpatches verify patches.zarr --repair")
+@click.argument("store")
+@click.option("--repair", is_flag=True, help="Remove what is damaged, for --resume to write again.")
+@click.option("--quiet", is_flag=True, help="Tell nothing but what is damaged.")
+def verify(store: str, repair: bool, quiet: bool, as_json: bool) -> None:
+    """Read everything of the patch dataset STORE, and say what is damaged.
+
+    Exits with 1 if anything is. After --repair the dataset is incomplete: the command that wrote
+    it, with --resume, writes those blocks again.
+    """
+    facts = verification.verify(store, repair=repair, progress=not quiet)
+    damaged = facts["damaged"]
+    if as_json:
+        _tell({"store": store, **facts}, as_json)
+    else:
+        _tell({"store": store, **facts, "damaged": len(damaged)}, as_json)
+        click.echo("".join(f"{name}: {problem}\n" for name, problem in damaged.items()), nl=False)
+    raise SystemExit(FAILED if damaged else DONE)
 
 
 @_command("xpatches show patches.zarr --sel y=48.2,x=16.4 -o patch.png")

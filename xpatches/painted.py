@@ -233,7 +233,7 @@ def paint(
     report
         Makes what is told of the progress of a job.
     **how
-        Its arguments `resume`, `overwrite` and `retries`.
+        Its arguments `checksums`, `resume`, `overwrite`, `retries`, `lock` and `fsync`.
 
     Returns
     -------
@@ -252,7 +252,7 @@ def paint(
             out, kept = open_folder(store), open_folder(materialize)
             if out.overlaps(kept):
                 raise PatchError(f"store and materialize must be two places, got {out} and {kept}")
-            begin = {argument: how[argument] for argument in ("resume", "overwrite")}
+            begin = {argument: how[argument] for argument in ("checksums", "resume", "overwrite")}
             check_dataset(promised, out, encoding, **begin)
         made = write_dataset(runs, materialize, None, report(), **how)
         arrays = made if isinstance(made, xr.Dataset) else {source.stored(*mapped): made}

@@ -346,9 +346,12 @@ class Patches(Generic[T]):
         chunks: Mapping[Any, int] | None = None,
         shards: Mapping[Any, int] | bool | None = None,
         encoding: Mapping[Any, Mapping[str, Any]] | None = None,
+        checksums: bool = True,
         resume: bool = False,
         overwrite: bool = False,
         retries: int = 2,
+        lock: bool = True,
+        fsync: bool = False,
         progress: bool = True,
     ) -> T:
         """Run a model on all patches, and stitch what it returns into an image.
@@ -408,7 +411,7 @@ class Patches(Generic[T]):
         chunks, shards, encoding
             Of the result in `store`, as for `to_zarr`. Chunks have 1 MiB by default, shards up to
             32 MiB; blocks are whole shards.
-        resume, overwrite, retries, progress
+        checksums, resume, overwrite, retries, lock, fsync, progress
             Of the jobs, as for `to_zarr`. `func` is known by its name: a job that is resumed may
             have another function of that name, and another `batch_size`.
 
@@ -478,9 +481,12 @@ class Patches(Generic[T]):
             encoding=encoding,
             max_bytes=max_bytes,
             report=_report(progress),
+            checksums=checksums,
             resume=resume,
             overwrite=overwrite,
             retries=retries,
+            lock=lock,
+            fsync=fsync,
         )
         return self._made(every, made, coords) if store is None else cast(T, made)
 
@@ -493,9 +499,12 @@ class Patches(Generic[T]):
         chunks: Mapping[Any, int] | None = None,
         shards: Mapping[Any, int] | bool | None = None,
         encoding: Mapping[Any, Mapping[str, Any]] | None = None,
+        checksums: bool = True,
         resume: bool = False,
         overwrite: bool = False,
         retries: int = 2,
+        lock: bool = True,
+        fsync: bool = False,
         progress: bool = True,
     ) -> T:
         """Write all patches to a zarr store, as a job that can be resumed.
@@ -524,12 +533,21 @@ class Patches(Generic[T]):
         encoding
             By variable, how values are stored, as in `xarray.Dataset.to_zarr`: ``compressors``,
             ``dtype``, ``scale_factor``, ...
+        checksums
+            Whether every chunk of numbers ends with its CRC-32C (zarr's codec ``crc32c``), by which
+            whoever reads it notices what was damaged.
         resume
             Finish what an earlier call with the same arguments began in the store.
         overwrite
             Replace whatever zarr holds there.
         retries
             How many times a block that fails is tried again.
+        lock
+            False to keep nobody else out of the store, where it cannot: then nobody else may write
+            there.
+        fsync
+            Whether what is written is on the disk before it counts, so that it outlasts a loss of
+            power; for stores on disks.
         progress
             Whether to tell of the progress on stderr.
 
@@ -566,9 +584,12 @@ class Patches(Generic[T]):
             store,
             encoding,
             _report(progress)(),
+            checksums=checksums,
             resume=resume,
             overwrite=overwrite,
             retries=retries,
+            lock=lock,
+            fsync=fsync,
         )
         return cast(T, made)
 

@@ -23,6 +23,10 @@ class Progress(Report):
         self._blocks = self._done = self._before = self._bytes = 0
         self._start = self._said = 0.0
 
+    def wait(self, text: str) -> None:
+        """Something is waited for before the job begins."""
+        self._say(text)
+
     def begin(self, blocks: int, done: int, nbytes: int) -> None:
         """So many blocks there are, of so many bytes in all, and so many are done already."""
         self._blocks, self._done, self._before = blocks, done, done
