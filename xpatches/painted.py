@@ -345,7 +345,7 @@ def plan_paint(
             "dims": dict(zip(outline.dims, outline.shape, strict=True)),
             "chunks": objects[0],
             "shards": objects[1],
-            "tasks": prod(map(len, plan.blocks)),
+            "tasks": prod(plan.counts),
             "bytes_per_task": outline.bytes_per_task(plan) + encoded,
         }
     return found

@@ -1,7 +1,6 @@
 """Single patches of a labelled image, and how it is read where all of them are taken in turn."""
 
 from collections.abc import Container, Hashable, Iterable, Iterator, Mapping, Sequence
-from itertools import product
 from math import prod
 from typing import Any, TypeAlias
 
@@ -33,7 +32,8 @@ def take_patch(
     Parameters
     ----------
     part
-        What holds the patch's samples, with ``{dim}_index`` as a coord along every dim of the grid.
+        What holds the patch's samples, with ``{dim}_index``, of any int64, as a coord along every
+        dim of the grid if the patch is to have it.
     fill_values
         0-d array of the dtype of every variable that is cut, by name, for samples that are padding.
     samples
@@ -67,6 +67,9 @@ def take_patch(
     # No label is missing: what was taken is whole, and setting it up anew would take most time.
     taken.attrs, taken.encoding = image.attrs, {}
     labels.settle(taken.coords, at)
+    for dim, along in samples.items():
+        if f"{dim}_index" in taken.coords:
+            taken.variables[f"{dim}_index"].data = labels.integers(dim, along).data
     for name, patch in patches.items():
         taken.variables[name].data = patch.data
         taken.variables[name].encoding = patch.encoding
@@ -94,7 +97,7 @@ def take_patches(
     Parameters
     ----------
     image, name, fill_value
-        The image, with ``{dim}_index`` as for `take_patch`, and a variable that is cut.
+        The image, and a variable that is cut.
     grid
         The patches.
     even
@@ -263,14 +266,14 @@ def read_ahead(
         if nbytes(counts) > budget or 2 * taken < prod(lengths(counts)):
             read = {}  # one patch is too large, or most samples are in none
     if not read:
-        everything = product(*(range(axis.count) for axis in grid.axes))
-        yield (image, dict.fromkeys(grid.dims, 0)), everything
+        yield (image, dict.fromkeys(grid.dims, 0)), _walk([range(axis.count) for axis in grid.axes])
         return
-    blocks = [
-        [range(i, min(i + count, axis.count)) for i in range(0, axis.count, count)]
-        for axis, count in zip(grid.axes, counts, strict=True)
-    ]
-    for block in product(*blocks):
+    pairs = [*zip(grid.axes, counts, strict=True)]
+    for firsts in _walk([range(0, axis.count, count) for axis, count in pairs]):
+        block = [
+            range(first, min(first + count, axis.count))
+            for first, (axis, count) in zip(firsts, pairs, strict=True)
+        ]
         regions = {
             axis.dim: slice(*axis.region(of[0], len(of))[:2])
             for axis, of in zip(grid.axes, block, strict=True)
@@ -279,7 +282,17 @@ def read_ahead(
         for variable in map(part.variables.__getitem__, read):
             if variable.size:  # a store may refuse to read nothing
                 variable.load()
-        yield (part, {dim: of.start for dim, of in regions.items()}), product(*block)
+        yield (part, {dim: of.start for dim, of in regions.items()}), _walk(block)
+
+
+def _walk(ranges: Sequence[range]) -> Iterator[tuple[int, ...]]:
+    """Go through the product of ranges, the last one fastest; itertools would list each of them."""
+    if not ranges:
+        yield ()
+        return
+    for first in ranges[0]:
+        for rest in _walk(ranges[1:]):
+            yield first, *rest
 
 
 def _patch(
