@@ -322,12 +322,14 @@ def exchanged_tasks(plan: Blocks) -> int:
         return 2 * checks
     # Blocks are the product of those along each axis, and so is whatever is counted of them.
     used, whole, blocks, one_part, one_out, both = [1] * 6
-    for regions, lengths, takes in zip(plan.regions, plan.chunks, plan.takes, strict=True):
+    for axis, (regions, lengths) in enumerate(zip(plan.regions, plan.chunks, strict=True)):
         parts = _parts(regions, lengths)
         cut = {(number, of.start, of.stop) for block in parts for number, of in block}
         used *= len(cut)
         whole *= sum(stop - start == lengths[number] for number, start, stop in cut)
-        single, alone = [len(of) == 1 for of in parts], [len(of) == 1 for of in takes]
+        single, alone = [len(of) == 1 for of in parts], [True] * len(parts)
+        if isinstance(plan, Plan):  # of others, a block is one chunk of the result
+            alone = [count <= plan.axes[axis].limit for count in plan.axes[axis].blocks]
         blocks *= len(parts)
         one_part *= sum(single)
         one_out *= sum(alone)
