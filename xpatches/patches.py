@@ -179,7 +179,9 @@ class Patches(Generic[T]):
                [0, 1, 2]])
         """
         at = {
-            dim: take.find(self._dataset.coords, self.grid[dim], label, method, tolerance)
+            dim: take.find(
+                self._dataset.coords, self.grid[dim], self._lines, label, method, tolerance
+            )
             for dim, label in self._one_each("sel", indexers, kwargs).items()
         }
         if any(numbers.ndim for numbers in at.values()):
@@ -794,7 +796,10 @@ class Patches(Generic[T]):
     def _take(self, index: tuple[int, ...], part: take.Part | None = None) -> T:
         part = part or (self._indexed, dict.fromkeys(self.grid.dims, 0))
         samples = {axis.dim: axis.samples(i) for axis, i in zip(self.grid.axes, index, strict=True)}
-        return self._as_source(take.take_patch(part, self._fill_values, samples, self._lines))
+        ends = ((axis.length, samples[axis.dim]) for axis in self.grid)
+        inside = all(of[0] >= 0 and of[-1] < length for length, of in ends)
+        known = {} if inside else self._lines  # which looks at every label of the image
+        return self._as_source(take.take_patch(part, self._fill_values, samples, known))
 
     def _take_several(self, at: Mapping[Hashable, xr.Variable]) -> T:
         coords = self._coords("center").to_dataset().isel(at).coords
@@ -837,7 +842,7 @@ class Patches(Generic[T]):
 
     def _coords(self, label: str) -> xr.Coordinates:
         """Give all patches their coords."""
-        return labels.patch_coords(self._dataset.coords, self.grid, label)
+        return labels.patch_coords(self._dataset.coords, self.grid, label, self._lines)
 
     def _mapped(
         self,

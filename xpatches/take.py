@@ -129,9 +129,23 @@ def take_patches(
 
 
 def find(
-    coords: xr.Coordinates, axis: AxisGrid, label: Any, method: str | None, tolerance: Any
+    coords: xr.Coordinates,
+    axis: AxisGrid,
+    even: Mapping[Hashable, Line],
+    label: Any,
+    method: str | None,
+    tolerance: Any,
 ) -> xr.Variable:
     """Find the patches along a dim whose centers have labels; looked up by xarray itself.
+
+    Parameters
+    ----------
+    coords, axis
+        Of the image, and the patches along the dim.
+    even
+        The coords whose labels are evenly spaced.
+    label, method, tolerance
+        As in `Patches.sel`.
 
     Returns
     -------
@@ -149,7 +163,7 @@ def find(
     if method not in _METHODS:
         raise PatchError(f"method must be one of {_METHODS}, got {method!r}")
     known = coords.to_dataset()[dim].coords
-    centers = labels.patch_coords(known, PatchGrid((axis,)), "center").variables[dim]
+    centers = labels.patch_coords(known, PatchGrid((axis,)), "center", even).variables[dim]
     present = np.flatnonzero(centers.notnull())
     numbers = xr.DataArray(present, coords={dim: centers[present].to_base_variable()}, dims=[dim])
     several = not isinstance(label, tuple) and np.ndim(label) > 0
