@@ -67,12 +67,14 @@ def take_patch(
     # No label is missing: what was taken is whole, and setting it up anew would take most time.
     taken.attrs, taken.encoding = image.attrs, {}
     labels.settle(taken.coords, at)
+    variables = taken.variables
     for dim, along in samples.items():
-        if f"{dim}_index" in taken.coords:
-            taken.variables[f"{dim}_index"].data = labels.integers(dim, along).data
+        if f"{dim}_index" in variables:
+            indices = np.arange(along.start, along.stop, along.step, dtype=np.int64)
+            variables[f"{dim}_index"].data = indices
     for name, patch in patches.items():
-        taken.variables[name].data = patch.data
-        taken.variables[name].encoding = patch.encoding
+        variables[name].data = patch.data
+        variables[name].encoding = patch.encoding
     return _georeferenced(taken, samples)
 
 
