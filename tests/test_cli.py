@@ -41,6 +41,19 @@ def opened(store: Any) -> xr.DataArray:
     return array
 
 
+def test_no_scale_or_budget_takes_long_to_be_refused(source: str, tmp_path: Path) -> None:
+    func = ("--func", "numpy:copy", "--size", "y=16,x=16", "--reduce", "first", "--dry-run")
+    for text in ("1e9999999", "y=1e9999999", "1e-9999999", "1/1e99999", "1/0", "nan", "3/2"):
+        result = run("map", source, tmp_path / "out.zarr", *func, "--scale", text)
+        assert result.exit_code == 2
+        assert "is no number of that kind" in result.stderr
+    for text in ("1e400", "1e9999999 GB"):
+        result = run("map", source, tmp_path / "out.zarr", *func, "--max-bytes", text)
+        assert result.exit_code == 2
+        assert "--max-bytes must be a number of bytes" in result.stderr
+    assert run("map", source, tmp_path / "out.zarr", *func, "--scale", "1/4").exit_code == 0
+
+
 SIZE = ("--var", "image", "--size", "y=16,x=16", "--stride", "8", "--padding", "same")
 
 

@@ -11,8 +11,7 @@ import sys
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from fractions import Fraction
-from functools import wraps
+from functools import partial, wraps
 from typing import Any
 
 import click
@@ -24,6 +23,7 @@ from xpatches import pictures, verification
 from xpatches.datasets import dataset_state, open_patches
 from xpatches.errors import JobError, PatchError
 from xpatches.lock import writer_of
+from xpatches.mapping import as_scale
 from xpatches.opening import open_image
 from xpatches.reprs import readable
 from xpatches.spec import SPEC_ATTR
@@ -74,7 +74,7 @@ class _PerDim(click.ParamType):  # type: ignore[type-arg]
     def _parsed(self, text: str, whole: str, param: Any, ctx: Any) -> Any:
         try:
             return self._of(text)
-        except (ValueError, ZeroDivisionError):
+        except ValueError:
             self.fail(f"{text!r} in {whole!r} is no number of that kind", param, ctx)
 
 
@@ -340,7 +340,7 @@ def extract(
 @click.option("--output-dtype", help="The image's if absent.")
 @click.option(
     "--scale",
-    type=_PerDim(Fraction),
+    type=_PerDim(partial(as_scale, "--scale")),
     help="Samples returned per sample, 2 or 1/4, for all dims or y=2,x=2.",
 )
 @click.option("--fill-value", type=_number, help="Value of samples that no patch holds.")
