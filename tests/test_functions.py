@@ -19,6 +19,7 @@ import pytest
 import xarray as xr
 
 import xpatches
+from test_jobs import files
 from xpatches import jobs
 from xpatches.errors import JobError, PatchError
 
@@ -261,6 +262,11 @@ def test_a_function_that_cannot_be_pickled_is_named(
     with pytest.raises(PatchError, match=named):
         paint(tmp_path / "out.zarr", func)
     assert not [path for path in tmp_path.rglob("*") if path.is_file()]
+    paint(tmp_path / "out.zarr", np.copy)
+    before = files(tmp_path)
+    with pytest.raises(PatchError, match=named):
+        paint(tmp_path / "out.zarr", func, overwrite=True)
+    assert files(tmp_path) == before
 
 
 def fail_to_load() -> None:

@@ -13,7 +13,6 @@ import time
 import zlib
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import ExitStack
 from dataclasses import replace
 from typing import Any
 
@@ -35,11 +34,10 @@ from xpatches.states import (
     ready_in,
     say_ready,
     set_up,
-    undo,
 )
 from xpatches.store import Folder
 from xpatches.workers import TICK, Window, Workers, workers_for
-from xpatches.writer import LostError
+from xpatches.writer import LostError, Run
 
 _CHECKED = 1 << 30
 """Bytes of samples that are read again when a job is resumed, at most."""
@@ -140,27 +138,9 @@ def write_job(
     with writing(folder, report.wait, lock=lock, fsync=fsync) as (run, lost):
         check_apart(run, sources)
         job = replace(job, run=run)
-        state = check_state(folder, resume, overwrite)  # by now nobody else changes it
-        ready = Ready((run.id,))
-        if state == "writing" and resume:
-            before = ready_in(folder)
-            check_same(first, folder, before.repair)
-            ready = Ready((*before.runs, run.id), before.repair)
-            for name in first if ready.repair else ():
-                if folder.get(name) is None:
-                    run.publish(name, first[name])
-        elif state == "complete" and resume:
-            check_same(first, folder)
-        else:
-            set_up(run, first)
-        with ExitStack() as stack:
-            try:
-                workers = stack.enter_context(workers_for(job))
-            except PatchError:
-                if state == "nothing":  # as it is to be again
-                    undo(run)
-                raise
-            if state == "complete" and resume:
+        with workers_for(job) as workers:  # which may refuse it, before anything is removed
+            ready = _begin(run, first, resume, overwrite)
+            if ready is None:
                 by_mark = kept_checksums(folder)
                 known = {number: by_mark[job.mark(number)] for number in job.numbers(by_mark)}
                 _check_source(job, known, workers, retries, lost, report)
@@ -197,6 +177,23 @@ def write_job(
                 "and let nobody else write there"
             )
         finish(run, {job.mark(number): of for number, of in _checksums(job, done).items()})
+
+
+def _begin(run: Run, first: Mapping[str, bytes], resume: bool, overwrite: bool) -> Ready | None:
+    """Set a dataset up, or go on with it; None if it is complete."""
+    folder = run.folder
+    state = check_state(folder, resume, overwrite)  # by now nobody else changes it
+    if not resume or state not in ("writing", "complete"):
+        set_up(run, first)
+        return Ready((run.id,))
+    before = ready_in(folder) if state == "writing" else None
+    check_same(first, folder, repair=before is not None and before.repair)
+    if before is None:
+        return None
+    for name, content in first.items() if before.repair else ():
+        if folder.get(name) is None:
+            run.publish(name, content)
+    return Ready((*before.runs, run.id), before.repair)
 
 
 def _done(job: Job, ready: Ready) -> dict[int, int | None]:

@@ -273,18 +273,9 @@ def finish(run: Run, checksums: Mapping[str, int]) -> None:
     clear(run)
 
 
-def undo(run: Run) -> None:
-    """Remove what the setup wrote, where nothing was."""
-    _remove(run, run.folder.names())
-
-
 def clear(run: Run) -> None:
-    """Remove what is left of jobs in a dataset that is complete."""
-    _remove(run, [f"{JOB}/{name}" for name in run.folder.names(f"{JOB}/")])
-
-
-def _remove(run: Run, names: Iterable[str]) -> None:
-    """Remove objects but those by which the run writes."""
+    """Remove what is left of jobs in a dataset that is complete, but for the run's own."""
+    names = (f"{JOB}/{name}" for name in run.folder.names(f"{JOB}/"))
     kept = (f"{run.home}/", f"{CLAIMS}/")
     run.remove_all(name for name in names if not name.startswith(kept))
     run.folder.prune()
