@@ -192,7 +192,7 @@ def _begin(run: Run, first: Mapping[str, bytes], resume: bool, overwrite: bool) 
         return None
     for name, content in first.items() if before.repair else ():
         if folder.get(name) is None:
-            run.publish(name, content)
+            run.publish({name: content})
     return Ready((*before.runs, run.id), before.repair)
 
 

@@ -27,7 +27,7 @@ from filelock import FileLock, Timeout
 from xpatches.errors import PatchError
 from xpatches.exclusive import in_memory_of_this_process
 from xpatches.store import JOB, Folder, create_file, parsed
-from xpatches.writer import CLAIMS, HOMES, REMOVED, LostError, Run, id_in
+from xpatches.writer import CLAIMS, HOMES, LostError, Run, id_in
 
 LEASE = 30.0
 """Seconds for which a heartbeat must stand still before its run counts as dead."""
@@ -235,7 +235,6 @@ def _make_home(run: Run) -> FileLock | None:
     if root is None:
         run.folder.put(f"{run.home}/{_BEAT}", b"%016d" % 0)
         return None
-    create_file(root / run.home / REMOVED, b"")
     create_file(root / run.home / _BEAT, b"%016d" % 0)
     keeper = FileLock(root / run.home / _LOCK, thread_local=False)
     try:

@@ -27,7 +27,7 @@ from xpatches.errors import PatchError
 from xpatches.nodes import foreign
 from xpatches.spec import SPEC_ATTR
 from xpatches.store import JOB, Folder, parsed
-from xpatches.writer import CLAIMS, HOMES, REMOVED, LostError, Run
+from xpatches.writer import CLAIMS, HOMES, LostError, Run
 
 MARKS = f"{JOB}/blocks"
 """Where the marks of blocks lie."""
@@ -37,7 +37,7 @@ _READY = f"{JOB}/ready"
 _RUN = "[0-9a-f]{32}"
 _OURS = re.compile(
     rf"{JOB}/(zarr\.json|ready|writer/[1-9][0-9]*|blocks/[^/]+/[0-9]+"
-    rf"|runs/{_RUN}(\.ended)?/(beat|lock|{REMOVED}|{_RUN}(/[^/]+/[0-9c./]+(\.{_RUN}\.partial)?)?))"
+    rf"|runs/{_RUN}(\.ended)?/(beat|lock|removed|{_RUN}))"
 )
 """What jobs write beside a dataset."""
 
@@ -170,15 +170,15 @@ def set_up(run: Run, objects: Mapping[str, bytes]) -> None:
     folder, names = run.folder, check_files(run.folder)
     root = folder.document(_ROOT)
     group = {"zarr_format": 3, "node_type": "group", "attributes": {}}
-    run.publish(_GROUP, json.dumps(group).encode())
+    run.publish({_GROUP: json.dumps(group).encode()})
     if root is not None and description_in(root) is not None:
-        run.publish(_ROOT, _described(root, complete=False))
+        run.publish({_ROOT: _described(root, complete=False)})
     run.remove_all([_READY])
     kept = (_GROUP, f"{CLAIMS}/")
     run.remove_all(name for name in names if not name.startswith(kept))
     folder.prune()
     for name in sorted(objects, key=lambda name: name == _ROOT):  # which says what this is
-        run.publish(name, objects[name])
+        run.publish({name: objects[name]})
     say_ready(run, Ready((run.id,)))
 
 
@@ -194,7 +194,7 @@ class Ready:
 
 def say_ready(run: Run, ready: Ready) -> None:
     """Say that everything but the patches is written."""
-    run.publish(_READY, json.dumps({"runs": ready.runs, "repair": ready.repair}).encode())
+    run.publish({_READY: json.dumps({"runs": ready.runs, "repair": ready.repair}).encode()})
 
 
 def ready_in(folder: Folder) -> Ready:
@@ -214,7 +214,7 @@ def say_incomplete(run: Run) -> None:
     """Take back that a dataset is complete: blocks whose objects are gone are to be written."""
     say_ready(run, Ready((), repair=True))
     root = run.folder.document(_ROOT) or {}
-    run.publish(_ROOT, _described(root, complete=False))
+    run.publish({_ROOT: _described(root, complete=False)})
 
 
 def check_same(objects: Mapping[str, bytes], folder: Folder, repair: bool = False) -> None:
@@ -269,7 +269,7 @@ def finish(run: Run, checksums: Mapping[str, int]) -> None:
     root = run.folder.document(_ROOT)
     if root is None:
         raise LostError(f"zarr.json of store {run.folder} was removed; overwrite the store")
-    run.publish(_ROOT, _described(root, complete=True, checksums=checksums))
+    run.publish({_ROOT: _described(root, complete=True, checksums=checksums)})
     clear(run)
 
 

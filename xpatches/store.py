@@ -157,6 +157,16 @@ class Folder:
 
         return self._many(read, names)
 
+    def views(self, names: Iterable[str]) -> dict[str, memoryview]:
+        """Look at many objects in memory, which are there."""
+
+        async def view(key: str) -> memoryview:
+            found = await self.store.get(key, default_buffer_prototype())
+            assert found is not None
+            return memoryview(found.as_buffer_like())
+
+        return self._many(view, names)
+
     def sizes(self, names: Iterable[str]) -> dict[str, int | None]:
         """Give the bytes of many objects; None where there is none."""
         root = self.root
