@@ -14,7 +14,7 @@ from zarr.storage import FsspecStore, LocalStore, MemoryStore, ObjectStore, Stor
 
 import xpatches
 from test_jobs import files
-from xpatches.errors import PatchError
+from xpatches.errors import JobError, PatchError
 from xpatches.store import Folder
 
 QUIET: dict[str, Any] = {"progress": False}
@@ -210,7 +210,7 @@ def test_a_store_that_workers_do_not_share_is_not_taken_for_complete() -> None:
     given = {"n_workers": 1, "threads_per_worker": 1, "dashboard_address": ":0"}
     with (
         distributed.Client(**given),
-        pytest.raises(PatchError, match="lacks 1 of 1 blocks, although workers wrote them"),
+        pytest.raises(JobError, match="workers do not share the store; give a path or a URL"),
     ):
         patches_of(image_of()).to_zarr(MemoryStore(), **QUIET)
 

@@ -330,13 +330,17 @@ class Job:
     @cached_property
     def _metadata(self) -> dict[str, Any]:
         """What zarr says of every stored array."""
-        stored: dict[str, Any] = {
-            part.name: zarr.open_array(
-                self.folder.store, path=self.folder.key(part.name), mode="r", zarr_format=3
-            )
-            for part in self.parts
-        }
-        return {name: array.metadata for name, array in stored.items()}
+        found = dict[str, Any]()
+        for part in self.parts:
+            path = self.folder.key(part.name)
+            if self.folder.get(f"{part.name}/zarr.json") is None:
+                raise FileNotFoundError(
+                    f"{part.name}/zarr.json of store {self.folder} is not there: it was removed, or "
+                    "workers do not share the store; give a path or a URL that all reach"
+                )
+            array: Any = zarr.open_array(self.folder.store, path=path, mode="r", zarr_format=3)
+            found[part.name] = array.metadata
+        return found
 
     def sound(self, runs: Collection[str]) -> dict[int, int | None]:
         """Find the blocks that some runs have written, and whose objects are there as they were.

@@ -24,7 +24,7 @@ import xarray as xr
 from zarr.storage import MemoryStore
 
 from xpatches.errors import PatchError
-from xpatches.nodes import foreign
+from xpatches.nodes import chunk_keys, foreign
 from xpatches.spec import SPEC_ATTR
 from xpatches.store import JOB, Folder, parsed
 from xpatches.writer import CLAIMS, HOMES, LostError, Run
@@ -139,7 +139,7 @@ def check_apart(run: Run, sources: Iterable[Folder]) -> None:
 
 
 def check_files(folder: Folder) -> list[str]:
-    """List the objects in a folder that are to be removed: chunks first, metadata from below.
+    """List the objects in a folder, which may be removed.
 
     Raises
     ------
@@ -157,16 +157,27 @@ def check_files(folder: Folder) -> list[str]:
             f"store {folder} holds what is no zarr: {', '.join(unknown[:_SHOWN])}{more}; remove "
             "it, or give another path"
         )
-    last = sorted(metadata, key=lambda name: name.count("/"), reverse=True)
-    return [*(name for name in names if name not in documents), *last]
+    return names
 
 
 _SHOWN = 10
 """Names that a message lists."""
 
 
-def set_up(run: Run, objects: Mapping[str, bytes]) -> None:
-    """Remove what there is, as `check_files` lists it, and write everything but the patches."""
+def set_up(run: Run, objects: Mapping[str, bytes], made: Iterable[str]) -> None:
+    """Remove what there is, as `check_files` lists it, and write everything but the patches.
+
+    Chunks that blocks will replace stay until they do: object stores remove without conditions.
+
+    Parameters
+    ----------
+    run
+        Who writes.
+    objects
+        All but the chunks of the arrays that blocks make.
+    made
+        Names of these.
+    """
     folder, names = run.folder, check_files(run.folder)
     root = folder.document(_ROOT)
     group = {"zarr_format": 3, "node_type": "group", "attributes": {}}
@@ -174,12 +185,27 @@ def set_up(run: Run, objects: Mapping[str, bytes]) -> None:
     if root is not None and description_in(root) is not None:
         run.publish({_ROOT: _described(root, complete=False)})
     run.remove_all([_READY])
+    arrays = [f"{name}/zarr.json" for name in made]
+    before = {name: of for name, of in folder.contents(arrays).items() if of and _is_array(of)}
+    others = foreign(names, {name: objects[name] for name in before})
     kept = (_GROUP, f"{CLAIMS}/")
-    run.remove_all(name for name in names if not name.startswith(kept))
+    run.remove_all(name for name in _in_order(others) if not name.startswith(kept))
     folder.prune()
     for name in sorted(objects, key=lambda name: name == _ROOT):  # which says what this is
         run.publish({name: objects[name]})
     say_ready(run, Ready((run.id,)))
+
+
+def _in_order(names: Iterable[str]) -> list[str]:
+    """Sort objects: chunks first, and then what tells that they are, from below."""
+    return sorted(names, key=lambda name: (name.endswith("zarr.json"), -name.count("/")))
+
+
+def _is_array(document: bytes) -> bool:
+    try:
+        return chunk_keys(document) is not None
+    except ValueError:
+        return False
 
 
 @dataclass(frozen=True)
