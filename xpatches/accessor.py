@@ -7,6 +7,7 @@ import numpy as np  # noqa: F401  for the examples
 import xarray as xr
 
 from xpatches import labels, packing, variables
+from xpatches.arguments import as_mapping, check_among, merge
 from xpatches.arrays import Array, as_fill_value
 from xpatches.errors import PatchError
 from xpatches.geometry import Padding, PatchGrid
@@ -81,7 +82,7 @@ class PatchesAccessor(Generic[T]):
         {'y': 4, 'x': 2}
         """
         source = self._obj.copy(deep=False)  # what is done to the image later changes nothing
-        merged = labels.merge("size", size, sizes)
+        merged = merge("size", size, sizes)
         dataset = source.to_dataset(name=ARRAY) if isinstance(source, xr.DataArray) else source
         dataset = dataset.set_coords(packing.named_by_links(dataset))
         arrays = []
@@ -147,10 +148,10 @@ def _fill_values(
     if not names:
         raise PatchError(f"no variable of the Dataset has any of the dims {grid.dims}; name others")
     per_name = isinstance(fill_value, Mapping) and names != [ARRAY]
-    given = fill_value if per_name else dict.fromkeys(names, fill_value)
-    for name in given:
-        if name not in names:
-            raise PatchError(f"fill_value names {name!r}, which is not among {tuple(names)}")
+    given = dict.fromkeys(names, fill_value)
+    if per_name:
+        given = as_mapping("fill_value", fill_value, "from variable to value")
+        check_among("fill_value", given, names, "variables")
     values = {}
     for name in names:
         variable, whole = dataset.variables[name], name == ARRAY

@@ -14,6 +14,7 @@ import zarr
 from zarr.storage import LocalStore
 
 from xpatches import lazy
+from xpatches.arguments import as_lengths, check_among
 from xpatches.arrays import Array, is_dask
 from xpatches.blocks import Job, Part, numbers_of
 from xpatches.copies import copy_of
@@ -118,11 +119,9 @@ def _prepared(
     written: Written, store: Any, encoding: Mapping[Any, Mapping[str, Any]] | None
 ) -> tuple[Job, xr.Dataset, dict[Any, Mapping[str, Any]]]:
     """Give the arguments of `write_job`."""
-    given = _as_encoding(encoding)
+    given = dict(encoding or {})
     template, parts = _template(written, given)
-    for name in given:
-        if name not in template.variables:
-            raise PatchError(f"encoding names {name!r}, which is none of {(*template.variables,)}")
+    check_among("encoding", given, template.variables, "variables")
     for part in parts:
         given[part.name] = {**part.encoding, "chunks": part.chunks, "shards": part.shards}
     for name in given:  # what is given replaces the variable's own
@@ -133,26 +132,11 @@ def _prepared(
     return Job(folder, tuple(sorted(parts, key=lambda part: part.name))), template, given
 
 
-def _as_encoding(encoding: Any) -> dict[Any, Mapping[str, Any]]:
-    """Normalise encodings by variable."""
-    if not isinstance(encoding, Mapping | None):
-        raise PatchError(f"encoding must be a mapping by variable, got {encoding!r}")
-    for name, of in (encoding or {}).items():
-        if not isinstance(of, Mapping):
-            raise PatchError(f"encoding of {name!r} must be a mapping, got {of!r}")
-    return dict(encoding or {})
-
-
 def check_dims(dims: Iterable[Iterable[Hashable]], **given: Any) -> None:
     """Refuse lengths by dim, of chunks and shards, that name dims which no array has."""
     known = {dim: None for of in dims for dim in of}
     for argument, lengths in given.items():
-        for dim in lengths if isinstance(lengths, Mapping) else ():
-            if dim not in known:
-                raise PatchError(
-                    f"{argument} names {dim!r}, which is not among the dims {tuple(known)}; "
-                    "name one of those"
-                )
+        check_among(argument, lengths or (), known)
 
 
 def _template(
@@ -260,6 +244,7 @@ def open_patches(
     >>> open_patches(store).sizes
     Frozen({'sample': 4, 'y_patch': 3, 'x_patch': 3})
     """
+    lengths = as_lengths("chunks", chunks)
     folder = open_folder(store, read_only=True)
     state = dataset_state(folder)
     described = state["job"]
@@ -281,11 +266,12 @@ def open_patches(
     dataset = dataset.set_coords([name for name in described["coords"] if name in dataset])
     for name, links in described["links"].items():
         relink(dataset.variables[name], links)
-    for name in () if chunks is None else described["blocks"]:
+    check_among("chunks", lengths or (), dataset.dims)
+    for name in () if lengths is None else described["blocks"]:
         variable = dataset.variables[name]
-        lengths = variable.encoding.get("shards") or variable.encoding["chunks"]
-        objects = dict(zip(variable.dims, lengths, strict=True))
-        given = {dim: length for dim, length in (chunks or {}).items() if dim in objects}
+        stored = variable.encoding.get("shards") or variable.encoding["chunks"]
+        objects = dict(zip(variable.dims, stored, strict=True))
+        given = {dim: length for dim, length in (lengths or {}).items() if dim in objects}
         dataset[name] = variable.chunk({**objects, **given})
     dataset.attrs = {key: value for key, value in dataset.attrs.items() if key != JOB}
     if described["array"] is None:

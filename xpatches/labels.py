@@ -14,6 +14,7 @@ import xarray as xr
 from xarray.indexes import PandasMultiIndex
 
 from xpatches import lines
+from xpatches.arguments import by_dim, check_among
 from xpatches.arrays import is_dask
 from xpatches.errors import PatchError
 from xpatches.geometry import AxisGrid, PatchGrid, clip
@@ -65,10 +66,10 @@ def grid_of(
             f"size must name at least one dim, got none; the dims are {tuple(lengths)}, "
             "write for example size={'y': 256, 'x': 256} or y=256, x=256"
         )
-    _check_dims("size", size, lengths)
-    strides = {**size, **_per_dim("stride", stride, size)}
-    rates = {**dict.fromkeys(size, 1), **_per_dim("rate", rate, size)}
-    paddings = {**dict.fromkeys(size, "valid"), **_per_dim("padding", padding, size)}
+    check_among("size", size, lengths)
+    strides = {**size, **by_dim("stride", stride, size)}
+    rates = {**dict.fromkeys(size, 1), **by_dim("rate", rate, size)}
+    paddings = {**dict.fromkeys(size, "valid"), **by_dim("padding", padding, size)}
     grid = PatchGrid(
         tuple(
             AxisGrid(dim, lengths[dim], size[dim], strides[dim], rates[dim], paddings[dim])
@@ -95,23 +96,6 @@ def _in_order(named: list[Hashable], arrays: Iterable[Sequence[Hashable]]) -> li
             return named
         ordered.append(following)
     return ordered
-
-
-def merge(argument: str, given: object, kwargs: Mapping[str, Any]) -> dict[Any, Any]:
-    """Join a mapping from dim to value and the same as keywords."""
-    if given is None:
-        return dict(kwargs)
-    if not isinstance(given, Mapping):
-        raise PatchError(
-            f"{argument} must be a mapping from dim to value, got {given!r}; "
-            f"write for example {{'y': 3, 'x': 3}} or y=3, x=3"
-        )
-    twice = [dim for dim in given if dim in kwargs]
-    if twice:
-        raise PatchError(
-            f"{argument} names {twice[0]!r} twice, in the mapping and as a keyword; name it once"
-        )
-    return {**given, **kwargs}
 
 
 def check_names(obj: xr.Dataset, names: Iterable[str]) -> None:
@@ -506,25 +490,6 @@ def chunk_lazy(variable: xr.Variable) -> xr.Variable:
         stored = dict(zip(variable.dims, variable.encoding.get("chunks") or (), strict=False))
     rest = -1 if variable.dtype.hasobject else "auto"
     return variable.chunk({dim: stored.get(dim, rest) for dim in variable.dims})
-
-
-def _check_dims(argument: str, given: Iterable[Hashable], allowed: Iterable[Hashable]) -> None:
-    for dim in given:
-        if dim not in allowed:
-            raise PatchError(
-                f"{argument} names {dim!r}, which is not among the dims {tuple(allowed)}; "
-                "name one of those"
-            )
-
-
-def _per_dim(argument: str, value: Any, dims: Mapping[Hashable, Any]) -> Mapping[Hashable, Any]:
-    """One value per dim that was given one."""
-    if value is None:
-        return {}
-    if not isinstance(value, Mapping):
-        return dict.fromkeys(dims, value)
-    _check_dims(argument, value, dims)
-    return value
 
 
 def _check_not_empty(axis: AxisGrid) -> None:

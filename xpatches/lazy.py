@@ -30,9 +30,9 @@ from dask.highlevelgraph import HighLevelGraph
 from dask.utils import parse_bytes
 
 from xpatches import lines
+from xpatches.arguments import as_integer
 from xpatches.arrays import Array, as_promised, kind_of
 from xpatches.errors import PatchError
-from xpatches.geometry import as_integer
 from xpatches.kernel import Kernel, pad_block
 from xpatches.plan import Plan, Take
 

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Hashable, Iterator, Mapping
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from math import prod
 from typing import Any, Generic, TypeVar, cast
 
@@ -10,9 +10,20 @@ import numpy as np  # noqa: F401  for the examples
 import xarray as xr
 
 from xpatches import labels, mapping, reprs, take, variables
+from xpatches.arguments import (
+    as_choice,
+    as_flag,
+    as_function,
+    as_integer,
+    as_lengths,
+    as_mapping,
+    as_optional_flag,
+    merge,
+    shown,
+)
 from xpatches.arrays import Array, is_dask
 from xpatches.errors import PatchError
-from xpatches.geometry import PatchGrid, as_integer
+from xpatches.geometry import PatchGrid
 from xpatches.layout import SAMPLE_DIM
 from xpatches.lines import Line
 from xpatches.models import Function
@@ -92,7 +103,8 @@ class Patches(Generic[T]):
             return self._take(self.grid.unravel(index))
         if len(index) != len(self.grid.axes):
             raise PatchError(
-                f"index must have one integer for each of the dims {self.grid.dims}, got {index}"
+                f"index must have one integer for each of the dims {self.grid.dims}, got "
+                f"{shown(index)}"
             )
         return self._take(self.grid.index(dict(zip(self.grid.dims, index, strict=True))))
 
@@ -163,6 +175,7 @@ class Patches(Generic[T]):
         array([[6, 7, 8],
                [0, 1, 2]])
         """
+        method = as_choice("method", method, take.METHODS)
         at = {
             dim: take.find(self._dataset.coords, self.grid[dim], label, method, tolerance)
             for dim, label in self._one_each("sel", indexers, kwargs).items()
@@ -234,7 +247,8 @@ class Patches(Generic[T]):
         Attributes:
             xpatches:  {"version": 2, "dims": ["x"], "axes": [{"dim": "x", "length": ...
         """
-        _check_choice("flatten", flatten, (None, labels.FLAT_DIM))
+        flatten = as_choice("flatten", flatten, (None, labels.FLAT_DIM))
+        label = as_choice("label", label, _LABELS)
         how = _how(engine, max_bytes)
         coords = self._coords(label)
         joined = self._joined_dims() if flatten else {}
@@ -306,10 +320,12 @@ class Patches(Generic[T]):
                [20, 22, 21]])
         """
         if not callable(how):
-            _check_choice("how", how, (*SEPARABLE, "median"))
+            how = as_choice("how", how, (*SEPARABLE, "median"), "a function")
         if min_count is not None:
-            as_integer("min_count", min_count, 0)
-        options = {"skipna": skipna, "min_count": min_count}
+            min_count = as_integer("min_count", min_count, 0)
+        options = {"skipna": as_optional_flag("skipna", skipna), "min_count": min_count}
+        ignore_padding = as_optional_flag("ignore_padding", ignore_padding)
+        label = as_choice("label", label, _LABELS)
         by = _how(engine, max_bytes)
         coords = self._coords(label).to_dataset()
         coords = coords.drop_vars([f"{dim}_patch" for dim in self.grid.dims])
@@ -444,23 +460,25 @@ class Patches(Generic[T]):
         >>> bool((made[1] == image[0] + 1).all())
         True
         """
+        max_bytes = variables.as_budget(max_bytes)
+        chunks, shards, encoding = _stored(chunks, shards, encoding)
+        report, job = _job(resume, overwrite, retries, progress)
         every = self._mapped(
-            func,
+            as_function("func", func, "of a batch of patches"),
+            as_flag("factory", factory),
             batch_size=batch_size,
             taper=taper,
             reduce=reduce,
             output=output,
-            labelled=labelled,
-            factory=factory,
+            labelled=as_flag("labelled", labelled),
             missing=fill_value,
-            skipna=skipna,
+            skipna=as_optional_flag("skipna", skipna),
         )
-        as_integer("retries", retries, 0)
         if store is None and any(given is not None for given in (chunks, shards, encoding)):
             raise PatchError("chunks, shards and encoding are for store; give one, or leave them")
         coords = mapping.mapped_coords(self._dataset, every)
         if store is None and materialize is None:
-            if resume or overwrite:
+            if job["resume"] or job["overwrite"]:
                 raise PatchError("resume and overwrite are for store or materialize; give one")
             data = {name: of.compute(max_bytes) for name, of in every.items()}
             return self._made(every, data, coords)
@@ -477,10 +495,8 @@ class Patches(Generic[T]):
             shards=shards,
             encoding=encoding,
             max_bytes=max_bytes,
-            report=_report(progress),
-            resume=resume,
-            overwrite=overwrite,
-            retries=retries,
+            report=report,
+            **job,
         )
         return self._made(every, made, coords) if store is None else cast(T, made)
 
@@ -560,16 +576,10 @@ class Patches(Generic[T]):
         """
         from xpatches import datasets  # zarr and dask are loaded for jobs only
 
-        as_integer("retries", retries, 0)
-        made: Any = datasets.write_dataset(
-            self._cut(layout, chunks, shards, label),
-            store,
-            encoding,
-            _report(progress)(),
-            resume=resume,
-            overwrite=overwrite,
-            retries=retries,
-        )
+        chunks, shards, encoding = _stored(chunks, shards, encoding)
+        report, job = _job(resume, overwrite, retries, progress)
+        written = self._cut(layout, chunks, shards, label)
+        made: Any = datasets.write_dataset(written, store, encoding, report(), **job)
         return cast(T, made)
 
     def plan_zarr(
@@ -613,6 +623,7 @@ class Patches(Generic[T]):
         """
         from xpatches import cuts  # zarr and dask are loaded for jobs only
 
+        chunks, shards, _ = _stored(chunks, shards)
         plans = cuts.plan_patches(self._cut(layout, chunks, shards))
         return plans[ARRAY] if isinstance(self.source, xr.DataArray) else plans
 
@@ -653,6 +664,8 @@ class Patches(Generic[T]):
         """
         from xpatches import painted  # zarr and dask are loaded for jobs only
 
+        max_bytes = variables.as_budget(max_bytes)
+        chunks, shards, _ = _stored(chunks, shards)
         outlines = self._outlines(output, batch_size, reduce)
         plans = painted.plan_paint(self._written(), outlines, max_bytes, chunks, shards)
         return plans[ARRAY] if isinstance(self.source, xr.DataArray) else plans
@@ -708,14 +721,14 @@ class Patches(Generic[T]):
         >>> image.chunk(y=4, x=8).patches(y=3, x=3, stride=1).plan()["halo"]
         {'y': [0, 2], 'x': [0, 0]}
         """
-        _check_choice("flatten", flatten, (None, labels.FLAT_DIM))
+        flatten = as_choice("flatten", flatten, (None, labels.FLAT_DIM))
         how = _how(engine, max_bytes)
         joined = self._joined_dims() if flatten else {}
         outlines = self._outlines(output, batch_size, reduce)
         plans = {
             name: {
                 **variables.plan_variable(variable, self.grid, joined, how),
-                "map": mapping.plan_map(outlines[name], max_bytes),
+                "map": mapping.plan_map(outlines[name], how["max_bytes"]),
             }
             for name, variable, _ in self._extracted()
         }
@@ -772,8 +785,8 @@ class Patches(Generic[T]):
     def _cut(self, layout: str, chunks: Any, shards: Any, label: str = "center") -> Any:
         from xpatches import cuts  # zarr and dask are loaded for jobs only
 
-        _check_choice("layout", layout, ("grid", "samples"))
-        _check_choice("label", label, ("center", "origin"))
+        layout = as_choice("layout", layout, ("grid", "samples"))
+        label = as_choice("label", label, _LABELS)
         return cuts.Cut(self._written(), layout, chunks, shards, label)
 
     def _written(self, called: Hashable = None) -> Any:
@@ -788,16 +801,16 @@ class Patches(Generic[T]):
     def _one_each(
         self, method: str, indexers: Mapping[Any, Any] | None, kwargs: Mapping[str, Any]
     ) -> dict[Hashable, Any]:
-        merged = labels.merge(method, indexers, kwargs)
+        merged: dict[Hashable, Any] = merge(method, indexers, kwargs)
         if set(merged) != set(self.grid.dims):
             raise PatchError(
-                f"{method} must name each of the dims {self.grid.dims} once, got {tuple(merged)}"
+                f"{method} must name each of the dims {self.grid.dims} once, got "
+                f"{shown((*merged,))}"
             )
         return merged
 
     def _coords(self, label: str) -> xr.Coordinates:
         """Give all patches their coords."""
-        _check_choice("label", label, ("center", "origin"))
         return labels.patch_coords(self._dataset.coords, self.grid, label)
 
     def _mapped(
@@ -887,20 +900,37 @@ class Patches(Generic[T]):
         return array
 
 
-def _check_choice(argument: str, value: object, choices: tuple[object, ...]) -> None:
-    if value not in choices:
-        *most, last = map(repr, choices)
-        raise PatchError(f"{argument} must be {', '.join(most)} or {last}, got {value!r}")
+_LABELS = ("center", "origin")
 
 
-def _report(progress: bool) -> Callable[[], Any]:
-    """Give what makes what is told of the progress of a job."""
+def _how(engine: object, max_bytes: object) -> dict[str, Any]:
+    engine = as_choice("engine", engine, ("auto", "map_overlap", "region"))
+    return {"engine": engine, "max_bytes": variables.as_budget(max_bytes)}
+
+
+def _stored(chunks: object, shards: object, encoding: object = None) -> tuple[Any, Any, Any]:
+    """Normalise how a result is stored."""
+    if encoding is not None:
+        encoding = as_mapping("encoding", encoding, "from variable to a mapping")
+        for name, of in encoding.items():
+            encoding[name] = as_mapping(f"encoding of {shown(name)}", of, "from word to value")
+    shards = False if shards is False else as_lengths("shards", shards)
+    return as_lengths("chunks", chunks), shards, encoding
+
+
+def _job(
+    resume: object, overwrite: object, retries: object, progress: object
+) -> tuple[Callable[[], Any], dict[str, Any]]:
+    """Give what makes what is told of the progress of a job, and its other options."""
+    return partial(_report, as_flag("progress", progress)), {
+        "resume": as_flag("resume", resume),
+        "overwrite": as_flag("overwrite", overwrite),
+        "retries": as_integer("retries", retries, 0),
+    }
+
+
+def _report(progress: bool) -> Any:
     from xpatches.jobs import Report  # zarr and dask are loaded for jobs only
     from xpatches.progress import Progress
 
-    return Progress if progress else Report
-
-
-def _how(engine: str, max_bytes: int | str | None) -> dict[str, Any]:
-    _check_choice("engine", engine, ("auto", "map_overlap", "region"))
-    return {"engine": engine, "max_bytes": max_bytes}
+    return Progress() if progress else Report()

@@ -10,7 +10,8 @@ import xarray as xr
 
 from xpatches import labels, variables
 from xpatches.accumulate import Stitching
-from xpatches.arrays import Array, as_fill_value, missing_value
+from xpatches.arguments import as_choice, as_optional_flag
+from xpatches.arrays import Array, as_dtype, as_fill_value, missing_value
 from xpatches.covers import AxisCover
 from xpatches.errors import PatchError
 from xpatches.gather import gather
@@ -110,7 +111,9 @@ def stitch(
     >>> stitch(p.extract().isel(x=[0, 5]), taper="hann")[0].values
     array([ 0.,  1., nan, nan,  4.,  5.])
     """
-    check_reduce(reduce, taper)
+    skipna = as_optional_flag("skipna", skipna)
+    if dtype is not None:
+        dtype = as_dtype("dtype", dtype)
     if not (like is None or isinstance(like, xr.DataArray | xr.Dataset)):
         raise PatchError(
             f"like must be the image that was cut, a DataArray or a Dataset, got "
@@ -118,7 +121,7 @@ def stitch(
         )
     how: dict[str, Any] = {
         "taper": taper, "reduce": reduce, "fill_value": fill_value, "dtype": dtype,
-        "skipna": skipna, "max_bytes": max_bytes,
+        "skipna": skipna, "max_bytes": variables.as_budget(max_bytes),
     }  # fmt: skip
     if isinstance(patches, xr.DataArray):
         return _stitch_array(patches, _part(like, patches.name), how)
@@ -147,15 +150,14 @@ def stitch(
         # No variable has its dims, as with bounds of times.
         if all(sizes.get(dim, n) == n for dim, n in coord.sizes.items()):
             coords.setdefault(key, coord)
-    variables = {name: array.variable for name, array in every.items()}
+    made = {name: array.variable for name, array in every.items()}
     attrs = like.attrs if isinstance(like, xr.Dataset) else patches.attrs
-    return xr.Dataset(variables, coords, attrs)
+    return xr.Dataset(made, coords, attrs)
 
 
 def check_reduce(reduce: str | None, taper: Taper | None = None) -> None:
     """Refuse a reduction that there is not, or that has no use for a taper."""
-    if reduce is not None and reduce not in REDUCES:
-        raise PatchError(f"reduce must be one of {', '.join(map(repr, REDUCES))}, got {reduce!r}")
+    reduce = as_choice("reduce", reduce, (None, *REDUCES))
     flat = taper is None or (isinstance(taper, str) and taper == "flat")
     if reduce not in (None, "mean") and not flat:
         raise PatchError(f"taper is for reduce='mean', got reduce={reduce!r}; leave it out")
@@ -269,7 +271,7 @@ def stitching_of(
     how: str,
     fill_value: Any,
     skipna: bool | None,
-    dtype: Any = None,
+    dtype: np.dtype[Any] | None = None,
     lacking: int = 0,
     nodata: Array | None = None,
 ) -> Stitching:
@@ -294,8 +296,6 @@ def stitching_of(
     PatchError
         If they do not fit.
     """
-    if not isinstance(skipna, bool | np.bool_ | None):
-        raise PatchError(f"skipna must be True, False or None, got {skipna!r}")
     sizes = {cover.dim: cover.size for cover in covers}
     weights = weights_of(taper, sizes)
     cropped = weights is None
@@ -308,10 +308,7 @@ def stitching_of(
     flat = weights is None or all((of == of[0]).all() for of in weights.values())
     result = dtype_of(given, how)
     if dtype is not None:
-        try:
-            result = np.dtype(dtype)
-        except TypeError as error:
-            raise PatchError(f"dtype must be a NumPy dtype, got {dtype!r}") from error
+        result = dtype
         if (
             how not in ("mean", "sum")
             or cropped
@@ -344,7 +341,7 @@ def stitching_of(
     else:
         fill = np.zeros((), result)
     can_miss = given.kind in "fcmM" or nodata is not None
-    skips = can_miss and (how != "sum" if skipna is None else bool(skipna))
+    skips = can_miss and (how != "sum" if skipna is None else skipna)
     return Stitching(
         "crop" if cropped else how,
         result,

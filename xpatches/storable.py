@@ -57,16 +57,14 @@ def check_storable(dataset: xr.Dataset) -> None:
             _check_attr(what, key, value)
 
 
-def encoding_of(what: str, dtype: np.dtype[Any], given: object) -> dict[str, Any]:
+def encoding_of(what: str, dtype: np.dtype[Any], given: Mapping[str, Any]) -> dict[str, Any]:
     """Normalise how a variable's values are encoded; times keep their units.
 
     Raises
     ------
     PatchError
-        If it is no mapping, or would change what is stored.
+        If it would change what is stored.
     """
-    if not isinstance(given, Mapping):
-        raise PatchError(f"encoding of {what} must be a mapping, got {given!r}")
     for key in ("chunks", "shards"):
         if key in given:
             raise PatchError(

@@ -143,8 +143,6 @@ def find(
     dim = axis.dim
     if dim not in coords:
         raise PatchError(f"sel needs a coord on {dim!r}, got none; use isel, or assign one")
-    if method not in _METHODS:
-        raise PatchError(f"method must be one of {_METHODS}, got {method!r}")
     known = coords.to_dataset()[dim].coords
     centers = labels.patch_coords(known, PatchGrid((axis,)), "center").variables[dim]
     present = np.flatnonzero(centers.notnull())
@@ -302,7 +300,7 @@ def _patch(
     return xr.Variable(inside.dims, data, inside.attrs, kept_encoding(inside))
 
 
-_METHODS = (None, "nearest", "pad", "ffill", "backfill", "bfill")
+METHODS = (None, "nearest", "pad", "ffill", "backfill", "bfill")
 
 _PICKED = "<picked>"
 """Dim of several patches, until it is split."""

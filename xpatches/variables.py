@@ -10,6 +10,7 @@ import numpy as np
 import xarray as xr
 
 from xpatches import labels
+from xpatches.arguments import as_integer
 from xpatches.arrays import Array, as_promised, check_dtype, is_dask, kind_of
 from xpatches.errors import PatchError
 from xpatches.geometry import AxisGrid, PatchGrid, Span
@@ -19,6 +20,15 @@ from xpatches.packing import kept_attrs, kept_encoding, of_another_quantity, of_
 from xpatches.plan import Form, Plan, plan_blocks
 from xpatches.reductions import SEPARABLE, Reduction, reduce_block
 from xpatches.spec import SPEC_ATTR, write_spec
+
+
+def as_budget(max_bytes: object) -> int | None:
+    """Normalise a budget in bytes; None is dask's, which is asked for where it is needed."""
+    if not isinstance(max_bytes, str):
+        return None if max_bytes is None else as_integer("max_bytes", max_bytes, 1)
+    from xpatches import lazy  # dask is loaded for what it reads only
+
+    return lazy.as_budget(max_bytes)
 
 
 def check_variable(what: str, variable: xr.Variable) -> None:
