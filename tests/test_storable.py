@@ -120,8 +120,8 @@ GIVEN: list[tuple[dict[str, Any], str]] = [
     ({"chunks": "auto"}, "chunks must be a mapping from dim to length, got 'auto'"),
     ({"shards": [1, 2]}, "shards must be a mapping from dim to length"),
     ({"shards": True}, "shards must be a mapping from dim to length"),
-    ({"encoding": 3}, "encoding must be a mapping by variable, got 3"),
-    ({"encoding": {"image": 3}}, "encoding of 'image' must be a mapping, got 3"),
+    ({"encoding": 3}, "encoding must be a mapping from variable to a mapping, got 3"),
+    ({"encoding": {"image": 3}}, "encoding of 'image' must be a mapping from word to value, got 3"),
     ({"encoding": {"image": {"dtype": "nope"}}}, "the dataset cannot be stored: .*nope"),
 ]
 

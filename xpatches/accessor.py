@@ -85,6 +85,8 @@ class PatchesAccessor(Generic[T]):
         merged = merge("size", size, sizes)
         dataset = source.to_dataset(name=ARRAY) if isinstance(source, xr.DataArray) else source
         dataset = dataset.set_coords(packing.named_by_links(dataset))
+        lengths = {dim: dataset.sizes[dim] for dim in source.dims}
+        check_among("size", merged, lengths)
         arrays = []
         for name, variable in dataset.data_vars.variables.items():
             if not merged.keys().isdisjoint(variable.dims):
@@ -94,7 +96,6 @@ class PatchesAccessor(Generic[T]):
         for name, variable in dataset.coords.variables.items():
             if not merged.keys().isdisjoint(variable.dims):
                 variables.check_held(f"coord {name!r}", variable)
-        lengths = {dim: dataset.sizes[dim] for dim in source.dims}
         grid = labels.grid_of(lengths, arrays, merged, stride, rate, padding)
         labels.check_names(dataset, (f"{dim}_{word}" for dim in merged for word in _ADDED))
         fills = _fill_values(dataset, grid, fill_value)

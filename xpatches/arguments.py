@@ -18,6 +18,8 @@ Choice = TypeVar("Choice", bound=str | None)
 
 _SHOWN = 100
 """Characters of a value that an error shows, at most."""
+_TOLD = 400
+"""Of what another error says."""
 _MOST = 2**63 - 1
 """The largest integer that coords hold."""
 
@@ -35,8 +37,20 @@ def shown(value: object) -> str:
     >>> shown([Hostile(), 1])
     '[<Hostile>, 1]'
     """
-    text = " ".join(_BRIEF.repr(value).encode(errors="backslashreplace").decode().split())
-    return text if len(text) <= _SHOWN else f"{text[: _SHOWN - 3]}..."
+    return _shortened(_BRIEF.repr(value), _SHOWN)
+
+
+def told(error: BaseException) -> str:
+    """Tell what an error says, shortened; one may raise where it is asked."""
+    try:
+        return _shortened(str(error), _TOLD)
+    except Exception:  # whatever it raises
+        return type(error).__name__
+
+
+def _shortened(text: str, most: int) -> str:
+    text = " ".join(text[: 2 * most].encode(errors="backslashreplace").decode().split())
+    return text if len(text) <= most else f"{text[: most - 3]}..."
 
 
 _ARRAY = ("shape", "dtype")
@@ -107,7 +121,7 @@ def _is_flag(value: object) -> bool:
     return kind is bool or (kind.__module__ == "numpy" and kind.__name__ in ("bool", "bool_"))
 
 
-def as_choice(what: str, value: object, choices: tuple[Choice, ...], others: str = "") -> Choice:
+def as_choice(what: str, value: object, choices: tuple[Choice, ...], *others: str) -> Choice:
     """Normalise a word of some, of which None may be one.
 
     Examples
@@ -122,7 +136,7 @@ def as_choice(what: str, value: object, choices: tuple[Choice, ...], others: str
             isinstance(value, str) and choice is not None and str.__eq__(choice, value)
         ):
             return choice
-    *most, last = [*map(repr, choices), *([others] if others else [])]
+    *most, last = [*map(repr, choices), *others]
     raise PatchError(f"{what} must be {', '.join(most)} or {last}, got {shown(value)}")
 
 

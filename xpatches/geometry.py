@@ -360,5 +360,5 @@ def _as_padding(dim: Hashable, padding: object) -> Padding:
 def _as_index(what: str, value: object, count: int) -> int:
     number = as_integer(what, value, most=inf)
     if not -count <= number < count:
-        raise PatchIndexError(f"{what} must lie in [{-count}, {count}), got {number}")
+        raise PatchIndexError(f"{what} must lie in [{-count}, {count}), got {shown(number)}")
     return number % count

@@ -14,7 +14,7 @@ import xarray as xr
 from xarray.indexes import PandasMultiIndex
 
 from xpatches import lines
-from xpatches.arguments import by_dim, check_among
+from xpatches.arguments import by_dim
 from xpatches.arrays import is_dask
 from xpatches.errors import PatchError
 from xpatches.geometry import AxisGrid, PatchGrid, clip
@@ -66,7 +66,6 @@ def grid_of(
             f"size must name at least one dim, got none; the dims are {tuple(lengths)}, "
             "write for example size={'y': 256, 'x': 256} or y=256, x=256"
         )
-    check_among("size", size, lengths)
     strides = {**size, **by_dim("stride", stride, size)}
     rates = {**dict.fromkeys(size, 1), **by_dim("rate", rate, size)}
     paddings = {**dict.fromkeys(size, "valid"), **by_dim("padding", padding, size)}

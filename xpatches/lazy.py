@@ -30,7 +30,7 @@ from dask.highlevelgraph import HighLevelGraph
 from dask.utils import parse_bytes
 
 from xpatches import lines
-from xpatches.arguments import as_integer
+from xpatches.arguments import as_integer, shown
 from xpatches.arrays import Array, as_promised, kind_of
 from xpatches.errors import PatchError
 from xpatches.kernel import Kernel, pad_block
@@ -80,7 +80,8 @@ def as_budget(max_bytes: int | str | None) -> int:
             max_bytes = parse_bytes(max_bytes)
         except ValueError:
             raise PatchError(
-                f"max_bytes must be a number of bytes or a string like '64 MiB', got {max_bytes!r}"
+                f"max_bytes must be a number of bytes or a string like '64 MiB', got "
+                f"{shown(max_bytes)}"
             ) from None
     return as_integer("max_bytes", max_bytes, 1)
 

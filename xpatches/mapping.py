@@ -210,7 +210,7 @@ def as_mapped(
     batch_size: int,
     taper: Taper | None,
     reduce: str | None,
-    output: Mapping[str, Any] | None,
+    output: Mapping[str, Any],
     labelled: bool,
     missing: Any,
     skipna: bool | None,
@@ -251,11 +251,18 @@ def as_mapped(
     return Mapped(*parts, model, stitching)
 
 
+def as_output(output: object) -> dict[str, Any]:
+    """Normalise the words of `output`."""
+    given = as_mapping("output", {} if output is None else output, "from word to value")
+    check_among("output", given, _KEYS, "words")
+    return {word: value for word, value in given.items() if value is not None}
+
+
 def as_outline(
     variable: xr.Variable,
     grid: PatchGrid,
     coords: Container[Hashable],
-    output: Mapping[str, Any] | None,
+    output: Mapping[str, Any],
     batch_size: int,
     reduce: str | None,
 ) -> Outline:
@@ -273,10 +280,6 @@ def as_outline(
     PatchError
         If they do not fit.
     """
-    batch_size = as_integer("batch_size", batch_size, 1)
-    output = as_mapping("output", {} if output is None else output, "from word to value")
-    check_among("output", output, _KEYS, "words")
-    output = {key: value for key, value in output.items() if value is not None}
     dims = variable.dims
     if "dims" in output:
         dims = as_tuple("output dims", output["dims"], "several dims, ('class', 'y', 'x')")
@@ -365,6 +368,7 @@ def _as_scale(dim: Hashable, scale: Any) -> Fraction:
     """Normalise a scale: an integer, or 1 divided by one."""
     try:
         made = Fraction(scale).limit_denominator(1 << 16)
+        made = Fraction(int(made.numerator), int(made.denominator))  # NumPy's overflow
     except Exception:  # whatever a type raises that is no number
         made = Fraction(0)
     if not 0 < made <= 1 << 16 or 1 not in (made.numerator, made.denominator):

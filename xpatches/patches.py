@@ -29,6 +29,7 @@ from xpatches.lines import Line
 from xpatches.models import Function
 from xpatches.packing import NODATA, kept_encoding
 from xpatches.reductions import SEPARABLE
+from xpatches.stitching import as_reduce
 from xpatches.tapers import Taper
 
 T = TypeVar("T", xr.DataArray, xr.Dataset)
@@ -463,13 +464,14 @@ class Patches(Generic[T]):
         max_bytes = variables.as_budget(max_bytes)
         chunks, shards, encoding = _stored(chunks, shards, encoding)
         report, job = _job(resume, overwrite, retries, progress)
+        reduce, taper = as_reduce(reduce, taper)
         every = self._mapped(
             as_function("func", func, "of a batch of patches"),
             as_flag("factory", factory),
-            batch_size=batch_size,
+            batch_size=as_integer("batch_size", batch_size, 1),
             taper=taper,
             reduce=reduce,
-            output=output,
+            output=self._as_output(output),
             labelled=as_flag("labelled", labelled),
             missing=fill_value,
             skipna=as_optional_flag("skipna", skipna),
@@ -484,13 +486,16 @@ class Patches(Generic[T]):
             return self._made(every, data, coords)
         (called, *_) = (of.answer.name for of in every.values())
         from xpatches import painted  # zarr and dask are loaded for jobs only
+        from xpatches.store import open_folder
 
         made: Any = painted.paint(
             self._written(called),
             every,
             coords,
-            store=store,
-            materialize=materialize,
+            store=None if store is None else open_folder(store),
+            materialize=None
+            if materialize is None
+            else open_folder(materialize, what="materialize"),
             chunks=chunks,
             shards=shards,
             encoding=encoding,
@@ -817,7 +822,6 @@ class Patches(Generic[T]):
         self, func: Callable[..., Any], factory: bool, **how: Any
     ) -> dict[Hashable, mapping.Mapped]:
         function, every = Function(func, factory), {}
-        self._check_name(how["output"])
         if how["labelled"]:
             labels.check_names(self._dataset, [SAMPLE_DIM])
         for name, variable, fill_value in self._extracted():
@@ -834,20 +838,24 @@ class Patches(Generic[T]):
             return not callable(how) and self._fill_reasons[name] in NODATA
         return ignore_padding
 
-    def _check_name(self, output: object) -> None:
-        name = output.get("name") if isinstance(output, Mapping) else None
-        if name is not None and isinstance(self.source, xr.Dataset):
+    def _as_output(self, output: object) -> dict[str, Any]:
+        """Normalise the argument `output` of `map`."""
+        words = mapping.as_output(output)
+        if "name" in words and isinstance(self.source, xr.Dataset):
             raise PatchError(
-                f"output name is for a DataArray, got {name!r} for a Dataset, whose variables keep "
-                "their names; rename them afterwards"
+                f"output name is for a DataArray, got {shown(words['name'])} for a Dataset, whose "
+                "variables keep their names; rename them afterwards"
             )
+        return words
 
-    def _outlines(self, *how: Any) -> dict[Hashable, mapping.Outline]:
+    def _outlines(
+        self, output: object, batch_size: object, reduce: object
+    ) -> dict[Hashable, mapping.Outline]:
         """Normalise the arguments `output`, `batch_size` and `reduce` of `map`, by variable."""
-        coords = self._dataset.coords
-        self._check_name(how[0])
+        batch_size, (how, _) = as_integer("batch_size", batch_size, 1), as_reduce(reduce)
+        given = (self._dataset.coords, self._as_output(output), batch_size, how)
         return {
-            name: mapping.as_outline(variable, self.grid.restrict(variable.dims), coords, *how)
+            name: mapping.as_outline(variable, self.grid.restrict(variable.dims), *given)
             for name, variable, _ in self._extracted()
         }
 

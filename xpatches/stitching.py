@@ -21,7 +21,7 @@ from xpatches.lines import rounding
 from xpatches.located import Located, locate
 from xpatches.packing import kept_encoding, nodata_of, of_other_numbers
 from xpatches.spec import SPEC_ATTR
-from xpatches.tapers import Taper, weights_of
+from xpatches.tapers import Taper, as_taper, weights_of
 
 T = TypeVar("T", xr.DataArray, xr.Dataset)
 
@@ -111,6 +111,7 @@ def stitch(
     >>> stitch(p.extract().isel(x=[0, 5]), taper="hann")[0].values
     array([ 0.,  1., nan, nan,  4.,  5.])
     """
+    reduce, taper = as_reduce(reduce, taper)
     skipna = as_optional_flag("skipna", skipna)
     if dtype is not None:
         dtype = as_dtype("dtype", dtype)
@@ -155,12 +156,13 @@ def stitch(
     return xr.Dataset(made, coords, attrs)
 
 
-def check_reduce(reduce: str | None, taper: Taper | None = None) -> None:
-    """Refuse a reduction that there is not, or that has no use for a taper."""
-    reduce = as_choice("reduce", reduce, (None, *REDUCES))
+def as_reduce(reduce: object, taper: Taper | None = None) -> tuple[str | None, Taper | None]:
+    """Normalise a reduction, and the taper that some have a use for."""
+    reduce, taper = as_choice("reduce", reduce, (None, *REDUCES)), as_taper(taper)
     flat = taper is None or (isinstance(taper, str) and taper == "flat")
     if reduce not in (None, "mean") and not flat:
         raise PatchError(f"taper is for reduce='mean', got reduce={reduce!r}; leave it out")
+    return reduce, taper
 
 
 def as_reduction(
@@ -190,7 +192,6 @@ def as_reduction(
     PatchError
         If a mean would be one of labels, as far as the dtype tells.
     """
-    check_reduce(reduce, taper)
     if reduce is None and taper is None and dtype.kind not in "fc":
         if any(cover.overlaps for cover in covers):
             what = "" if name is None else f" of {name!r}"

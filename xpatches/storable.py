@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
+from xpatches.arguments import is_name, shown, told
 from xpatches.errors import PatchError
 from xpatches.store import JOB
 from xpatches.variables import check_held
@@ -138,10 +139,12 @@ def _not_of_zarr(what: str, dtype: np.dtype[Any]) -> PatchError:
 
 def _check_name(what: str, name: object, *, spaces: bool) -> None:
     if not isinstance(name, str):
-        raise PatchError(f"{what} {name!r} must have a string for a name to be stored; rename it")
+        raise PatchError(
+            f"{what} {shown(name)} must have a string for a name to be stored; rename it"
+        )
     bad = "/" in name or name in ("", ".", "..", "zarr.json", JOB) or name.startswith("__")
-    if bad or len(name.encode()) > 200 or (" " in name and not spaces):
-        raise PatchError(f"{what} {name!r} cannot be stored under this name; rename it")
+    if bad or not is_name(name) or len(name.encode()) > 200 or (" " in name and not spaces):
+        raise PatchError(f"{what} {shown(name)} cannot be stored under this name; rename it")
 
 
 def _check_attr(what: str, key: object, value: Any) -> None:
@@ -152,9 +155,9 @@ def _check_attr(what: str, key: object, value: Any) -> None:
         if _is_plain(value):
             value = value.tolist()
         json.dumps(value, default=_refuse)
-    except (TypeError, ValueError) as error:
+    except Exception as error:  # whatever JSON raises, and what it asks
         raise PatchError(
-            f"attr {key!r} of {what} cannot be stored, {error}; drop it, or convert it"
+            f"attr {shown(key)} of {what} cannot be stored, {told(error)}; drop it, or convert it"
         ) from error
 
 

@@ -5,7 +5,7 @@ from typing import Any, TypeAlias
 
 import numpy as np
 
-from xpatches.arguments import as_choice, by_dim, shown
+from xpatches.arguments import as_choice, by_dim, shown, told
 from xpatches.arrays import Array
 from xpatches.errors import PatchError
 
@@ -60,13 +60,20 @@ TAPERS: dict[str, Callable[[int], Array] | None] = {
 }
 
 
+def as_taper(taper: Any) -> Taper | None:
+    """Normalise the name of a taper; others are looked at with the sizes."""
+    if not isinstance(taper, str):
+        return taper
+    return as_choice("taper", taper, (*TAPERS,), "weights", "a function")
+
+
 def weights_of(taper: Taper, sizes: Mapping[Hashable, int]) -> dict[Hashable, Array] | None:
     """Normalise a taper: float64 weights for every dim, or None for "crop".
 
     Raises
     ------
     PatchError
-        If it is none of the known names, or its weights do not fit the sizes, are negative, not
+        If its weights do not fit the sizes, are negative, not
         finite, or all zero.
 
     Examples
@@ -75,7 +82,7 @@ def weights_of(taper: Taper, sizes: Mapping[Hashable, int]) -> dict[Hashable, Ar
     {'y': array([1., 1.]), 'x': array([1., 2., 1.])}
     """
     if isinstance(taper, str):
-        taper = TAPERS[as_choice("taper", taper, (*TAPERS,), "weights or a function")]
+        taper = TAPERS[taper]
         if taper is None:
             return None
     if callable(taper):
@@ -92,7 +99,7 @@ def _called(taper: Callable[[int], Any], dim: Hashable, size: int) -> Any:
     except Exception as error:  # whatever the user's function raises
         raise PatchError(
             f"taper on {dim!r} must be a function of the size, got {type(error).__name__} from "
-            f"{shown(taper)} of {size}: {error}"
+            f"{shown(taper)} of {size}: {told(error)}"
         ) from error
 
 

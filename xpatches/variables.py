@@ -10,9 +10,9 @@ import numpy as np
 import xarray as xr
 
 from xpatches import labels
-from xpatches.arguments import as_integer
+from xpatches.arguments import as_integer, told
 from xpatches.arrays import Array, as_promised, check_dtype, is_dask, kind_of
-from xpatches.errors import PatchError
+from xpatches.errors import MapError, PatchError
 from xpatches.geometry import AxisGrid, PatchGrid, Span
 from xpatches.kernel import Kernel, available_threads, extract_block, extract_flat
 from xpatches.lines import Line
@@ -28,7 +28,7 @@ def as_budget(max_bytes: object) -> int | None:
         return None if max_bytes is None else as_integer("max_bytes", max_bytes, 1)
     from xpatches import lazy  # dask is loaded for what it reads only
 
-    return lazy.as_budget(max_bytes)
+    return lazy.as_budget(str.__str__(max_bytes))
 
 
 def check_variable(what: str, variable: xr.Variable) -> None:
@@ -229,7 +229,13 @@ def _reduce_patches(
     first = spans[-1].axis + 1
     axes = tuple(range(first, first + len(spans)))
     if callable(reduction):
-        reduced = np.asarray(reduction(patches, axis=axes))
+        try:
+            reduced = np.asarray(reduction(patches, axis=axes))
+        except Exception as error:  # whatever the user's function raises
+            raise MapError(
+                f"how failed on patches of shape {patches.shape}, {type(error).__name__}: "
+                f"{told(error)}; it is called as how(patches, axis={axes})"
+            ) from error
         expected = tuple(n for axis, n in enumerate(patches.shape) if axis not in axes)
         if reduced.shape != expected:
             raise PatchError(
@@ -239,7 +245,14 @@ def _reduce_patches(
         return reduced
     dims = [str(axis) for axis in range(patches.ndim)]
     labelled = xr.Variable(dims, patches)
-    return np.asarray(getattr(labelled, reduction)([dims[axis] for axis in axes], **kept))
+    try:
+        return np.asarray(getattr(labelled, reduction)([dims[axis] for axis in axes], **kept))
+    except Exception as error:  # whatever xarray raises for what it cannot reduce so
+        given = "".join(f", {name}={value}" for name, value in kept.items())
+        raise PatchError(
+            f"how={reduction!r}{given} is not possible for {patches.dtype}: {told(error)}; leave "
+            "that out, or convert the image with .astype(...)"
+        ) from error
 
 
 def run(
