@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from decimal import Decimal
 from fractions import Fraction
-from functools import partial
+from functools import cache, partial
 from itertools import count, islice
 from pathlib import Path
 from typing import Any
@@ -200,6 +200,7 @@ def copied(batch: Any) -> Any:
     return batch
 
 
+@cache
 def stored() -> MemoryStore:
     store = MemoryStore()
     patches().to_zarr(store, progress=False)

@@ -14,7 +14,7 @@ import zarr
 from zarr.storage import LocalStore
 
 from xpatches import lazy
-from xpatches.arguments import as_lengths, check_among
+from xpatches.arguments import as_lengths, check_among, shown
 from xpatches.arrays import Array, is_dask
 from xpatches.blocks import Job, Part, numbers_of
 from xpatches.copies import copy_of
@@ -45,9 +45,14 @@ class Source:
 
     def stored(self, name: Hashable) -> str:
         """Name that a variable has in the store."""
-        if self.array is None or name != self.array[0]:
-            return str(name)
-        return "patches" if self.array[1] is None else str(self.array[1])
+        what = "a variable"
+        if self.array is not None and name == self.array[0]:
+            what, name = "the image", "patches" if self.array[1] is None else self.array[1]
+        if not isinstance(name, str):
+            raise PatchError(
+                f"the name of {what} must be a string to be stored, got {shown(name)}; rename it"
+            )
+        return name
 
 
 class Written(Protocol):
@@ -149,11 +154,6 @@ def _template(
     """
     source, cut = written.source, written.parts(encoding)
     coords = written.coords()
-    if source.array is not None and not isinstance(source.array[1], str | None):
-        raise PatchError(
-            f"the name of the image must be a string to be stored, got {source.array[1]!r}; "
-            "rename it"
-        )
     made: dict[str, xr.Variable] = {}
     for name, variable in source.dataset.data_vars.variables.items():
         if source.stored(name) in {*made, *coords}:
@@ -373,6 +373,8 @@ def _is_group(node: Folder) -> bool:
 
 def _arrays(variable: xr.Variable) -> Iterator[Any]:
     """Find the zarr arrays that a variable was opened from, as far as that can be seen."""
+    if isinstance(variable, xr.IndexVariable):  # labels, which were read
+        return
     data: Any = variable._data
     for source in lazy.sources(data) if is_dask(data) else [data]:
         if isinstance(source, xr.Variable):

@@ -476,7 +476,7 @@ def _numbers(text: object) -> list[float]:
     """Parse numbers; none where it is not what GDAL writes."""
     try:
         return [float(number) for number in str(text).split()]
-    except ValueError:
+    except Exception:  # whatever a type raises that is asked for a text
         return []
 
 
@@ -511,7 +511,7 @@ def _assign(
 
     Only those in `indexed` get an index: making one reads the coord.
     """
-    made = xr.Coordinates({name: new[name] for name in indexed})
+    made = xr.Coordinates({name: _indexable(new[name]) for name in indexed})
     kept = {name: index for name, index in coords.xindexes.items() if name not in new}
     variables = {
         **coords.variables,
@@ -521,6 +521,11 @@ def _assign(
     return xr.Coordinates(variables, {**kept, **made.xindexes})
 
 
+def _indexable(variable: xr.Variable) -> xr.Variable:
+    """Give labels of a dtype of which pandas makes an index: none of half precision."""
+    return variable.astype("f4") if variable.dtype == np.dtype("f2") else variable
+
+
 def _pad_missing(variable: xr.Variable, pads: Mapping[Hashable, tuple[int, int]]) -> xr.Variable:
     """Surround a variable with missing labels, lazily where it is lazy."""
     variable = chunk_lazy(variable)
@@ -528,17 +533,17 @@ def _pad_missing(variable: xr.Variable, pads: Mapping[Hashable, tuple[int, int]]
     data = variable.data
     if kind not in "fcmM":
         data = data.astype(float if kind in "iu" else object)
-    padded = xr.Variable(variable.dims, data, variable.attrs)
+    padded = xr.Variable(list(map(str, range(data.ndim))), data)  # concat takes no other names
     missing = {"m": "NaT", "M": "NaT", "O": None}.get(padded.dtype.kind, np.nan)
-    for dim, lengths in pads.items():
-        parts = []
+    for along, lengths in pads.items():
+        dim, parts = str(variable.get_axis_num(along)), []
         for length in lengths:
             shape = {**padded.sizes, dim: length}
             filler = np.full([*shape.values()], missing, padded.dtype)
-            part = xr.Variable(padded.dims, filler, variable.attrs)
+            part = xr.Variable(padded.dims, filler)
             parts.append(part if padded.chunks is None else part.chunk(shape))
         padded = xr.Variable.concat([parts[0], padded, parts[1]], dim)
-    return padded
+    return xr.Variable(variable.dims, padded.data, variable.attrs)
 
 
 def _forget_chunks(variable: xr.Variable) -> None:

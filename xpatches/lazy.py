@@ -30,7 +30,7 @@ from dask.highlevelgraph import HighLevelGraph
 from dask.utils import parse_bytes
 
 from xpatches import lines
-from xpatches.arguments import as_integer, shown
+from xpatches.arguments import as_integer, shown, told
 from xpatches.arrays import Array, as_promised, kind_of
 from xpatches.errors import PatchError
 from xpatches.kernel import Kernel, pad_block
@@ -231,7 +231,7 @@ def exchange(array: Any, plan: Blocks, kernel: Kernel, dtype: Any, *, large: boo
     dask.array.Array
         In ``plan.out_chunks``.
     """
-    name = f"patches-{tokenize(array.name, plan, kernel)}"
+    name = f"patches-{_token(array.name, plan, kernel)}"
     result = _result(plan.out_chunks, dtype)
     array = checked(array)
     if isinstance(plan, Plan) and plan.blocks_are_chunks:
@@ -287,7 +287,7 @@ def read(
     kernel, dtype
         As for `exchange`.
     """
-    name = f"patches-{tokenize(token, plan, kernel)}"
+    name = f"patches-{_token(token, plan, kernel)}"
     shared = f"{name}-source"  # sent to a worker once
     graph: dict[Any, Task | DataNode] = {shared: DataNode(shared, (source, kernel))}
     axes = [
@@ -301,6 +301,16 @@ def read(
     return da.Array(
         HighLevelGraph.from_collections(name, graph), name, **_result(plan.out_chunks, dtype)
     )
+
+
+def _token(*parts: Any) -> str:
+    try:
+        return tokenize(*parts)
+    except Exception as error:  # whatever a type raises that is to be pickled
+        raise PatchError(
+            f"dask cannot tell the function and the attrs of the image from others: {told(error)}; "
+            "drop those that are no plain data"
+        ) from error
 
 
 def grid_chunks(lengths: Sequence[int], counts: Sequence[int]) -> tuple[tuple[int, ...], ...]:

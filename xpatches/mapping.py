@@ -245,7 +245,7 @@ def as_mapped(
     kept = [key for key, of in patches.variables.items() if fitting.issuperset(of.dims)]
     model = Model(
         function, outline.batch_size, labelled, variable.dims, grid, patches[kept].coords,
-        name, variable.attrs, fill_value, made,
+        name, variable.attrs if labelled else {}, fill_value, made,
     )  # fmt: skip
     parts = (variable, grid, covers, made, stitching.dtype, outline.batch_size, outline.answer)
     return Mapped(*parts, model, stitching)

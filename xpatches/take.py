@@ -142,8 +142,9 @@ def find(
         If the dim has no coord, or a label is not that of exactly one patch.
     """
     dim = axis.dim
-    if dim not in coords:
-        raise PatchError(f"sel needs a coord on {dim!r}, got none; use isel, or assign one")
+    dims = coords[dim].dims if dim in coords else "none"
+    if dims != (dim,):
+        raise PatchError(f"sel needs a coord on {dim!r}, got {dims}; use isel, or assign one")
     known = coords.to_dataset()[dim].coords
     centers = labels.patch_coords(known, PatchGrid((axis,)), "center").variables[dim]
     present = np.flatnonzero(centers.notnull())
@@ -210,10 +211,12 @@ def _check_near(known: xr.DataArray, axis: AxisGrid, label: Any, centers: Array)
         ) from error
     of_samples = of_samples[known.notnull().to_numpy()]
     low, high = of_samples.min(), of_samples.max()
-    steps = np.abs(np.diff(of_samples))
-    reach = max(steps[0], steps[-1]) * axis.stride / 2 if steps.size else high - low
-    outside = (wanted < low) | (wanted > high)
-    if (outside & (np.abs(wanted - centers) > reach)).any():
+    with np.errstate(over="ignore", invalid="ignore"):  # of infinite ones
+        steps = np.abs(np.diff(of_samples))
+        reach = max(steps[0], steps[-1]) * axis.stride / 2 if steps.size else high - low
+        outside = (wanted < low) | (wanted > high)
+        far = outside & (np.abs(wanted - centers) > reach)
+    if far.any():
         raise PatchError(
             f"sel found no patch near {axis.dim}={shown(label)}, outside the image, whose labels "
             f"go from {low} to {high}; give a tolerance to take the nearest one"

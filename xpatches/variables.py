@@ -10,7 +10,7 @@ import numpy as np
 import xarray as xr
 
 from xpatches import labels
-from xpatches.arguments import as_integer, told
+from xpatches.arguments import as_integer, shown, told
 from xpatches.arrays import Array, as_promised, check_dtype, is_dask, kind_of
 from xpatches.errors import MapError, PatchError
 from xpatches.geometry import AxisGrid, PatchGrid, Span
@@ -43,10 +43,17 @@ def check_variable(what: str, variable: xr.Variable) -> None:
     check_dtype(what, variable.dtype)
     for dim in variable.dims:
         if not isinstance(dim, str | int):
-            raise PatchError(f"dims of {what} must be named by strings, got {dim!r}; rename it")
-    if len(set(variable.dims)) < variable.ndim:
-        raise PatchError(f"{what} must have every dim once, got {variable.dims}; rename one")
+            raise PatchError(
+                f"dims of {what} must be named by strings, got {shown(dim)}; rename it"
+            )
+    check_dims(what, variable.dims)
     check_held(what, variable)
+
+
+def check_dims(what: str, dims: Sequence[Hashable]) -> None:
+    """Refuse a dim that is there twice."""
+    if len(set(dims)) < len(dims):
+        raise PatchError(f"{what} must have every dim once, got {shown(dims)}; rename one")
 
 
 def check_held(what: str, variable: xr.Variable) -> None:
@@ -134,7 +141,10 @@ def reduce_variable(
     """
     grid = grid.arrange(variable.dims)
     dtype = variable.dtype
-    if dtype.kind == "V" and not callable(reduction):  # ml_dtypes' floats, too
+    if not callable(reduction) and (
+        dtype.kind == "V"  # ml_dtypes' floats, too
+        or (reduction in ("argmin", "argmax") and dtype.kind not in SEPARABLE[reduction])
+    ):
         raise PatchError(
             f"how={reduction!r} is not possible for {dtype}; convert the image first, for example "
             "with .astype('float32'), or give a function"
