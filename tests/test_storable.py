@@ -109,10 +109,15 @@ def test_what_would_be_lost_is_refused_before_anything_is_written(
     assert not (tmp_path / "out").exists()
 
 
-def test_variables_whose_names_become_the_same_are_refused(tmp_path: Path) -> None:
+def test_variables_whose_names_could_become_the_same_are_refused(tmp_path: Path) -> None:
     image = xr.Dataset({3: image_of(), "3": image_of()})
-    with pytest.raises(PatchError, match="is that of a coord or of another variable"):
+    with pytest.raises(PatchError, match="name of a variable must be a string .*, got 3; rename"):
         patches_of(image).to_zarr(tmp_path / "out", **QUIET)
+
+
+def test_an_image_of_the_name_of_a_coord_of_patches_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(PatchError, match="'y_origin' of the image is that of a coord or of another"):
+        patches_of(image_of().rename("y_origin")).to_zarr(tmp_path / "out", **QUIET)
 
 
 GIVEN: list[tuple[dict[str, Any], str]] = [

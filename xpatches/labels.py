@@ -543,7 +543,8 @@ def _pad_missing(variable: xr.Variable, pads: Mapping[Hashable, tuple[int, int]]
             part = xr.Variable(padded.dims, filler)
             parts.append(part if padded.chunks is None else part.chunk(shape))
         padded = xr.Variable.concat([parts[0], padded, parts[1]], dim)
-    return xr.Variable(variable.dims, padded.data, variable.attrs)
+    padded.dims, padded.attrs = variable.dims, variable.attrs
+    return padded
 
 
 def _forget_chunks(variable: xr.Variable) -> None:
