@@ -219,7 +219,10 @@ class Call:
     """Every n-th value does: another call has all of them."""
 
 
-JOB = {"resume": False, "overwrite": False, "retries": 0, "progress": False}
+JOB = {
+    "checksums": True, "resume": False, "overwrite": False, "retries": 0, "lock": True,
+    "fsync": False, "progress": False,
+}  # fmt: skip
 OUTPUT = {
     "dims": ("y", "x"), "sizes": {"y": 3}, "dtype": "f8", "scale": 1, "name": "made",
     "attrs": {}, "nodata": 0,
@@ -287,7 +290,8 @@ CALLS: dict[str, list[Call]] = {
                 **MAP, "store": MemoryStore(), "chunks": {"y": 2}, "shards": {"y": 2},
                 "encoding": {"made": {"fill_value": 0}},
             },
-            "func output store chunks shards encoding resume overwrite retries progress",
+            "func output store chunks shards encoding checksums resume overwrite retries "
+            "lock fsync progress",
         ),
         Call(
             lambda **given: patches().map(**given),
@@ -332,6 +336,11 @@ CALLS: dict[str, list[Call]] = {
                 "images": np.ones((1, 6, 6, 1)), "sizes": [1, 3, 3, 1], "strides": [1, 2, 2, 1],
                 "rates": [1, 1, 1, 1], "padding": "SAME",
             },
+        )
+    ],
+    "verify": [
+        Call(
+            xpatches.verify, lambda: {"store": stored(), "repair": False, "progress": False}
         )
     ],
     "open_patches": [Call(xpatches.open_patches, lambda: {"store": stored(), "chunks": {"y": 1}})],
@@ -431,12 +440,6 @@ PLACES = [
 ]
 
 
-def left_out(place: str, value: str) -> bool:
-    argument = place.partition(".")[0]
-    texts = argument == "max_bytes" and value in ("'1e400'", "'-1e400 GiB'")
-    return texts or (place == "output.scale" and "1e400" in value)
-
-
 @pytest.fixture(autouse=True)
 def _elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Write in a folder of the test whatever a hostile value names."""
@@ -453,9 +456,8 @@ def test_a_hostile_argument_gives_a_result_or_an_error_that_names_it(
     argument = place.partition(".")[0]
     problems = []
     for value, make in islice(VALUES.items(), first % call.step, None, call.step):
-        if not left_out(place, value):
-            given = call.arguments() | {argument: put(make())}
-            problems.append(problem(call, given, {argument: f"{value} in {place}"}))
+        given = call.arguments() | {argument: put(make())}
+        problems.append(problem(call, given, {argument: f"{value} in {place}"}))
     found = [text for text in problems if text is not None]
     assert not found, "\n".join(["", *found])
 
@@ -470,9 +472,7 @@ def test_two_hostile_arguments_give_a_result_or_an_error_that_names_one(number: 
         changed = {}
         for argument in rng.sample([*given], min(2, len(given))):
             value = rng.choice([*VALUES])
-            if not left_out(argument, value):
-                given[argument] = VALUES[value]()
-                changed[argument] = value
+            given[argument], changed[argument] = VALUES[value](), value
         problems.append(problem(call, given, changed) if changed else None)
     found = [text for text in problems if text is not None]
     assert not found, "\n".join(["", *found])

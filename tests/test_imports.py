@@ -36,20 +36,26 @@ ORDER = [
         "reprs",
         "parity",
     ),
-    *("layout", "workers", "store", "blocks", "states", "jobs", "storable", "copies"),
+    *("layout", "workers", "exclusive", "store", "writer", "lock", "nodes", "states", "blocks"),
+    *("jobs", "storable", "copies"),
     *("datasets", "cuts"),
     *("located", "gather", "stitching", "runs", "models", "mapping", "parts", "painted"),
-    *("progress", "patches", "accessor", "pictures", "opening", "cli", "__init__"),
+    *("progress", "verification", "patches", "accessor", "pictures", "opening", "cli", "__init__"),
 ]
 ARRAY_LIBRARIES = {"numpy", "dask", "xarray", "zarr"}
 CORE = {"numpy", "dask", "xarray", "xpatches"}
 OTHERS = {
-    "workers": {"distributed"},
+    "workers": {"cloudpickle", "distributed"},
+    "exclusive": {"zarr", "obstore"},
     "store": {"zarr", "obstore"},
+    "writer": {"zarr"},
+    "lock": {"filelock"},
     "blocks": {"zarr", "google_crc32c"},
     "states": {"zarr"},
+    "storable": {"zarr"},
     "datasets": {"zarr"},
     "progress": {"click"},
+    "verification": {"zarr"},
     "pictures": {"matplotlib"},
     "opening": {"zarr"},
     "cli": {"click", "zarr", "distributed"},
@@ -100,7 +106,7 @@ def test_geometry_and_plans_are_integers_only(module: str) -> None:
 
 def test_dir_shows_the_public_names_alone() -> None:
     names = "BlockFailure JobError MapError PatchError PatchIndexError Patches extract_patches"
-    assert dir(xpatches) == [*names.split(), "open_patches", "stitch"]
+    assert dir(xpatches) == [*names.split(), "open_patches", "stitch", "verify"]
     assert all(hasattr(xpatches, name) for name in dir(xpatches))
 
 

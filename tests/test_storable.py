@@ -111,12 +111,12 @@ def test_what_would_be_lost_is_refused_before_anything_is_written(
 
 def test_variables_whose_names_could_become_the_same_are_refused(tmp_path: Path) -> None:
     image = xr.Dataset({3: image_of(), "3": image_of()})
-    with pytest.raises(PatchError, match="name of a variable must be a string .*, got 3; rename"):
+    with pytest.raises(PatchError, match=r"name of a variable must be a string .*, got 3"):
         patches_of(image).to_zarr(tmp_path / "out", **QUIET)
 
 
 def test_an_image_of_the_name_of_a_coord_of_patches_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(PatchError, match="'y_origin' of the image is that of a coord or of another"):
+    with pytest.raises(PatchError, match="'y_origin' of the image is that of a coord"):
         patches_of(image_of().rename("y_origin")).to_zarr(tmp_path / "out", **QUIET)
 
 
@@ -191,7 +191,7 @@ def test_files_that_are_no_zarr_are_never_removed(tmp_path: Path) -> None:
     patches_of(image_of()).to_zarr(out, **QUIET)
     for name in ("notes.txt", "notes-zarr.json", "thesis.partial", "image/notes.txt", "c.txt"):
         (out / name).write_text("...")
-        with pytest.raises(PatchError, match=rf"holds a file that is no zarr, {name}; remove it"):
+        with pytest.raises(PatchError, match=rf"holds what is no zarr: {name}; remove it"):
             patches_of(image_of()).to_zarr(out, overwrite=True, **QUIET)
         assert (out / name).exists()
         (out / name).unlink()

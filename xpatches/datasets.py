@@ -1,7 +1,6 @@
 """Datasets that jobs write: what is written of an image, and how it is opened again."""
 
 import json
-import os
 import posixpath
 from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -23,12 +22,18 @@ from xpatches.geometry import PatchGrid
 from xpatches.jobs import Report, check_job, write_job
 from xpatches.layout import CHUNK
 from xpatches.packing import drop_dangling, kept_encoding, links_of, relink
-from xpatches.states import done_blocks, holds_patches, state_of
-from xpatches.storable import check_storable, decoding_of, open_kwargs, without_codecs
+from xpatches.states import description_in, holds_patches, marked_blocks, state_of
+from xpatches.storable import (
+    check_storable,
+    decoding_of,
+    open_kwargs,
+    with_checksums,
+    without_codecs,
+)
 from xpatches.store import JOB, Folder, open_folder
 from xpatches.variables import in_memory
 
-_VERSION = 4
+_VERSION = 5
 """Of what describes a dataset."""
 
 
@@ -88,6 +93,8 @@ def write_dataset(
     store: Any,
     encoding: Mapping[Any, Mapping[str, Any]] | None,
     report: Report,
+    *,
+    checksums: bool,
     **how: Any,
 ) -> xr.DataArray | xr.Dataset:
     """Write what is made of an image, and open it, as `Patches.to_zarr` documents.
@@ -100,11 +107,18 @@ def write_dataset(
         As in `Patches.to_zarr`.
     report
         Is told of the progress.
+    checksums
+        As in `Patches.to_zarr`.
     **how
-        Its arguments `resume`, `overwrite` and `retries`.
+        Its arguments `resume`, `overwrite`, `retries`, `lock` and `fsync`.
     """
-    job, template, given = _prepared(written, store, encoding)
-    write_job(job, template, given, report=report, **how)
+    job, template, given = _prepared(written, store, encoding, checksums)
+    sources = [
+        Folder(array.store, array.path)
+        for variable in written.source.dataset.variables.values()
+        for array in _arrays(variable)
+    ]
+    write_job(job, template, given, sources, report=report, **how)
     return open_patches(job.folder)
 
 
@@ -113,15 +127,19 @@ def check_dataset(
     store: Any,
     encoding: Mapping[Any, Mapping[str, Any]] | None,
     *,
+    checksums: bool,
     resume: bool,
     overwrite: bool,
 ) -> None:
     """Refuse what `write_dataset` would refuse before the first block; nothing is touched."""
-    check_job(*_prepared(written, store, encoding), resume=resume, overwrite=overwrite)
+    check_job(*_prepared(written, store, encoding, checksums), resume=resume, overwrite=overwrite)
 
 
 def _prepared(
-    written: Written, store: Any, encoding: Mapping[Any, Mapping[str, Any]] | None
+    written: Written,
+    store: Any,
+    encoding: Mapping[Any, Mapping[str, Any]] | None,
+    checksums: bool,
 ) -> tuple[Job, xr.Dataset, dict[Any, Mapping[str, Any]]]:
     """Give the arguments of `write_job`."""
     given = dict(encoding or {})
@@ -131,6 +149,9 @@ def _prepared(
         given[part.name] = {**part.encoding, "chunks": part.chunks, "shards": part.shards}
     for name in given:  # what is given replaces the variable's own
         given[name] = {**links_of(template.variables[name]), **given[name]}
+    for name, variable in template.variables.items():
+        if checksums and variable.dtype.kind in "biufcmM":
+            given[name] = with_checksums(given.get(name, variable.encoding))
     folder = open_folder(store)
     check_apart(written.source.dataset, folder)
     # Their numbers are told of, and so do not depend on the order of variables.
@@ -299,13 +320,10 @@ def dataset_state(folder: Folder) -> dict[str, Any]:
         raise PatchError(
             f"store {folder} holds no patch dataset; name one that Patches.to_zarr wrote"
         )
-    root = folder.document("zarr.json") or {}
-    try:
-        job = json.loads(root["attributes"][JOB])
-        known = job["version"] == _VERSION
-    except (TypeError, ValueError, KeyError) as error:
-        raise PatchError(f"attr {JOB!r} of store {folder} is damaged, {error!r}") from error
-    if not known:
+    job = description_in(folder.document("zarr.json")) or {}
+    if "version" not in job:
+        raise PatchError(f"attr {JOB!r} of store {folder} is damaged; write it anew")
+    if job["version"] != _VERSION:
         raise PatchError(
             f"store {folder} is a patch dataset of version {job['version']}, this xpatches reads "
             f"{_VERSION}; write it anew"
@@ -313,7 +331,7 @@ def dataset_state(folder: Folder) -> dict[str, Any]:
     counts = {name: of["count"] for name, of in job["blocks"].items()}
     blocks = sum(counts.values())
     complete = state_of(folder) == "complete"
-    missing = 0 if complete else blocks - len(numbers_of(done_blocks(folder), counts))
+    missing = 0 if complete else blocks - len(numbers_of(marked_blocks(folder), counts))
     return {
         "job": job,
         "state": "complete" if complete else "incomplete",
@@ -358,7 +376,7 @@ def _group_of(array: Any) -> Folder:
     """Find where an array lies, also where it was opened by itself from a disk."""
     disk = None if array.path else Folder(array.store).on_disk
     if disk is not None:
-        return Folder(LocalStore(os.path.dirname(disk), read_only=True))
+        return Folder(LocalStore(disk.parent, read_only=True))
     return Folder(array.store, posixpath.dirname(array.path))
 
 

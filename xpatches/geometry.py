@@ -13,7 +13,7 @@ The formulas of "valid" and "same" are those of TensorFlow's ``GetWindowedOutput
 (tensorflow/core/util/padding.h), with the pad of "same" never below zero.
 """
 
-from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from math import inf, prod
 from typing import Literal, TypeAlias
@@ -161,10 +161,17 @@ class AxisGrid:
         >>> AxisGrid("x", length=10, size=3, stride=1, padding="same").region(first=0, count=2)
         (0, 3, -1)
         """
-        origin = first * self.stride - self.before
-        end = origin + max(0, count - 1) * self.stride + self.effective_size
-        start = min(max(0, origin), self.length)
-        return start, max(start, min(end, self.length)), origin - start
+        return next(self.regions([count], first))
+
+    def regions(self, counts: Iterable[int], first: int = 0) -> Iterator[tuple[int, int, int]]:
+        """Find the samples under runs of so many patches, one after the other, as `region` does."""
+        stride, length, size = self.stride, self.length, self.effective_size
+        origin = first * stride - self.before
+        for count in counts:
+            end = origin + max(0, count - 1) * stride + size
+            start = min(max(0, origin), length)
+            yield start, max(start, min(end, length)), origin - start
+            origin += count * stride
 
     def coverage(self, sample: int) -> int:
         """Count the patches that hold one sample of the image."""
