@@ -23,6 +23,7 @@ from typing import Any
 import xarray as xr
 from zarr.storage import MemoryStore
 
+from xpatches.arguments import told
 from xpatches.errors import PatchError
 from xpatches.nodes import chunk_keys, foreign
 from xpatches.spec import SPEC_ATTR
@@ -279,7 +280,8 @@ def prepare(template: xr.Dataset, encoding: Mapping[str, Any]) -> dict[str, byte
     except Exception as error:  # whatever xarray and zarr raise for what they cannot store
         notes = " ".join(str(note).split("\n")[0] for note in getattr(error, "__notes__", []))
         raise PatchError(
-            f"the dataset cannot be stored: {error} {notes}; change the attrs, coords or encoding"
+            f"the dataset cannot be stored: {told(error)} {notes}; change the attrs, coords or "
+            "encoding"
         ) from error
     made = Folder(memory)
     return {name: made.get(name) or b"" for name in sorted(made.names())}
