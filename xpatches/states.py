@@ -38,7 +38,7 @@ _READY = f"{JOB}/ready"
 _RUN = "[0-9a-f]{32}"
 _OURS = re.compile(
     rf"{JOB}/(zarr\.json|ready|writer/[1-9][0-9]*|blocks/[^/]+/[0-9]+"
-    rf"|runs/{_RUN}(\.ended)?/(beat|lock|removed|{_RUN}))"
+    rf"|runs/{_RUN}(\.ended)?/(beat|claim|lock|removed|{_RUN}))"
 )
 """What jobs write beside a dataset."""
 
