@@ -12,21 +12,11 @@ PACKAGE = Path(__file__).parents[1] / "xpatches"
 
 # Imports point up this list only: a module may import those above it.
 ORDER = [
-    *("errors", "arrays", "lines", "packing", "geometry", "plan", "covers", "tiles", "kernel"),
-    *(
-        "reductions",
-        "tapers",
-        "accumulate",
-        "lazy",
-        "labels",
-        "spec",
-        "variables",
-        "take",
-        "reprs",
-        "parity",
-    ),
-    *("layout", "workers", "store", "blocks", "states", "jobs", "storable", "copies"),
-    *("datasets", "cuts"),
+    *("errors", "documents", "arrays", "lines", "packing"),
+    *("geometry", "plan", "covers", "tiles", "kernel"),
+    *("reductions", "tapers", "accumulate", "lazy", "labels", "spec", "variables", "take"),
+    *("reprs", "parity", "layout", "workers", "store", "descriptions"),
+    *("blocks", "states", "jobs", "storable", "copies", "datasets", "cuts"),
     *("located", "gather", "stitching", "runs", "models", "mapping", "parts", "painted"),
     *("progress", "patches", "accessor", "pictures", "opening", "cli", "__init__"),
 ]

@@ -330,8 +330,8 @@ def numbers_of(marks: Iterable[str], counts: Mapping[str, int]) -> list[int]:
     numbers = []
     for mark in marks:
         name, _, number = mark.rpartition("/")
-        known = number.isascii() and number.isdecimal()
-        if known and int(number) < counts.get(name, 0):
+        known = number.isascii() and number.isdecimal() and len(number) < 20
+        if known and f"{int(number)}" == number and int(number) < counts.get(name, 0):
             numbers.append(firsts[name] + int(number))
     return sorted(numbers)
 

@@ -10,6 +10,7 @@ import sys
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import asdict
 from fractions import Fraction
 from functools import wraps
 from typing import Any
@@ -22,9 +23,10 @@ from zarr.errors import UnstableSpecificationWarning
 from xpatches import pictures
 from xpatches.datasets import dataset_state, open_patches
 from xpatches.errors import JobError, PatchError
+from xpatches.geometry import AxisGrid
 from xpatches.opening import open_image
 from xpatches.reprs import readable
-from xpatches.spec import SPEC_ATTR
+from xpatches.spec import SPEC_ATTR, read_spec
 from xpatches.states import check_state, holds_patches, state_of
 from xpatches.stitching import REDUCES
 from xpatches.store import Folder, open_folder, writer_of
@@ -486,8 +488,8 @@ def show(store: str, name: str | None, sel: Any, isel: Any, output: str, as_json
     try:
         if job["layout"] == "image":
             stored = name or next(iter(job["blocks"]))
-            axes = json.loads(job["map"][stored]["patches"])["axes"]
-            dims = [axis["dim"] for axis in axes]
+            spec = read_spec({SPEC_ATTR: job["map"][stored]["patches"]})
+            dims = [*map(str, spec.grid.dims)]
             with zarr.config.set({"async.concurrency": 1}):  # shards that are decoded at once
                 image, told["steps"], told["chosen"] = pictures.choose_image(
                     opened, dims, sel or {}, isel or {}
@@ -576,13 +578,13 @@ def _about(folder: Folder, given: str, source: Mapping[str, Any] | None = None) 
     arrays = {}
     for name in job["blocks"]:
         stored: Any = zarr.open_array(folder.store, path=folder.key(name), mode="r")
-        axes = json.loads(stored.attrs.get(SPEC_ATTR, '{"axes": []}'))["axes"]
+        axes = read_spec(stored.attrs).grid.axes if SPEC_ATTR in stored.attrs else ()
         arrays[name] = {
             "dtype": str(stored.dtype),
             "dims": dict(zip(stored.metadata.dimension_names, stored.shape, strict=True)),
             "chunks": stored.chunks,
             "shards": stored.shards,
-            "patches": {axis.pop("dim"): axis for axis in axes},
+            "patches": {axis.dim: _numbers(axis) for axis in axes},
             "bytes": stored.nbytes,
         }
     return {
@@ -595,6 +597,11 @@ def _about(folder: Folder, given: str, source: Mapping[str, Any] | None = None) 
         "layout": job["layout"],
         "variables": arrays,
     }
+
+
+def _numbers(axis: AxisGrid) -> dict[str, Any]:
+    """Give the numbers of an axis, but for its name."""
+    return {key: value for key, value in asdict(axis).items() if key != "dim"}
 
 
 def _tell(facts: Mapping[str, Any], as_json: bool) -> None:

@@ -1,11 +1,14 @@
 """Datasets that jobs write: what is written of an image, and how it is opened again."""
 
+import gzip
 import json
 import os
 import posixpath
 from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.metadata import version
+from math import prod
 from types import MappingProxyType
 from typing import Any, Protocol
 
@@ -17,18 +20,23 @@ from xpatches import lazy
 from xpatches.arrays import Array, is_dask
 from xpatches.blocks import Job, Part, numbers_of
 from xpatches.copies import copy_of
+from xpatches.descriptions import VERSION, read_description
+from xpatches.documents import shown
 from xpatches.errors import PatchError
 from xpatches.geometry import PatchGrid
 from xpatches.jobs import Report, check_job, write_job
 from xpatches.layout import CHUNK
 from xpatches.packing import drop_dangling, kept_encoding, links_of, relink
-from xpatches.states import done_blocks, holds_patches, state_of
+from xpatches.reprs import readable
+from xpatches.states import attrs_of, done_blocks, holds_patches, state_of
 from xpatches.storable import check_storable, decoding_of, open_kwargs, without_codecs
 from xpatches.store import JOB, Folder, open_folder
 from xpatches.variables import in_memory
 
-_VERSION = 4
-"""Of what describes a dataset."""
+_LABELS = 1 << 31
+"""Bytes of labels along dims, which xarray holds in memory."""
+_OBJECTS = 10**7
+"""Dask chunks of a variable."""
 
 
 @dataclass(frozen=True)
@@ -204,7 +212,7 @@ def _template(
             variable.load()
             variable.encoding = without_codecs(variable)
     job = {
-        "version": _VERSION,
+        "version": VERSION,
         "xpatches": version("xpatches"),
         "layout": written.layout,
         **written.described(),
@@ -268,24 +276,14 @@ def open_patches(
             f"store {folder} is incomplete: {state['missing']} of {state['blocks']} blocks are "
             "missing; finish it with resume=True"
         )
-    dataset: xr.Dataset = folder.again(
-        lambda: xr.open_zarr(
-            folder.store,
-            group=folder.path or None,
-            chunks=None,
-            consolidated=False,
-            **open_kwargs(described),
-        )
-    )
-    # xarray takes coords that an attr of another variable names, such as the CRS, for variables.
-    dataset = dataset.set_coords([name for name in described["coords"] if name in dataset])
-    for name, links in described["links"].items():
-        relink(dataset.variables[name], links)
+    with _whole(folder):
+        dataset = _opened(folder, described)
     for name in () if chunks is None else described["blocks"]:
         variable = dataset.variables[name]
         lengths = variable.encoding.get("shards") or variable.encoding["chunks"]
         objects = dict(zip(variable.dims, lengths, strict=True))
         given = {dim: length for dim, length in (chunks or {}).items() if dim in objects}
+        _check_count(name, variable, {dim: n for dim, n in objects.items() if dim not in given})
         dataset[name] = variable.chunk({**objects, **given})
     dataset.attrs = {key: value for key, value in dataset.attrs.items() if key != JOB}
     if described["array"] is None:
@@ -313,17 +311,7 @@ def dataset_state(folder: Folder) -> dict[str, Any]:
         raise PatchError(
             f"store {folder} holds no patch dataset; name one that Patches.to_zarr wrote"
         )
-    root = folder.document("zarr.json") or {}
-    try:
-        job = json.loads(root["attributes"][JOB])
-        known = job["version"] == _VERSION
-    except (TypeError, ValueError, KeyError) as error:
-        raise PatchError(f"attr {JOB!r} of store {folder} is damaged, {error!r}") from error
-    if not known:
-        raise PatchError(
-            f"store {folder} is a patch dataset of version {job['version']}, this xpatches reads "
-            f"{_VERSION}; write it anew"
-        )
+    job = read_description(attrs_of(folder.document("zarr.json")), folder)
     counts = {name: of["count"] for name, of in job["blocks"].items()}
     blocks = sum(counts.values())
     complete = state_of(folder) == "complete"
@@ -334,6 +322,71 @@ def dataset_state(folder: Folder) -> dict[str, Any]:
         "blocks": blocks,
         "missing": missing,
     }
+
+
+def _opened(folder: Folder, described: Mapping[str, Any]) -> xr.Dataset:
+    """Open what lies in the store of a dataset, with the labels along its dims, and nothing else.
+
+    Raises
+    ------
+    PatchError
+        If it is not what the description says, or the labels do not fit into memory.
+    """
+    dataset: xr.Dataset = folder.again(
+        lambda: xr.open_zarr(
+            folder.store,
+            group=folder.path or None,
+            chunks=None,
+            consolidated=False,
+            create_default_indexes=False,
+            **open_kwargs(described),
+        )
+    )
+    for what in ("blocks", "coords", "links"):
+        for name in described[what]:
+            if name not in dataset.variables:
+                raise PatchError(
+                    f"store {folder} lacks {shown(name)}, which its {what} name; write it anew"
+                )
+    # xarray takes coords that an attr of another variable names, such as the CRS, for variables.
+    dataset = dataset.set_coords(described["coords"])
+    for name, links in described["links"].items():
+        relink(dataset.variables[name], links)
+    along = [name for name, coord in dataset.coords.items() if coord.dims == (name,)]
+    size = sum(dataset.variables[name].nbytes for name in along)
+    if size > _LABELS:
+        raise PatchError(
+            f"store {folder} has labels of {readable(size)} along {shown(along)}, more than the "
+            f"{readable(_LABELS)} that are held in memory; drop them with zarr if that is so"
+        )
+    return dataset.assign_coords(xr.Coordinates({name: dataset.variables[name] for name in along}))
+
+
+@contextmanager
+def _whole(folder: Folder) -> Iterator[None]:
+    """Say of a store that what lies in it is damaged, whatever zarr and xarray raise for that."""
+    try:
+        yield
+    except PatchError:
+        raise
+    except Exception as error:
+        unreachable = isinstance(error, OSError)
+        if unreachable and not isinstance(error, FileNotFoundError | gzip.BadGzipFile):
+            raise
+        raise PatchError(
+            f"store {folder} cannot be opened, {type(error).__name__}: {error}; it is damaged, "
+            "take it from where it came again, or write it anew"
+        ) from error
+
+
+def _check_count(name: str, variable: xr.Variable, lengths: Mapping[Hashable, int]) -> None:
+    """Refuse to make more dask chunks than there can be."""
+    count = prod(-(-variable.sizes[dim] // max(1, n)) for dim, n in lengths.items())
+    if count > _OBJECTS:
+        raise PatchError(
+            f"{name!r} lies in {count} stored objects, more than the {_OBJECTS} chunks that dask "
+            "is given; open it with chunks=None, or with larger chunks={dim: length}"
+        )
 
 
 def check_apart(image: xr.Dataset, folder: Folder) -> None:

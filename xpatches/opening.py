@@ -1,6 +1,5 @@
 """Images as people have them, opened lazily: zarr groups and arrays, files that xarray knows."""
 
-import json
 import os
 import posixpath
 from collections.abc import Mapping
@@ -10,7 +9,9 @@ import xarray as xr
 import zarr
 from zarr.storage import LocalStore
 
+from xpatches.documents import Unfit, text
 from xpatches.errors import PatchError
+from xpatches.states import attrs_of
 from xpatches.store import Folder, open_folder
 
 _DIMS_ATTR = "_ARRAY_DIMENSIONS"
@@ -92,7 +93,7 @@ def _open_file(source: str, group: str | None, decode: bool | None) -> xr.Datase
 
 
 def _open_group(folder: Folder, decode: bool | None) -> xr.Dataset:
-    levels = [path for image in _multiscales(folder) for path in _levels(image)]
+    levels = [path for levels, _ in _multiscales(folder) for path in levels]
     if levels:
         raise PatchError(
             f"{folder} is an OME-Zarr image of the levels {_listed(levels)}; choose one with "
@@ -177,23 +178,30 @@ def _axes(folder: Folder) -> tuple[str, ...] | None:
             return None
         path = posixpath.join(posixpath.basename(str(around)), path).rstrip("/")
         around = parent
-        for image in _multiscales(around):
-            if path in _levels(image):
-                axes = image.get("axes", ())
-                return tuple(axis["name"] if isinstance(axis, Mapping) else axis for axis in axes)
+        for levels, axes in _multiscales(around):
+            if path in levels:
+                return axes
     return None
 
 
-def _multiscales(folder: Folder) -> list[dict[str, Any]]:
-    """Give what OME-Zarr says of the images in a group, in version 0.5 or an older one."""
-    attrs = (folder.document("zarr.json") or {}).get("attributes") or {}
-    attrs = attrs.get("ome") or json.loads(folder.get(".zattrs") or b"{}")
-    images: list[dict[str, Any]] = attrs.get("multiscales") or []
-    return images
-
-
-def _levels(image: Mapping[str, Any]) -> list[str]:
-    return [level["path"] for level in image.get("datasets", ())]
+def _multiscales(folder: Folder) -> list[tuple[list[str], tuple[str, ...]]]:
+    """Give what OME-Zarr, 0.5 or older, says of images in a group: paths of levels, and axes."""
+    attrs = attrs_of(folder.document("zarr.json")).get("ome") or folder.document(".zattrs") or {}
+    try:
+        return [
+            (
+                [text("path", level["path"]) for level in image.get("datasets", ())],
+                tuple(
+                    text("axis", axis["name"] if isinstance(axis, Mapping) else axis)
+                    for axis in image.get("axes", ())
+                ),
+            )
+            for image in attrs.get("multiscales") or ()
+        ]
+    except (AttributeError, KeyError, TypeError, Unfit) as error:
+        raise PatchError(
+            f"what OME-Zarr says of {folder} is damaged, {error!r}; mend the attr 'multiscales'"
+        ) from error
 
 
 def _contents(folder: Folder) -> str:

@@ -12,6 +12,8 @@ from typing import Any
 import xarray as xr
 from zarr.storage import LocalStore, MemoryStore
 
+from xpatches.descriptions import read_description
+from xpatches.documents import Unfit, parse, shown
 from xpatches.errors import PatchError
 from xpatches.spec import SPEC_ATTR
 from xpatches.store import JOB, MARKS, Folder
@@ -33,8 +35,13 @@ def state_of(folder: Folder) -> str:
 
 def holds_patches(folder: Folder) -> bool:
     """Tell whether there is a patch dataset, complete or not."""
-    root = folder.document("zarr.json") or {}
-    return JOB in (root.get("attributes") or {})
+    return JOB in attrs_of(folder.document("zarr.json"))
+
+
+def attrs_of(document: Mapping[str, Any] | None) -> dict[str, Any]:
+    """Give the attrs in the document of a group; none where they are no such."""
+    attrs = (document or {}).get("attributes")
+    return attrs if isinstance(attrs, dict) else {}
 
 
 def done_blocks(folder: Folder) -> list[str]:
@@ -164,14 +171,14 @@ def prepare(template: xr.Dataset, encoding: Mapping[str, Any]) -> dict[str, byte
 
 def kept_checksums(folder: Folder) -> dict[str, int]:
     """Give the checksums that a finished dataset keeps, by variable and number of the block."""
-    root = folder.document("zarr.json") or {}
-    return dict(json.loads(root["attributes"][JOB]).get("checksums", {}))
+    described = read_description(attrs_of(folder.document("zarr.json")), folder)
+    return dict(described.get("checksums", {}))
 
 
 def finish(folder: Folder, checksums: Mapping[str, int]) -> None:
     """Mark the dataset as complete, keep some checksums, and remove what the job needed."""
     root = folder.document("zarr.json") or {}
-    described = json.loads(root["attributes"][JOB])
+    described = read_description(attrs_of(root), folder)
     root["attributes"][JOB] = json.dumps({**described, "checksums": checksums}, sort_keys=True)
     folder.put("zarr.json", json.dumps(root, indent=2).encode())
     folder.put(f"{JOB}/complete", b"")
@@ -199,7 +206,11 @@ def _different(what: str, stored: Any, ours: Any) -> Iterator[str]:
     if stored == ours:
         return
     if what.endswith((f".{JOB}", f".{SPEC_ATTR}")):
-        stored, ours = json.loads(stored), json.loads(ours)
+        try:
+            stored, ours = parse(stored), parse(ours)
+        except Unfit as error:
+            yield f"{what}, {error}"
+            return
     if isinstance(stored, dict) and isinstance(ours, dict):
         for key in dict.fromkeys([*stored, *ours]):
             yield from _different(f"{what}.{key}".strip("."), stored.get(key), ours.get(key))
@@ -207,4 +218,4 @@ def _different(what: str, stored: Any, ours: Any) -> Iterator[str]:
         for number, pair in enumerate(zip(stored, ours, strict=True)):
             yield from _different(f"{what}[{number}]", *pair)
     else:
-        yield f"{what}, stored {stored!r}, now {ours!r}"
+        yield f"{what}, stored {shown(stored)}, now {shown(ours)}"

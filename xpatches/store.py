@@ -22,6 +22,7 @@ import uuid
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -31,6 +32,7 @@ from zarr.core.buffer import default_buffer_prototype
 from zarr.core.sync import sync
 from zarr.storage import LocalStore, StorePath, ZipStore
 
+from xpatches.documents import Unfit, integer, number, parse, record, text
 from xpatches.errors import PatchError
 
 JOB = "xpatches_job"
@@ -357,8 +359,8 @@ def _held_by(folder: Folder, who: str) -> PatchError:
 def _parsed(content: bytes) -> dict[str, Any] | None:
     """Parse a JSON object; None where it is something else, or torn."""
     try:
-        found = json.loads(content)
-    except ValueError:
+        found = parse(content, whole=True)
+    except Unfit:
         return None
     return found if isinstance(found, dict) else None
 
@@ -368,8 +370,17 @@ def _holder(folder: Folder) -> dict[str, Any] | None:
     content = folder.get(f"{JOB}/writer")
     if content is None:
         return None
-    found = _parsed(content) or {}
-    return found if {"id", "host", "pid", "time"} <= found.keys() else {}
+    try:
+        found: dict[str, Any] = _writer("", parse(content))
+    except Unfit:
+        return {}
+    return found
+
+
+_writer = record(
+    {"id": text, "host": text, "pid": partial(integer, least=1, most=(1 << 31) - 1), "time": number}
+)
+"""What a writer says."""
 
 
 def _alive(writer: dict[str, Any]) -> bool:
