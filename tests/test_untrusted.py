@@ -70,10 +70,10 @@ AXIS = {"dim": "y", "length": 6, "size": 3, "stride": 3, "rate": 1, "padding": "
         ({"flattened": [["y", 1 << 40], ["x", 1 << 40]]}, "samples of a patch must be at most"),
         ({"flattened": {"y": 3}}, "flattened must be a list of 0 to 64"),
         ({"even": [["y", "O"]]}, r"even\[0\]\[1\] must be the name of a NumPy dtype"),
-        ({"even": [["y", "V99999999999"]]}, "must be the name of a NumPy dtype of fixed width"),
-        ({"even": [["y", "U999999999"]]}, "must be the name of a NumPy dtype of fixed width"),
-        ({"even": [["y", "i4,f8"]]}, "must be the name of a NumPy dtype of fixed width"),
-        ({"even": [["y", "datetime64[nope]"]]}, "must be the name of a NumPy dtype"),
+        ({"even": [["y", "V99999999999"]]}, r"even\[0\]\[1\] must be the name of a NumPy dtype of fixed width"),
+        ({"even": [["y", "U999999999"]]}, r"even\[0\]\[1\] must be the name of a NumPy dtype of fixed width"),
+        ({"even": [["y", "i4,f8"]]}, r"even\[0\]\[1\] must be the name of a NumPy dtype of fixed width"),
+        ({"even": [["y", "datetime64[nope]"]]}, r"even\[0\]\[1\] must be the name of a NumPy dtype"),
         ({"even": [["z", "int64"]]}, "dims of even must be among the dims"),
         ({"outer": {"version": 2}}, "outer must be text of at most"),
         ({"fill_value": [1]}, "fill_value must be text"),
@@ -126,11 +126,6 @@ def test_a_spec_of_many_dims_and_one_of_patches_of_patches_of_patches_are_read()
     np.testing.assert_array_equal(made, image)
 
 
-def test_dims_that_are_no_text_are_kept_in_a_spec() -> None:
-    image = xr.DataArray(np.zeros((4, 4)), dims=(0, None))
-    assert read_spec(image.patches({0: 2}).extract().attrs).dims == (0, None)
-
-
 @given(st.text(alphabet='[]{}":\\, a1', max_size=40))
 def test_depth_is_found_before_anything_recurses(text: str) -> None:
     try:
@@ -150,7 +145,9 @@ JUNK = st.recursive(
     | st.sampled_from([10**30, -1, 0, 10**18, 1 << 62, 2**64, float("nan"), 1e308])
     | st.floats()
     | st.text()
-    | st.sampled_from(["O", "V99999999999", "i4,i4", "M8[ns]", "../..", "zarr.json", "image", "\0"]),
+    | st.sampled_from(
+        ["O", "V99999999999", "i4,i4", "M8[ns]", "../..", "zarr.json", "image", "\0"]
+    ),
     lambda children: st.lists(children) | st.dictionaries(st.text(), children),
     max_leaves=8,
 )
@@ -215,7 +212,8 @@ def written(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     patches.to_zarr(folder / "samples", layout="samples", **QUIET)
     patches.map(np.copy, store=folder / "map", **QUIET)
     both = xr.Dataset({"a": image, "b": image.astype("f4"), "words": ("x", [*"abcdef"])})
-    both.patches(y=3, x=3).to_zarr(folder / "dataset", **QUIET)
+    with warnings.catch_warnings(action="ignore"):  # of text among the variables
+        both.patches(y=3, x=3).to_zarr(folder / "dataset", **QUIET)
     shutil.copytree(folder / "grid", folder / "begun")
     (folder / f"begun/{JOB}/blocks/image").mkdir(parents=True)
     (folder / f"begun/{JOB}/ready").touch()
@@ -223,8 +221,8 @@ def written(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 
 
 def opens_or_refuses(store: Path, kind: str) -> None:
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
+    sizes = xpatches.open_patches(store.parent / kind).sizes
+    with warnings.catch_warnings(action="ignore"):
         for chunks in (None, {}):
             try:
                 opened = xpatches.open_patches(store, chunks=chunks)
@@ -233,15 +231,14 @@ def opens_or_refuses(store: Path, kind: str) -> None:
                 continue
             assert isinstance(opened, xr.DataArray | xr.Dataset)
             repr(opened)
-            original = xpatches.open_patches(store.parent / kind, chunks=chunks)
-            assert set(opened.sizes.items()) <= set(original.sizes.items()) or store.name == "array"
+            assert opened.sizes.items() <= sizes.items() or store.name == "array"
 
 
 KINDS = ["grid", "samples", "map", "dataset"]
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@settings(max_examples=150)
+@settings(max_examples=40)
 @given(data=st.data())
 def test_a_description_that_was_tampered_with_opens_or_is_refused(
     kind: str, data: st.DataObject, written: dict[str, Path]
@@ -259,7 +256,7 @@ def test_a_description_that_was_tampered_with_opens_or_is_refused(
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@settings(max_examples=150)
+@settings(max_examples=40)
 @given(data=st.data())
 def test_metadata_that_were_tampered_with_open_or_are_refused(
     kind: str, data: st.DataObject, written: dict[str, Path]

@@ -280,8 +280,7 @@ def open_patches(
         dataset = _opened(folder, described)
     for name in () if chunks is None else described["blocks"]:
         variable = dataset.variables[name]
-        lengths = variable.encoding.get("shards") or variable.encoding["chunks"]
-        objects = dict(zip(variable.dims, lengths, strict=True))
+        objects = _objects(name, variable)
         given = {dim: length for dim, length in (chunks or {}).items() if dim in objects}
         _check_count(name, variable, {dim: n for dim, n in objects.items() if dim not in given})
         dataset[name] = variable.chunk({**objects, **given})
@@ -379,9 +378,18 @@ def _whole(folder: Folder) -> Iterator[None]:
         ) from error
 
 
+def _objects(name: str, variable: xr.Variable) -> dict[Hashable, int]:
+    """Give the lengths of stored objects along the dims of a variable, or those of the dims."""
+    lengths = variable.encoding.get("shards") or variable.encoding["chunks"]
+    if min(lengths, default=1) < 1:
+        raise PatchError(f"{name!r} lies in chunks of the lengths {lengths}; write it anew")
+    pairs = zip(variable.sizes.items(), lengths, strict=True)
+    return {dim: min(length, max(1, n)) for (dim, n), length in pairs}
+
+
 def _check_count(name: str, variable: xr.Variable, lengths: Mapping[Hashable, int]) -> None:
     """Refuse to make more dask chunks than there can be."""
-    count = prod(-(-variable.sizes[dim] // max(1, n)) for dim, n in lengths.items())
+    count = prod(-(-variable.sizes[dim] // n) for dim, n in lengths.items())
     if count > _OBJECTS:
         raise PatchError(
             f"{name!r} lies in {count} stored objects, more than the {_OBJECTS} chunks that dask "

@@ -25,7 +25,7 @@ NAME = 1 << 10
 """Characters of other texts."""
 _DEPTH = 64
 _DTYPE = re.compile(
-    r"bool|u?int(8|16|32|64)|float(16|32|64|96|128)|complex(64|128|192|256)|[<>|]?[SU][0-9]{1,9}"
+    r"bool|u?int(8|16|32|64)|float(16|32|64|96|128)|complex(64|128|192|256)|[<>|]?[SU][0-9]{1,7}"
     r"|[<>][iufc](2|4|8|16|32)|[<>]?(datetime64|timedelta64|[mM]8)(\[[0-9]{0,9}[a-zA-Z]{1,7}\])?"
 )
 _shown = Repr()

@@ -126,16 +126,14 @@ def read_spec(attrs: Mapping[Any, Any]) -> Spec:
         ) from error
 
 
-_name = either(one_of(None, True, False), either(number, text))
-"""A dim is named by text, but may be named by anything that can be hashed."""
 _record = record(
     {
         "version": integer,
-        "dims": list_of(_name, most=64),
+        "dims": list_of(text, most=64),
         "axes": list_of(
             record(
                 {
-                    "dim": _name, "length": integer, "size": integer, "stride": integer,
+                    "dim": text, "length": integer, "size": integer, "stride": integer,
                     "rate": integer,
                     "padding": either(one_of("valid", "same"), tuple_of(integer, integer)),
                 }
@@ -144,9 +142,9 @@ _record = record(
         ),
         "fill_value": either(one_of(True, False), either(number, long_text)),
         "label": one_of("center", "origin"),
-        "flattened": list_of(tuple_of(_name, integer), most=64),
+        "flattened": list_of(tuple_of(text, integer), most=64),
         "layout": one_of("grid", "samples"),
-        "even": list_of(tuple_of(_name, either(one_of("object"), dtype)), most=64),
+        "even": list_of(tuple_of(text, either(one_of("object"), dtype)), most=64),
     },
     {"outer": long_text},
 )  # fmt: skip
