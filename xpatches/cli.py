@@ -25,6 +25,7 @@ from xpatches.datasets import dataset_state, open_patches
 from xpatches.errors import JobError, PatchError
 from xpatches.geometry import AxisGrid
 from xpatches.opening import open_image
+from xpatches.redaction import redacted
 from xpatches.reprs import readable
 from xpatches.spec import SPEC_ATTR, read_spec
 from xpatches.states import check_state, holds_patches, state_of
@@ -134,7 +135,7 @@ def _reported(debug: bool) -> Iterator[None]:
         known = isinstance(error, PatchError | JobError | OSError)
         text = str(error) if known else f"{type(error).__name__}: {error} (--debug shows where)"
         text = text if isinstance(error, JobError) else " ".join(text.split())
-        click.echo(f"xpatches: {_typed(text)}", err=True)
+        click.echo(f"xpatches: {redacted(_typed(text))}", err=True)
         wrong = isinstance(error, PatchError | FileNotFoundError)
         raise SystemExit(USAGE if wrong else FAILED) from None
 
@@ -155,7 +156,18 @@ def _command(example: str, **kwargs: Any) -> Callable[..., Any]:
     return decorate
 
 
-@click.group(epilog="Exit codes: 0 done, 1 failed, 2 wrong usage, 130 stopped.")
+class _Masking(click.Group):
+    """Tells nothing of credentials that were typed, whatever is wrong with them."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        """Run a command."""
+        try:
+            return super().invoke(ctx)
+        except click.UsageError as error:
+            raise click.UsageError(redacted(error.format_message()), error.ctx) from error
+
+
+@click.group(cls=_Masking, epilog="Exit codes: 0 done, 1 failed, 2 wrong usage, 130 stopped.")
 @click.version_option(package_name="xpatches")
 def main() -> None:
     """Patches of images too large for memory: cut them, or map a model over them, zarr to zarr."""
@@ -393,7 +405,8 @@ def _check_places(source: str, out: str, scheduler: str | None, workers: int | N
 
 def _check_zarr_name(what: str, place: str) -> None:
     """Refuse to write zarr under the name of another format, where there is no zarr yet."""
-    name = place.rstrip("/").rpartition("/")[2]
+    path = re.split("[?#]", place)[0] if "://" in place else place
+    name = path.rstrip("/").rpartition("/")[2]
     suffix = os.path.splitext(name)[1].lower()
     if suffix in ("", ".zarr", ".zip"):  # zip is refused with the reason
         return
@@ -402,8 +415,8 @@ def _check_zarr_name(what: str, place: str) -> None:
         if folder.get("zarr.json") is not None or folder.get(".zgroup") is not None:
             return
     raise click.UsageError(
-        f"{what} is written as zarr and must end with .zarr or have no suffix, got {place!r}; "
-        f"write {name.removesuffix(suffix)}.zarr, and convert it"
+        f"{what} is written as zarr and must end with .zarr or have no suffix, got "
+        f"{redacted(place)!r}; write {name.removesuffix(suffix)}.zarr, and convert it"
     )
 
 
@@ -474,7 +487,8 @@ def show(store: str, name: str | None, sel: Any, isel: Any, output: str, as_json
     job = dataset_state(open_folder(store, read_only=True))["job"]
     if job["layout"] == "runs":
         raise click.UsageError(
-            f"{store} holds what a model made of single patches; name the image that was made of it"
+            f"{redacted(store)} holds what a model made of single patches; name the image that was "
+            "made of it"
         )
     opened = open_patches(store, chunks=None)
     if isinstance(opened, xr.Dataset):
@@ -558,10 +572,10 @@ def _about(folder: Folder, given: str, source: Mapping[str, Any] | None = None) 
     """Describe what lies in a store; of what the options say, where it is an image."""
     if any(value is not None for value in (source or {}).values()) or not holds_patches(folder):
         if state_of(folder) == "begun":  # and killed before anything could be said of it
-            return {"store": given, "holds": "patches", "state": "incomplete"}
+            return {"store": redacted(given), "holds": "patches", "state": "incomplete"}
         image = open_image(given, **(source or {}))
         return {
-            "store": given,
+            "store": redacted(given),
             "holds": "image",
             "variables": {
                 str(name): {
@@ -588,7 +602,7 @@ def _about(folder: Folder, given: str, source: Mapping[str, Any] | None = None) 
             "bytes": stored.nbytes,
         }
     return {
-        "store": given,
+        "store": redacted(given),
         "holds": {"image": "an image that was mapped", "runs": "what a model made of patches"}.get(
             job["layout"], "patches"
         ),

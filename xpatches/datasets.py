@@ -27,6 +27,7 @@ from xpatches.geometry import PatchGrid
 from xpatches.jobs import Report, check_job, write_job
 from xpatches.layout import CHUNK
 from xpatches.packing import drop_dangling, kept_encoding, links_of, relink
+from xpatches.redaction import told
 from xpatches.reprs import readable
 from xpatches.states import attrs_of, done_blocks, holds_patches, state_of
 from xpatches.storable import check_storable, decoding_of, open_kwargs, without_codecs
@@ -373,8 +374,8 @@ def _whole(folder: Folder) -> Iterator[None]:
         if unreachable and not isinstance(error, FileNotFoundError | gzip.BadGzipFile):
             raise
         raise PatchError(
-            f"store {folder} cannot be opened, {type(error).__name__}: {error}; it is damaged, "
-            "take it from where it came again, or write it anew"
+            f"store {folder} cannot be opened, {told(error)}; it is damaged, take "
+            " it from where it came again, or write it anew"
         ) from error
 
 

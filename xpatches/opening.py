@@ -2,6 +2,7 @@
 
 import os
 import posixpath
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -11,6 +12,7 @@ from zarr.storage import LocalStore
 
 from xpatches.documents import Unfit, text
 from xpatches.errors import PatchError
+from xpatches.redaction import redacted
 from xpatches.states import attrs_of
 from xpatches.store import Folder, open_folder
 
@@ -58,7 +60,7 @@ def open_image(
     if node is None:
         inside = f"; it holds {_contents(root)}" if group and _node(root) == "group" else ""
         where = f"no {group!r}" if inside else "no zarr group or array, and is no file"
-        raise PatchError(f"{source} holds {where}{inside or '; check the path'}")
+        raise PatchError(f"{redacted(source)} holds {where}{inside or '; check the path'}")
     if node == "array":
         return _open_array(folder, dims, decode)
     if dims:
@@ -113,8 +115,8 @@ def _open_group(folder: Folder, decode: bool | None) -> xr.Dataset:
     except (KeyError, ValueError) as error:  # dims without names, or of several lengths
         reason = error.args[0] if error.args else error
         raise PatchError(
-            f"{folder} is no image as a whole, {reason}: it holds {_contents(folder)}, choose one "
-            "with --group"
+            f"{folder} is no image as a whole, {redacted(reason)}: it holds {_contents(folder)}, "
+            "choose one with --group"
         ) from error
     if not image.data_vars:
         inside = _contents(folder)
@@ -139,7 +141,7 @@ def _open_array(folder: Folder, dims: tuple[str, ...] | None, decode: bool | Non
         attrs.setdefault("_FillValue", array.fill_value)  # where xarray keeps it in format 2
     encoding = {"chunks": array.chunks, "shards": array.shards}
     variable = xr.Variable(names, lazy.opened(array), attrs, encoding)
-    name = posixpath.basename(str(folder).rstrip("/")).partition(".")[0]
+    name = re.split("[.?#]", posixpath.basename(str(folder).rstrip("/")))[0]
     image = xr.Dataset({name or "image": variable})
     return xr.decode_cf(image, mask_and_scale=decode is not False)
 

@@ -20,6 +20,7 @@ from typing import Any
 
 from xpatches.errors import PatchError
 from xpatches.kernel import available_cores
+from xpatches.redaction import redacted
 
 TICK = 0.2
 """Seconds after which a wait looks around."""
@@ -84,8 +85,9 @@ def _cluster(client: Any, job: Any) -> Iterator[Workers]:
         client.register_plugin(Carry(), name=name)
     except (TypeError, AttributeError, ValueError, PicklingError) as error:
         raise PatchError(
-            f"the job cannot be sent to the workers of the dask client: {error}; use an image and "
-            "a func that can be pickled (of Icechunk a read-only session can), or a factory"
+            f"the job cannot be sent to the workers of the dask client: {redacted(error)}; use an "
+            "image and a func that can be pickled (of Icechunk a read-only session can), or a "
+            "factory"
         ) from error
     counted, threads, stopped = 0.0, 0, False
 
@@ -111,7 +113,8 @@ def _cluster(client: Any, job: Any) -> Iterator[Workers]:
         if client.status == "running":
             raise
         raise ConnectionError(
-            f"the dask cluster is gone, {error!r}; what is done stays, resume=True goes on"
+            f"the dask cluster is gone, {redacted(repr(error))}; what is done stays, "
+            "resume=True goes on"
         ) from error
     finally:
         stop()
