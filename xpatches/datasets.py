@@ -374,8 +374,8 @@ def _whole(folder: Folder) -> Iterator[None]:
         if unreachable and not isinstance(error, FileNotFoundError | gzip.BadGzipFile):
             raise
         raise PatchError(
-            f"store {folder} cannot be opened, {told(error)}; it is damaged, take "
-            " it from where it came again, or write it anew"
+            f"store {folder} cannot be opened, {told(error)}; it is damaged, take it "
+            "from where it came again, or write it anew"
         ) from error
 
 
