@@ -1,5 +1,6 @@
 """What comes from a store is data: nothing in it does more than refuse to be opened."""
 
+import contextlib
 import json
 import shutil
 import subprocess
@@ -15,11 +16,13 @@ from typing import Any
 import numpy as np
 import pytest
 import xarray as xr
+from click.testing import CliRunner
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from zarr.codecs import ZstdCodec
 
 import xpatches
+from xpatches.cli import main
 from xpatches.documents import TEXT, Unfit, parse
 from xpatches.errors import PatchError
 from xpatches.spec import read_spec
@@ -464,3 +467,41 @@ def test_a_limit_of_memory_holds_for_what_a_chunk_decodes_to(
         capture_output=True, text=True, timeout=120, check=True,
     )  # fmt: skip
     assert ended.stdout == "refused\n"
+
+
+@pytest.mark.parametrize("chunks", [None, {}], ids=["memory", "dask"])
+@pytest.mark.parametrize("flatten", [None, "patch"])
+@given(data=st.data())
+@settings(max_examples=60)
+def test_a_spec_that_was_tampered_with_stitches_or_is_refused(
+    flatten: Any, chunks: Any, data: st.DataObject
+) -> None:
+    patches = image_of().patches(y=3, x=3, stride=2).extract(flatten=flatten)
+    spec = data.draw(tampered(json.loads(patches.attrs["xpatches"])))
+    patches.attrs["xpatches"] = json.dumps(spec)
+    patches = patches if chunks is None else patches.chunk(chunks)
+    drop = data.draw(st.sets(st.sampled_from([*patches.coords])))
+    with warnings.catch_warnings(action="ignore"), contextlib.suppress(PatchError):
+        patches.drop_vars(drop).patches.stitch(reduce="first").compute()
+
+
+def test_an_image_that_is_much_larger_than_its_patches_is_no_ones_word_alone() -> None:
+    axes = [{**AXIS, "dim": dim, "length": 10**5} for dim in "yx"]
+    patches = image_of().patches(y=3, x=3).extract()
+    patches.attrs.update(spec_of(axes=axes))
+    for either in (patches, patches.chunk()):
+        with pytest.raises(PatchError, match=r"like must be given for an image of 20.0 GB f"):
+            either.patches.stitch()
+    sparse = xr.DataArray(np.zeros(10**5, "u1"), dims="x").chunk(x=10**4)
+    assert sparse.patches(x=1, stride=10**4).extract().patches.stitch(fill_value=0).sizes == {
+        "x": 10**5
+    }
+
+
+def test_names_in_a_store_do_not_steer_a_terminal(tmp_path: Path) -> None:
+    name = "\x1b[2J\x07image"
+    image_of().rename(name).patches(y=3, x=3).to_zarr(tmp_path / "out", **QUIET)
+    for arguments in (["info", str(tmp_path / "out")], ["info", f"{tmp_path}/\x1b[2J"]):
+        ended = CliRunner().invoke(main, arguments, color=True)
+        assert r"\x1b[2J" in ended.output
+        assert "\x1b" not in ended.output

@@ -135,7 +135,7 @@ def _reported(debug: bool) -> Iterator[None]:
         known = isinstance(error, PatchError | JobError | OSError)
         text = str(error) if known else f"{type(error).__name__}: {error} (--debug shows where)"
         text = text if isinstance(error, JobError) else " ".join(text.split())
-        click.echo(f"xpatches: {redacted(_typed(text))}", err=True)
+        click.echo(f"xpatches: {_printable(redacted(_typed(text)))}", err=True)
         wrong = isinstance(error, PatchError | FileNotFoundError)
         raise SystemExit(USAGE if wrong else FAILED) from None
 
@@ -633,7 +633,12 @@ def _tell(facts: Mapping[str, Any], as_json: bool) -> None:
             elif value is not None:
                 yield f"{indent}{key}: {_short(key, value)}"
 
-    click.echo(json.dumps(facts) if as_json else "\n".join(lines(facts, "")))
+    click.echo(json.dumps(facts) if as_json else "\n".join(map(_printable, lines(facts, ""))))
+
+
+def _printable(text: str) -> str:
+    """Escape what would steer a terminal: names may come from a store."""
+    return "".join(c if c.isprintable() or c == "\n" else repr(c)[1:-1] for c in text)
 
 
 def _short(key: str, value: Any) -> str:

@@ -138,7 +138,7 @@ _record = record(
                     "padding": either(one_of("valid", "same"), tuple_of(integer, integer)),
                 }
             ),
-            most=64,
+            least=1, most=64,
         ),
         "fill_value": either(one_of(True, False), either(number, long_text)),
         "label": one_of("center", "origin"),
