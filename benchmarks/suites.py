@@ -2,6 +2,7 @@
 
 from typing import Any, ClassVar
 
+import dask
 import dask.array as da
 import numpy as np
 import xarray as xr
@@ -60,7 +61,8 @@ class Graph:
 
     def track_tasks_per_chunk(self, chunks: int, padding: str) -> float:
         """Tasks per chunk of the source, its own included."""
-        return lazy.count_tasks(self.patches.extract().data) / chunks**2
+        (optimized,) = dask.optimize(self.patches.extract().data)
+        return float(len(optimized.__dask_graph__()) / chunks**2)
 
 
 class Reduce:

@@ -1,4 +1,6 @@
 import json
+import random
+import re
 import shutil
 import subprocess
 import sys
@@ -37,6 +39,19 @@ def opened(store: Any) -> xr.DataArray:
     array = xpatches.open_patches(store)
     assert isinstance(array, xr.DataArray)
     return array
+
+
+def test_no_scale_or_budget_takes_long_to_be_refused(source: str, tmp_path: Path) -> None:
+    func = ("--func", "numpy:copy", "--size", "y=16,x=16", "--reduce", "first", "--dry-run")
+    for text in ("1e9999999", "y=1e9999999", "1e-9999999", "1/1e99999", "1/0", "nan", "3/2"):
+        result = run("map", source, tmp_path / "out.zarr", *func, "--scale", text)
+        assert result.exit_code == 2
+        assert "is no number of that kind" in result.stderr
+    for text in ("1e400", "1e9999999 GB"):
+        result = run("map", source, tmp_path / "out.zarr", *func, "--max-bytes", text)
+        assert result.exit_code == 2
+        assert "--max-bytes must be a number of bytes" in result.stderr
+    assert run("map", source, tmp_path / "out.zarr", *func, "--scale", "1/4").exit_code == 0
 
 
 SIZE = ("--var", "image", "--size", "y=16,x=16", "--stride", "8", "--padding", "same")
@@ -140,14 +155,38 @@ def test_info_tells_images_and_datasets_apart(source: str, tmp_path: Path) -> No
     assert told["variables"]["image"]["dims"] == {"y": 64, "x": 96}
     assert told["variables"]["image"]["chunks"] == [32, 32]
     run("extract", source, tmp_path / "out", *SIZE)
-    (tmp_path / "out" / "xpatches_job").mkdir()
-    group = json.dumps({"zarr_format": 3, "node_type": "group", "attributes": {}})
-    (tmp_path / "out" / "xpatches_job" / "zarr.json").write_text(group)
+    root = tmp_path / "out" / "zarr.json"
+    assert '\\"complete\\": true' in root.read_text()
+    root.write_text(root.read_text().replace('\\"complete\\": true', '\\"complete\\": false'))
     told = json.loads(run("info", tmp_path / "out", "--json").stdout)
     assert (told["holds"], told["state"], told["missing"]) == ("patches", "incomplete", 1)
     text = run("info", tmp_path / "out").stdout
     assert "state: incomplete" in text
     assert "missing: 1" in text
+
+
+def test_verify_names_what_is_damaged_and_resume_writes_it_again(
+    source: str, tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    run("extract", source, out, *SIZE)
+    sound = run("verify", out, "--json")
+    assert sound.exit_code == 0
+    assert json.loads(sound.stdout)["damaged"] == {}
+    (chunk,) = (path for path in (out / "image" / "c").rglob("*") if path.is_file())
+    content = chunk.read_bytes()
+    chunk.write_bytes(content[:100] + bytes([content[100] ^ 1]) + content[101:])
+    for options in ((), ("--repair",)):
+        told = run("verify", out, *options, "--quiet")
+        assert told.exit_code == 1
+        assert f"damaged: 1\n{chunk.relative_to(out)}: " in told.stdout
+    assert json.loads(run("info", out, "--json").stdout)["state"] == "incomplete"
+    assert run("extract", source, out, *SIZE, "--resume").exit_code == 0
+    assert chunk.read_bytes() == content
+    assert run("verify", out).exit_code == 0
+    image = run("verify", source)
+    assert image.exit_code == 2
+    assert "holds no patch dataset" in image.stderr
 
 
 @pytest.mark.parametrize("layout", ["grid", "samples"])
@@ -374,6 +413,9 @@ def test_zip_files_are_read_but_not_written(source: str, tmp_path: Path) -> None
 
 
 MODELS = """
+import functools
+import numpy as np
+
 def brighter(batch):
     return batch.astype("f4") * 2
 
@@ -388,6 +430,24 @@ def north(batch):
 
 def failing(batch):
     raise RuntimeError("no weights")
+
+def blend(batch, weights):
+    return batch
+
+def weighted(func):
+    @functools.wraps(func)
+    def weighs(batch):
+        return func(batch, 1)
+    return weighs
+
+class Network:
+    def __init__(self):
+        open("called", "w").close()
+
+    def __call__(self, batch):
+        return batch
+
+blended, positive, levels = weighted(blend), np.positive, 3
 """
 MAP = (*SIZE, "--output-dtype", "float32", "--quiet")
 
@@ -430,7 +490,7 @@ def test_map_takes_what_the_library_takes(source: str, models: None) -> None:
     result = run("map", source, "out.zarr", "--func", "mymodels:brighter", *MAP, *how, *runs)
     # The model does not cut its patches, as it was told to say.
     assert result.exit_code == 1
-    assert "func must return the shape (3, 8, 12) for 3 patches" in result.stderr
+    assert re.search(r"func must return the shape \((\d), 8, 12\) for \1 patch", result.stderr)
     fitting = ("--reduce", "max", "--output-dims", "y,x")
     result = run("map", source, "out.zarr", "--func", "mymodels:brighter", *MAP, *fitting)
     assert result.exit_code == 0, result.output
@@ -450,6 +510,48 @@ def test_errors_of_map(source: str, models: None, func: str, code: int, message:
     assert result.exit_code == code
     assert message in result.stderr
     assert "Traceback" not in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("func", "message"),
+    [
+        (("mymodels:brighter",), None),
+        (("mymodels:blended",), None),
+        (("mymodels:positive",), None),
+        (("builtins:max",), None),
+        (("mymodels:make", "--factory"), None),
+        (("mymodels:Network", "--factory"), None),
+        (("mymodels:levels",), "--func must name a function, got 3"),
+        (
+            ("mymodels:blend",),
+            "must take one argument, a batch of patches, without --factory, got ",
+        ),
+        (("mymodels:Network",), "must take one argument, a batch of patches, without --factory"),
+        (("mymodels:brighter", "--factory"), "must take no argument with --factory, got (batch)"),
+        (("broken:model",), "--func: 'broken' cannot be imported: SystemExit: 0 (--debug shows"),
+        (("random:model",), f"--func: 'random' has no 'model' ({random.__file__})"),
+    ],
+)
+def test_a_dry_run_says_whether_the_function_fits_and_calls_nothing(
+    source: str, models: None, func: tuple[str, ...], message: str | None
+) -> None:
+    Path("broken.py").write_text("raise SystemExit(0)")
+    result = run("map", source, "out.zarr", "--func", *func, *MAP, "--dry-run")
+    assert result.exit_code == (0 if message is None else 2), result.output
+    assert message is None or message in result.stderr
+    assert not Path("called").exists()
+
+
+@pytest.mark.parametrize("workers", [(), ("--workers", "1")])
+def test_modules_of_the_current_folder_stand_behind_all_others(
+    source: str, models: None, workers: tuple[str, ...]
+) -> None:
+    for name in ("random", "numpy", "click", "distributed"):
+        Path(f"{name}.py").write_text("raise RuntimeError('not this one')")
+    command = Path(sys.executable).parent / "xpatches"
+    given = ["map", source, "out.zarr", "--func", "mymodels:brighter", *MAP, *workers]
+    done = subprocess.run([command, *given], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
 
 
 def test_workers_import_the_model_from_where_the_command_runs(source: str, models: None) -> None:

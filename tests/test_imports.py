@@ -15,20 +15,26 @@ ORDER = [
     *("redaction", "errors", "documents", "arrays", "lines", "packing"),
     *("geometry", "plan", "covers", "tiles", "kernel"),
     *("reductions", "tapers", "accumulate", "lazy", "labels", "spec", "variables", "take"),
-    *("reprs", "parity", "layout", "workers", "store", "descriptions"),
-    *("blocks", "states", "jobs", "storable", "copies", "datasets", "cuts"),
+    *("reprs", "parity", "layout", "workers", "exclusive", "store", "descriptions"),
+    *("writer", "lock", "nodes", "states", "blocks", "jobs", "storable", "copies"),
+    *("datasets", "cuts"),
     *("located", "gather", "stitching", "runs", "models", "mapping", "parts", "painted"),
-    *("progress", "patches", "accessor", "pictures", "opening", "cli", "__init__"),
+    *("progress", "verification", "patches", "accessor", "pictures", "opening", "cli", "__init__"),
 ]
 ARRAY_LIBRARIES = {"numpy", "dask", "xarray", "zarr"}
 CORE = {"numpy", "dask", "xarray", "xpatches"}
 OTHERS = {
-    "workers": {"distributed"},
+    "workers": {"cloudpickle", "distributed"},
+    "exclusive": {"zarr", "obstore"},
     "store": {"zarr", "obstore"},
+    "writer": {"zarr"},
+    "lock": {"filelock"},
     "blocks": {"zarr", "google_crc32c"},
     "states": {"zarr"},
+    "storable": {"zarr"},
     "datasets": {"zarr"},
     "progress": {"click"},
+    "verification": {"zarr"},
     "pictures": {"matplotlib"},
     "opening": {"zarr"},
     "cli": {"click", "zarr", "distributed"},
@@ -79,7 +85,7 @@ def test_geometry_and_plans_are_integers_only(module: str) -> None:
 
 def test_dir_shows_the_public_names_alone() -> None:
     names = "BlockFailure JobError MapError PatchError PatchIndexError Patches extract_patches"
-    assert dir(xpatches) == [*names.split(), "open_patches", "stitch"]
+    assert dir(xpatches) == [*names.split(), "open_patches", "stitch", "verify"]
     assert all(hasattr(xpatches, name) for name in dir(xpatches))
 
 

@@ -15,7 +15,8 @@ from reference import Array
 from test_map import CUT, IMAGE, FailsOn, above_least, identity, opened
 from xpatches import JobError, MapError, PatchError
 from xpatches.kernel import available_cores
-from xpatches.store import open_folder, writing
+from xpatches.lock import writing
+from xpatches.store import open_folder
 
 
 class Failing:
@@ -229,7 +230,7 @@ def test_what_a_store_cannot_take_is_refused_before_the_model_is_run(tmp_path: P
     with pytest.raises(PatchError, match="is of another job"):
         p.map(count, store=tmp_path / "other", resume=True, **how)
     (tmp_path / "other" / "image" / "letter").touch()
-    with pytest.raises(PatchError, match="holds a file that is no zarr, image/letter"):
+    with pytest.raises(PatchError, match="holds what is no zarr: image/letter"):
         p.map(count, store=tmp_path / "other", overwrite=True, **how)
     with pytest.raises(PatchError, match="is where the image lies"):
         p.map(count, store=tmp_path / "image", overwrite=True, **how)
@@ -237,7 +238,7 @@ def test_what_a_store_cannot_take_is_refused_before_the_model_is_run(tmp_path: P
     with pytest.raises(PatchError, match="'a/b'"):
         odd.map(count, store=tmp_path / "b", **how)
     with (
-        writing(open_folder(tmp_path / "held")),
+        writing(open_folder(tmp_path / "held"), print),
         pytest.raises(PatchError, match="is being written by process"),
     ):
         p.map(count, store=tmp_path / "held", overwrite=True, **how)

@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from reference import Array, same_bits
-from strategies import chunkings, problems
+from strategies import axis_grids, chunkings, problems
 from xpatches import PatchError
 from xpatches.geometry import AxisGrid
 from xpatches.reductions import SEPARABLE
@@ -370,3 +370,17 @@ def test_floats_that_numpy_does_not_have_are_refused() -> None:
     np.testing.assert_array_equal(
         image.astype("f4").patches(y=2, x=2).reduce("max"), [[5, 7], [13, 15]]
     )
+
+
+@given(axis_grids())
+def test_integers_are_refused_exactly_where_a_patch_has_no_sample_of_the_image(
+    axis: AxisGrid,
+) -> None:
+    image = xr.DataArray(np.zeros(axis.length, int), dims="x")
+    p = image.patches(x=axis.size, stride=axis.stride, rate=axis.rate, padding={"x": axis.padding})
+    held = [any(0 <= at < axis.length for at in axis.samples(i)) for i in range(axis.count)]
+    if all(held):
+        assert not p.reduce("max", ignore_padding=True).any()
+    else:
+        with pytest.raises(PatchError, match=f"leaves patch {held.index(False)} along 'x' without"):
+            p.reduce("max", ignore_padding=True)

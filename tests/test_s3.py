@@ -2,18 +2,25 @@
 
 import asyncio
 import random
+import signal
+import subprocess
+import sys
+import textwrap
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import xarray as xr
+from zarr.core.sync import sync
+from zarr.storage import FsspecStore, ObjectStore
 
 import xpatches
 from xpatches import jobs
 from xpatches.errors import JobError, PatchError
+from xpatches.exclusive import exclusive
 from xpatches.store import JOB
 
 pytest.importorskip("moto")
@@ -35,6 +42,8 @@ class Failing:
         self.share = 0.0
         self.chance = random.Random(0)
         self.failed = 0
+        self.hold: Callable[[str, str], None] = lambda method, path: None
+        """Is called with every request before it is answered."""
 
     def __call__(self, environ: Any, start_response: Any) -> Any:
         if self.chance.random() < self.share:
@@ -42,6 +51,7 @@ class Failing:
             environ["wsgi.input"].read(int(environ.get("CONTENT_LENGTH") or 0))
             start_response("500 Internal Server Error", [("Content-Length", "0")])
             return [b""]
+        self.hold(environ["REQUEST_METHOD"], environ["PATH_INFO"])
         return self.app(environ, start_response)
 
 
@@ -91,12 +101,12 @@ def bucket(
     monkeypatch.setattr("xpatches.layout.BLOCKS", 10**9)
     monkeypatch.setattr(jobs, "_PAUSE", 0.0)
     monkeypatch.setattr(s3fs.S3FileSystem, "retries", 1)
-    app.share = 0.0
+    app.share, app.hold = 0.0, lambda method, path: None
     s3fs.S3FileSystem.clear_instance_cache()
     files = s3fs.S3FileSystem(endpoint_url=address)
     files.mkdir("bucket")
     yield files
-    app.share = 0.0
+    app.share, app.hold = 0.0, lambda method, path: None
     files.rm("bucket", recursive=True)
 
 
@@ -159,3 +169,111 @@ def test_a_server_that_fails_one_request_in_ten(bucket: Any, server: tuple[Faili
     assert contents(bucket, "bucket/out.zarr") == contents(bucket, "bucket/peace.zarr")
     opened: Any = xpatches.open_patches("s3://bucket/out.zarr")
     xr.testing.assert_identical(opened.compute(), patches().extract())
+
+
+@pytest.mark.parametrize("library", ["s3fs", "obstore"])
+def test_conditions_are_decided_by_the_server(bucket: Any, library: str) -> None:
+    conditions = exclusive(store_of(library, "conditions.zarr"))
+    assert conditions is not None
+    assert sync(conditions.version("a/b")) is None
+    assert sync(conditions.create("a/b", b"1"))
+    assert not sync(conditions.create("a/b", b"2"))
+    first = sync(conditions.version("a/b"))
+    assert sync(conditions.replace("a/b", b"3", first))
+    assert not sync(conditions.replace("a/b", b"4", first))
+    assert bucket.cat_file("bucket/conditions.zarr/a/b") == b"3"
+    bucket.rm_file("bucket/conditions.zarr/a/b")
+    assert not sync(conditions.replace("a/b", b"5", first))
+    assert not bucket.exists("bucket/conditions.zarr/a/b")
+
+
+def store_of(library: str, name: str) -> Any:
+    if library == "obstore":
+        obstore = pytest.importorskip("obstore")
+        return ObjectStore(obstore.store.from_url(f"s3://bucket/{name}"))
+    return FsspecStore.from_url(f"s3://bucket/{name}")
+
+
+@pytest.mark.parametrize("library", ["s3fs", "obstore"])
+def test_of_two_that_find_a_store_free_at_once_one_writes(
+    bucket: Any, server: tuple[Failing, str], library: str
+) -> None:
+    app, both = server[0], threading.Barrier(2)
+    waited: list[str] = []
+
+    def hold(method: str, path: str) -> None:  # as a second of latency would
+        if method == "PUT" and path.endswith("/writer/1") and len(waited) < 2:
+            waited.append(path)
+            both.wait(60)
+
+    app.hold = hold
+    told: list[Any] = []
+
+    def start() -> None:
+        try:
+            told.append(patches().to_zarr(store_of(library, "out.zarr"), **SMALL))
+        except PatchError as error:
+            told.append(str(error))
+
+    starters = [threading.Thread(target=start) for _ in range(2)]
+    for starter in starters:
+        starter.start()
+    for starter in starters:
+        starter.join()
+    assert len(waited) == 2
+    refused = [text for text in told if isinstance(text, str)]
+    assert len(refused) == 1, told
+    assert "is being written by process" in refused[0] or "exists already" in refused[0]
+    opened: Any = xpatches.open_patches("s3://bucket/out.zarr")
+    xr.testing.assert_identical(opened.compute(), patches().extract())
+
+
+SLEEPER = """
+    import numpy as np, xarray as xr, xpatches
+    from xpatches import layout, lock
+    layout.BLOCKS, lock.LEASE = 10**9, 0.5
+    image = xr.DataArray(np.full((60, 70), 7, "u2"), dims=("y", "x"), name="image")
+    small = {"chunks": {"y": 1, "x": 1}, "shards": {"y": 2, "x": 2}, "progress": False}
+    image.patches(y=16, x=16, stride=8).to_zarr("s3://bucket/out.zarr", **small, **HOW)
+"""
+
+
+@pytest.mark.parametrize("how", [{}, {"overwrite": True}])
+def test_a_request_of_a_writer_that_slept_changes_nothing(
+    bucket: Any, server: tuple[Failing, str], monkeypatch: pytest.MonkeyPatch, how: Any
+) -> None:
+    """Its last check is passed, and its request is on the way for longer than a lease."""
+    app, arrived, go_on = server[0], threading.Event(), threading.Event()
+    if how:
+        patches().to_zarr("s3://bucket/out.zarr", **SMALL)
+
+    def hold(method: str, path: str) -> None:
+        if method == "PUT" and "/image/c/1/1" in path and not arrived.is_set():
+            arrived.set()
+            assert go_on.wait(120)
+
+    app.hold = hold
+    monkeypatch.setattr("xpatches.lock.LEASE", 0.5)
+    code = f"HOW = {how!r}\n" + textwrap.dedent(SLEEPER)
+    sleeper = subprocess.Popen([sys.executable, "-c", code], stderr=subprocess.PIPE, text=True)
+    try:
+        assert arrived.wait(120)
+        sleeper.send_signal(signal.SIGSTOP)
+        patches().to_zarr("s3://bucket/out.zarr", **SMALL, overwrite=True)
+        before = contents(bucket, "bucket/out.zarr")
+        go_on.set()
+        sleeper.send_signal(signal.SIGCONT)
+        _, told = sleeper.communicate(timeout=120)
+    finally:
+        go_on.set()
+        sleeper.kill()
+        sleeper.communicate()
+    assert sleeper.returncode
+    assert "LostError" in told
+    # A mark may have been on the way, too; it counts for nothing.
+    after = contents(bucket, "bucket/out.zarr")
+    assert {name: of for name, of in after.items() if f"{JOB}/blocks/" not in name} == before
+    opened: Any = xpatches.open_patches("s3://bucket/out.zarr")
+    xr.testing.assert_identical(opened.compute(), patches().extract())
+    patches().to_zarr("s3://bucket/out.zarr", **SMALL, resume=True)
+    assert contents(bucket, "bucket/out.zarr") == before

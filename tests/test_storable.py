@@ -186,7 +186,7 @@ def test_files_that_are_no_zarr_are_never_removed(tmp_path: Path) -> None:
     patches_of(image_of()).to_zarr(out, **QUIET)
     for name in ("notes.txt", "notes-zarr.json", "thesis.partial", "image/notes.txt", "c.txt"):
         (out / name).write_text("...")
-        with pytest.raises(PatchError, match=rf"holds a file that is no zarr, {name}; remove it"):
+        with pytest.raises(PatchError, match=rf"holds what is no zarr: {name}; remove it"):
             patches_of(image_of()).to_zarr(out, overwrite=True, **QUIET)
         assert (out / name).exists()
         (out / name).unlink()

@@ -220,9 +220,14 @@ def written(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     both = xr.Dataset({"a": image, "b": image.astype("f4"), "words": ("x", [*"abcdef"])})
     with warnings.catch_warnings(action="ignore"):  # of text among the variables
         both.patches(y=3, x=3).to_zarr(folder / "dataset", **QUIET)
-    shutil.copytree(folder / "grid", folder / "begun")
-    (folder / f"begun/{JOB}/blocks/image").mkdir(parents=True)
-    (folder / f"begun/{JOB}/ready").touch()
+    begun = folder / "begun"
+    shutil.copytree(folder / "grid", begun)
+    root = json.loads((begun / "zarr.json").read_bytes())
+    job = {**json.loads(root["attributes"][JOB]), "complete": False}
+    root["attributes"][JOB] = json.dumps(job, sort_keys=True)
+    (begun / "zarr.json").write_text(json.dumps(root))
+    (begun / JOB / "blocks/image").mkdir(parents=True)
+    (begun / JOB / "ready").write_text('{"runs": [], "repair": false}')
     return {path.name: path for path in folder.iterdir()}
 
 
@@ -283,7 +288,7 @@ def test_metadata_that_were_tampered_with_open_or_are_refused(
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"version": 5}, "is a patch dataset of version 5, this xpatches reads 4; write it anew"),
+        ({"version": 4}, "is a patch dataset of version 4, this xpatches reads 5; write it anew"),
         ({"layout": "images"}, "damaged, layout must be one of 'grid', 'samples', 'image', 'runs'"),
         ({"layout": "runs"}, "damaged, the layout 'runs' needs a map"),
         ({"map": {}}, "damaged, the layout 'grid' has no map"),

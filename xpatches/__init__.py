@@ -3,6 +3,7 @@
 Importing xpatches registers the accessor ``.patches`` on xarray's DataArray and Dataset.
 """
 
+from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 import xpatches.accessor  # noqa: F401  registers it
@@ -13,6 +14,7 @@ from xpatches.stitching import stitch
 
 if TYPE_CHECKING:
     from xpatches.datasets import open_patches
+    from xpatches.verification import verify
 
 __all__ = [
     "BlockFailure",
@@ -24,6 +26,7 @@ __all__ = [
     "extract_patches",
     "open_patches",
     "stitch",
+    "verify",
 ]
 
 
@@ -32,8 +35,7 @@ def __dir__() -> list[str]:
 
 
 def __getattr__(name: str) -> Any:
-    if name != "open_patches":
+    module = {"open_patches": "datasets", "verify": "verification"}.get(name)
+    if module is None:
         raise AttributeError(f"module 'xpatches' has no attribute {name!r}")
-    from xpatches.datasets import open_patches  # zarr and dask are loaded for it only
-
-    return open_patches
+    return getattr(import_module(f"xpatches.{module}"), name)  # zarr and dask are loaded for these

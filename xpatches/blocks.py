@@ -5,10 +5,11 @@ objects; a mark beside the dataset says that it did, with a checksum of the samp
 can therefore be written in any order, by any process, again, and not again.
 """
 
-from collections.abc import Callable, Hashable, Iterable, Mapping
+import json
+from collections.abc import Callable, Collection, Hashable, Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
-from itertools import accumulate
+from itertools import accumulate, islice, product
 from math import prod
 from typing import Any, Protocol, TypeAlias
 
@@ -16,11 +17,25 @@ import google_crc32c
 import numpy as np
 import xarray as xr
 import zarr
+from zarr.storage import StorePath
 
 from xpatches.arrays import Array
+from xpatches.documents import (
+    Unfit,
+    either,
+    integer,
+    mapping_of,
+    one_of,
+    parse,
+    record,
+    refuse,
+    text,
+)
 from xpatches.kernel import extract_block
 from xpatches.layout import Layout
-from xpatches.store import MARKS, Folder
+from xpatches.states import MARKS
+from xpatches.store import Folder
+from xpatches.writer import Run
 
 Reader: TypeAlias = Callable[[tuple[slice, ...]], Array]
 """Gives the samples of a region as NumPy, in any thread or process."""
@@ -65,6 +80,9 @@ class Part(Protocol):
 
     def __len__(self) -> int:
         """Count the blocks."""
+
+    def place(self, number: int) -> tuple[slice, ...]:
+        """Find a block in the array: whole stored objects."""
 
     def reads(self, number: int) -> list[tuple[slice, ...]]:
         """List the regions of the source that are read for a block, in order."""
@@ -131,6 +149,10 @@ class PatchPart:
 
     def __len__(self) -> int:
         return len(self.layout)
+
+    def place(self, number: int) -> tuple[slice, ...]:
+        """Find a block among the patches."""
+        return self.layout.block(number)
 
     def reads(self, number: int) -> list[tuple[slice, ...]]:
         """List the regions that are read for a block."""
@@ -236,6 +258,8 @@ class Job:
 
     folder: Folder
     parts: tuple[Part, ...]
+    run: Run | None = None
+    """Who writes them, once somebody does."""
 
     def __len__(self) -> int:
         return sum(map(len, self.parts))
@@ -255,18 +279,23 @@ class Job:
 
     def write(self, number: int) -> int:
         """Make, write and record a block; the bytes of it."""
-        part, of = self.locate(number)
-        samples, nbytes = Samples(part.read), 0
+        assert self.run is not None
+        run, (part, of) = self.run, self.locate(number)
+        samples, nbytes, objects = Samples(part.read), 0, dict[str, int]()
 
         def put(place: tuple[slice, ...], values: Array) -> None:
             nonlocal nbytes
             nbytes += values.nbytes
             variable = xr.Variable(part.dims, values, encoding=dict(part.encoding))
             encoded = xr.conventions.encode_cf_variable(variable, name=part.name)
-            self._arrays[part.name][place] = encoded.to_numpy()
+            with run.stage() as stage:
+                self._array(part.name, stage)[place] = encoded.to_numpy()
+                objects.update(run.publish_all(stage))
 
+        run.check()  # before the user's function takes an hour
         part.write(of, samples, put)
-        self.folder.put(f"{MARKS}/{self.mark(number)}", b"%010d" % samples.checksum)
+        mark = {"run": run.id, "checksum": samples.checksum, "objects": objects}
+        run.publish(f"{MARKS}/{self.mark(number)}", json.dumps(mark).encode())
         return nbytes
 
     def mark(self, number: int) -> str:
@@ -297,18 +326,103 @@ class Job:
         part, of = self.locate(number)
         return part.describe(of)
 
-    @cached_property
-    def _arrays(self) -> dict[str, Any]:
+    def _array(self, name: str, stage: Folder) -> Any:
+        """Give a stored array as if it lay in a stage."""
         # Patches that are all fill value are written, too: -0.0 and NaN's bits are kept, and zarr
         # need not compare every chunk with the fill value, in its one thread for all.
-        arrays = {}
-        for part in self.parts:
-            path = self.folder.key(part.name)
-            stored: Any = zarr.open_array(self.folder.store, path=path, mode="r+")
-            with_config: Any = zarr.AsyncArray
-            config = {"write_empty_chunks": True}
-            arrays[part.name] = zarr.Array(with_config(stored.metadata, stored.store_path, config))
-        return arrays
+        with_config: Any = zarr.AsyncArray
+        path = StorePath(stage.store, stage.key(name))
+        return zarr.Array(with_config(self._metadata[name], path, {"write_empty_chunks": True}))
+
+    @cached_property
+    def _metadata(self) -> dict[str, Any]:
+        """What zarr says of every stored array."""
+        stored: dict[str, Any] = {
+            part.name: zarr.open_array(
+                self.folder.store, path=self.folder.key(part.name), mode="r", zarr_format=3
+            )
+            for part in self.parts
+        }
+        return {name: array.metadata for name, array in stored.items()}
+
+    def sound(self, runs: Collection[str]) -> dict[int, int | None]:
+        """Find the blocks that some runs have written, and whose objects are there as they were.
+
+        Returns
+        -------
+        dict
+            By number, the checksum of the samples under the block, where it is known.
+        """
+        names = iter(self.numbers(self.folder.names(f"{MARKS}/")))
+        found = dict[int, int | None]()
+        while some := {f"{MARKS}/{self.mark(n)}": n for n in islice(names, _READ_AT_ONCE)}:
+            contents = self.folder.contents(some)
+            marks = {number: mark_in(contents[name]) for name, number in some.items()}
+            ours = {n: mark for n, mark in marks.items() if mark is not None and mark.run in runs}
+            sizes = self.folder.sizes(name for mark in ours.values() for name in mark.objects)
+            for number, mark in ours.items():
+                if all(sizes[name] == size for name, size in mark.objects.items()):
+                    found[number] = mark.checksum
+        return found
+
+    def present(self) -> list[int]:
+        """List the blocks all of whose objects are there, whoever wrote them."""
+        found = []
+        for first, part in zip(
+            accumulate(map(len, self.parts), initial=0), self.parts, strict=False
+        ):
+            names = set(self.folder.names(f"{part.name}/"))
+            lengths, key_of = part.shards or part.chunks, self._metadata[part.name].encode_chunk_key
+            for number in range(len(part)):
+                index = (
+                    range(of.start // length, -(-of.stop // length))
+                    for of, length in zip(part.place(number), lengths, strict=True)
+                )
+                if all(key_of(i) in names for i in product(*index)):
+                    found.append(first + number)
+            first += len(part)
+        return found
+
+
+_READ_AT_ONCE = 4096
+"""Marks of blocks that are in memory at a time."""
+
+
+@dataclass(frozen=True)
+class Mark:
+    """What is noted of a block that is written."""
+
+    run: str
+    checksum: int | None
+    """Of the samples that it was made from; None where that is not known."""
+    objects: Mapping[str, int]
+    """Names and bytes of what it wrote."""
+
+
+def mark_in(content: bytes | None) -> Mark | None:
+    """Read the mark of a block; None where there is none, or where it is damaged."""
+    try:
+        found = _mark("", parse(content))
+    except Unfit:
+        return None
+    return Mark(found["run"], found["checksum"], found["objects"])
+
+
+def _key(place: str, value: Any) -> str:
+    """Check the name of an object, which lies in the folder."""
+    name = text(place, value)
+    if "\0" in name or not {"", ".", ".."}.isdisjoint(name.split("/")):
+        refuse(place, "the name of an object", name)
+    return name
+
+
+_mark = record(
+    {
+        "run": text,
+        "checksum": either(one_of(None), integer),
+        "objects": mapping_of(_key, integer),
+    }
+)
 
 
 def numbers_of(marks: Iterable[str], counts: Mapping[str, int]) -> list[int]:
@@ -334,8 +448,3 @@ def numbers_of(marks: Iterable[str], counts: Mapping[str, int]) -> list[int]:
         if known and f"{int(number)}" == number and int(number) < counts.get(name, 0):
             numbers.append(firsts[name] + int(number))
     return sorted(numbers)
-
-
-def checksum_in(mark: bytes | None) -> int | None:
-    """Give the checksum that a mark holds; None where there is none, or where it is torn."""
-    return int(mark) if mark and len(mark) == 10 and mark.isdigit() else None

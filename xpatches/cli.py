@@ -1,6 +1,7 @@
 """The command ``xpatches``: write patch datasets, map models, and look at what there is."""
 
 import importlib
+import inspect
 import json
 import logging
 import os
@@ -11,8 +12,7 @@ import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict
-from fractions import Fraction
-from functools import wraps
+from functools import partial, wraps
 from typing import Any
 
 import click
@@ -20,17 +20,19 @@ import xarray as xr
 import zarr
 from zarr.errors import UnstableSpecificationWarning
 
-from xpatches import pictures
+from xpatches import pictures, verification
 from xpatches.datasets import dataset_state, open_patches
 from xpatches.errors import JobError, PatchError
 from xpatches.geometry import AxisGrid
+from xpatches.lock import writer_of
+from xpatches.mapping import as_scale
 from xpatches.opening import open_image
-from xpatches.redaction import redacted
+from xpatches.redaction import redacted, told
 from xpatches.reprs import readable
 from xpatches.spec import SPEC_ATTR, read_spec
 from xpatches.states import check_state, holds_patches, state_of
 from xpatches.stitching import REDUCES
-from xpatches.store import Folder, open_folder, writer_of
+from xpatches.store import Folder, open_folder
 from xpatches.tapers import TAPERS
 
 DONE, FAILED, USAGE, STOPPED = 0, 1, 2, 130
@@ -75,7 +77,7 @@ class _PerDim(click.ParamType):  # type: ignore[type-arg]
     def _parsed(self, text: str, whole: str, param: Any, ctx: Any) -> Any:
         try:
             return self._of(text)
-        except (ValueError, ZeroDivisionError):
+        except ValueError:
             self.fail(f"{text!r} in {whole!r} is no number of that kind", param, ctx)
 
 
@@ -229,6 +231,12 @@ _JOB = _options(
     click.option(
         "--workers", type=click.IntRange(1), help="Run on so many processes of this machine."
     ),
+    click.option(
+        "--checksums/--no-checksums",
+        default=True,
+        show_default=True,
+        help="Whether chunks are stored with checksums.",
+    ),
     click.option("--resume", is_flag=True, help="Finish an incomplete dataset."),
     click.option("--overwrite", is_flag=True, help="Replace what is in OUT."),
     click.option(
@@ -238,6 +246,13 @@ _JOB = _options(
         show_default=True,
         help="How often a block that fails is tried again.",
     ),
+    click.option(
+        "--lock/--no-lock",
+        default=True,
+        show_default=True,
+        help="Whether other jobs are kept out of OUT while this one writes.",
+    ),
+    click.option("--fsync", is_flag=True, help="Wait until files are on the disk."),
     click.option("--dry-run", is_flag=True, help="Say what would be done, and do nothing."),
     click.option("--quiet", is_flag=True, help="Tell nothing but errors."),
 )
@@ -285,16 +300,15 @@ def extract(
     SOURCE is a zarr store or any file that xarray opens. OUT is a path or a URL; a job that was
     stopped or failed is finished with --resume.
     """
-    how = {name: given.pop(name) for name in ("resume", "overwrite", "retries")}
     _check_places(source, out, scheduler, workers)
     p = _cut(source, given)
-    left = _left(out, how["resume"], how["overwrite"])
+    left = _left(out, given["resume"], given["overwrite"])
     if dry_run:
         _tell({"layout": layout, "missing": left, **p.plan_zarr(layout, chunks, shards)}, as_json)
         return
     with _client(scheduler, workers, quiet):
-        how |= {"layout": layout, "label": label}
-        p.to_zarr(out, chunks=chunks, shards=shards, progress=not quiet, **how)
+        given |= {"layout": layout, "label": label, "chunks": chunks, "shards": shards}
+        p.to_zarr(out, progress=not quiet, **given)
     if as_json:
         _tell(_about(open_folder(out, read_only=True), out), as_json)
 
@@ -310,7 +324,7 @@ def extract(
     "--func",
     required=True,
     metavar="MODULE:NAME",
-    help="Function of a batch of patches, importable from here.",
+    help="Function of a batch of patches, importable, if need be from here.",
 )
 @click.option("--factory", is_flag=True, help="It gives the function, once on every worker.")
 @click.option("--labelled", is_flag=True, help="It takes a DataArray: patches with their labels.")
@@ -340,7 +354,7 @@ def extract(
 @click.option("--output-dtype", help="The image's if absent.")
 @click.option(
     "--scale",
-    type=_PerDim(Fraction),
+    type=_PerDim(partial(as_scale, "--scale")),
     help="Samples returned per sample, 2 or 1/4, for all dims or y=2,x=2.",
 )
 @click.option("--fill-value", type=_number, help="Value of samples that no patch holds.")
@@ -371,7 +385,7 @@ def map_(
     _check_places(source, out, scheduler, workers)
     if materialize := given["materialize"]:
         _check_zarr_name("--materialize", materialize)
-    function = _import(func)
+    function = _import(func, given["factory"])
     p = _cut(source, given)
     given = {name: value for name, value in given.items() if value is not None}
     output = {
@@ -443,20 +457,39 @@ def _left(out: str, resume: bool, overwrite: bool) -> int | None:
     return None
 
 
-def _import(func: str) -> Any:
-    """Import a function, ``package.module:name``, from where this runs."""
+def _import(func: str, factory: bool) -> Any:
+    """Import a function, ``package.module:name``; the folder where this runs is searched last."""
     module, colon, name = func.partition(":")
     if not (colon and module and name) or module.startswith("."):
         raise click.UsageError(f"--func must be MODULE:NAME, got {func!r}")
-    sys.path.insert(0, os.getcwd())
+    sys.path.append(os.getcwd())  # workers are given the path
     try:
         found = importlib.import_module(module)
     except ModuleNotFoundError as error:
-        raise click.UsageError(f"--func: {error}; the path is searched from here") from error
+        raise click.UsageError(f"--func: {error}; the path is searched, then here") from error
+    except (Exception, SystemExit) as error:  # whatever a module raises
+        raise PatchError(
+            f"--func: {module!r} cannot be imported: {told(error)} (--debug shows where)"
+        ) from error
+    at = getattr(found, "__file__", None) or "built in"
     for part in name.split("."):
         if not hasattr(found, part):
-            raise click.UsageError(f"--func: {module!r} has no {name!r}")
+            raise click.UsageError(f"--func: {module!r} has no {name!r} ({at})")
         found = getattr(found, part)
+    if not callable(found):
+        raise click.UsageError(f"--func must name a function, got {found!r}")
+    try:
+        takes = inspect.signature(found, follow_wrapped=False)
+    except ValueError:  # it does not say
+        return found
+    try:
+        takes.bind(*() if factory else (None,))
+    except TypeError as error:
+        wanted = "no argument" if factory else "one argument, a batch of patches,"
+        raise click.UsageError(
+            f"--func {func} must take {wanted} {'with' if factory else 'without'} --factory, got "
+            f"{takes}"
+        ) from error
     return found
 
 
@@ -466,6 +499,27 @@ def _import(func: str) -> Any:
 def info(store: str, as_json: bool, **source: Any) -> None:
     """Say what STORE holds: an image, or a patch dataset and whether it is complete."""
     _tell(_about(open_folder(store, read_only=True), store, source), as_json)
+
+
+@_command("xpatches verify patches.zarr --repair")
+@click.argument("store")
+@click.option("--repair", is_flag=True, help="Remove what is damaged, for --resume to write again.")
+@click.option("--quiet", is_flag=True, help="Tell nothing but what is damaged.")
+def verify(store: str, repair: bool, quiet: bool, as_json: bool) -> None:
+    """Read everything of the patch dataset STORE, and say what is damaged.
+
+    Exits with 1 if anything is. After --repair the dataset is incomplete: the command that wrote
+    it, with --resume, writes those blocks again.
+    """
+    facts = verification.verify(store, repair=repair, progress=not quiet)
+    damaged = facts["damaged"]
+    if as_json:
+        _tell({"store": redacted(store), **facts}, as_json)
+    else:
+        _tell({"store": redacted(store), **facts, "damaged": len(damaged)}, as_json)
+        for name, problem in damaged.items():
+            click.echo(_printable(f"{name}: {problem}"))
+    raise SystemExit(FAILED if damaged else DONE)
 
 
 @_command("xpatches show patches.zarr --sel y=48.2,x=16.4 -o patch.png")

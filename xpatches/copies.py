@@ -45,19 +45,23 @@ class CopyPart:
 
     def reads(self, number: int) -> list[tuple[slice, ...]]:
         """Find the region that is read for a block: the block itself."""
+        return [self.place(number)]
+
+    def place(self, number: int) -> tuple[slice, ...]:
+        """Find a block."""
         index = map(int, np.unravel_index(number, self._counts))
         starts = [i * length for i, length in zip(index, self.lengths, strict=True)]
         ends = zip(starts, self.lengths, self.shape, strict=True)
-        return [tuple(slice(start, min(start + length, n)) for start, length, n in ends)]
+        return tuple(slice(start, min(start + length, n)) for start, length, n in ends)
 
     def write(self, number: int, samples: Samples, put: Put) -> None:
         """Copy a block."""
-        (place,) = self.reads(number)
+        place = self.place(number)
         put(place, samples.of(place))
 
     def describe(self, number: int) -> str:
         """Say which samples a block holds."""
-        (place,) = self.reads(number)
+        place = self.place(number)
         along = zip(self.dims, place, strict=True)
         return f"{self.name!r}, " + ", ".join(f"{dim}={of.start}:{of.stop}" for dim, of in along)
 

@@ -174,14 +174,26 @@ class StitchPlan:
     """For every axis of the result, the axis of the patches that it is made of."""
 
     @property
-    def _blocks(self) -> tuple[list[tuple[int, int]], ...]:
-        """Where every block begins and ends, along each axis."""
+    def _along(self) -> list[int]:
+        """Samples of the image along every axis of the grid, else of the patches."""
         along = [sum(lengths) for lengths in self.chunks]
         for (axis, _), cover in zip(self.axes, self.covers, strict=True):
             along[axis] = cover.length
+        return along
+
+    @property
+    def counts(self) -> tuple[int, ...]:
+        """Number of blocks along each axis."""
+        return tuple(
+            max(1, -(-n // length)) for n, length in zip(self._along, self.lengths, strict=True)
+        )
+
+    @property
+    def _blocks(self) -> tuple[list[tuple[int, int]], ...]:
+        """Where every block begins and ends, along each axis."""
         return tuple(
             list(pairwise([*range(0, n, length), n])) or [(0, 0)]
-            for n, length in zip(along, self.lengths, strict=True)
+            for n, length in zip(self._along, self.lengths, strict=True)
         )
 
     @property

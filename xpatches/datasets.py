@@ -2,7 +2,6 @@
 
 import gzip
 import json
-import os
 import posixpath
 from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -29,8 +28,14 @@ from xpatches.layout import CHUNK
 from xpatches.packing import drop_dangling, kept_encoding, links_of, relink
 from xpatches.redaction import told
 from xpatches.reprs import readable
-from xpatches.states import attrs_of, done_blocks, holds_patches, state_of
-from xpatches.storable import check_storable, decoding_of, open_kwargs, without_codecs
+from xpatches.states import attrs_of, holds_patches, marked_blocks, state_of
+from xpatches.storable import (
+    check_storable,
+    decoding_of,
+    open_kwargs,
+    with_checksums,
+    without_codecs,
+)
 from xpatches.store import JOB, Folder, open_folder
 from xpatches.variables import in_memory
 
@@ -91,6 +96,8 @@ def write_dataset(
     store: Any,
     encoding: Mapping[Any, Mapping[str, Any]] | None,
     report: Report,
+    *,
+    checksums: bool,
     **how: Any,
 ) -> xr.DataArray | xr.Dataset:
     """Write what is made of an image, and open it, as `Patches.to_zarr` documents.
@@ -103,11 +110,18 @@ def write_dataset(
         As in `Patches.to_zarr`.
     report
         Is told of the progress.
+    checksums
+        As in `Patches.to_zarr`.
     **how
-        Its arguments `resume`, `overwrite` and `retries`.
+        Its arguments `resume`, `overwrite`, `retries`, `lock` and `fsync`.
     """
-    job, template, given = _prepared(written, store, encoding)
-    write_job(job, template, given, report=report, **how)
+    job, template, given = _prepared(written, store, encoding, checksums)
+    sources = [
+        Folder(array.store, array.path)
+        for variable in written.source.dataset.variables.values()
+        for array in _arrays(variable)
+    ]
+    write_job(job, template, given, sources, report=report, **how)
     return open_patches(job.folder)
 
 
@@ -116,15 +130,19 @@ def check_dataset(
     store: Any,
     encoding: Mapping[Any, Mapping[str, Any]] | None,
     *,
+    checksums: bool,
     resume: bool,
     overwrite: bool,
 ) -> None:
     """Refuse what `write_dataset` would refuse before the first block; nothing is touched."""
-    check_job(*_prepared(written, store, encoding), resume=resume, overwrite=overwrite)
+    check_job(*_prepared(written, store, encoding, checksums), resume=resume, overwrite=overwrite)
 
 
 def _prepared(
-    written: Written, store: Any, encoding: Mapping[Any, Mapping[str, Any]] | None
+    written: Written,
+    store: Any,
+    encoding: Mapping[Any, Mapping[str, Any]] | None,
+    checksums: bool,
 ) -> tuple[Job, xr.Dataset, dict[Any, Mapping[str, Any]]]:
     """Give the arguments of `write_job`."""
     given = _as_encoding(encoding)
@@ -136,6 +154,9 @@ def _prepared(
         given[part.name] = {**part.encoding, "chunks": part.chunks, "shards": part.shards}
     for name in given:  # what is given replaces the variable's own
         given[name] = {**links_of(template.variables[name]), **given[name]}
+    for name, variable in template.variables.items():
+        if checksums and variable.dtype.kind in "biufcmM":
+            given[name] = with_checksums(given.get(name, variable.encoding))
     folder = open_folder(store)
     check_apart(written.source.dataset, folder)
     # Their numbers are told of, and so do not depend on the order of variables.
@@ -315,7 +336,7 @@ def dataset_state(folder: Folder) -> dict[str, Any]:
     counts = {name: of["count"] for name, of in job["blocks"].items()}
     blocks = sum(counts.values())
     complete = state_of(folder) == "complete"
-    missing = 0 if complete else blocks - len(numbers_of(done_blocks(folder), counts))
+    missing = 0 if complete else blocks - len(numbers_of(marked_blocks(folder), counts))
     return {
         "job": job,
         "state": "complete" if complete else "incomplete",
@@ -434,7 +455,7 @@ def _group_of(array: Any) -> Folder:
     """Find where an array lies, also where it was opened by itself from a disk."""
     disk = None if array.path else Folder(array.store).on_disk
     if disk is not None:
-        return Folder(LocalStore(os.path.dirname(disk), read_only=True))
+        return Folder(LocalStore(disk.parent, read_only=True))
     return Folder(array.store, posixpath.dirname(array.path))
 
 

@@ -25,7 +25,7 @@ from xpatches.errors import PatchError
 from xpatches.packing import LINKS
 from xpatches.store import JOB
 
-VERSION = 4
+VERSION = 5
 """Of what describes a dataset."""
 
 _CHECKSUM = (1 << 32) - 1
@@ -71,6 +71,7 @@ _description = record(
     },
     {
         "map": mapping_of(_stored, _mapped),
+        "complete": flag,
         "checksums": mapping_of(text, partial(integer, most=_CHECKSUM)),
     },
 )
@@ -98,7 +99,7 @@ def read_description(attrs: Mapping[str, Any], store: object) -> dict[str, Any]:
 
     Examples
     --------
-    >>> read_description({"xpatches_job": '{"version": 4}'}, "tiles.zarr")
+    >>> read_description({"xpatches_job": '{"version": 5}'}, "tiles.zarr")
     Traceback (most recent call last):
     ...
     xpatches.errors.PatchError: attr 'xpatches_job' of store tiles.zarr is damaged, it lacks ...

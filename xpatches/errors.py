@@ -25,6 +25,10 @@ class PatchIndexError(PatchError, IndexError):
     """The index of a patch lies outside the grid."""
 
 
+class PatchOverflowError(PatchError, OverflowError):
+    """There are more patches than Python's ``len`` can tell."""
+
+
 class MapError(RuntimeError):
     """The function that was mapped over patches failed, or returned something unexpected.
 

@@ -14,8 +14,7 @@ The formulas of "valid" and "same" are those of TensorFlow's ``GetWindowedOutput
 """
 
 import operator
-import sys
-from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from math import prod
 from typing import Literal, TypeAlias
@@ -162,10 +161,17 @@ class AxisGrid:
         >>> AxisGrid("x", length=10, size=3, stride=1, padding="same").region(first=0, count=2)
         (0, 3, -1)
         """
-        origin = first * self.stride - self.before
-        end = origin + max(0, count - 1) * self.stride + self.effective_size
-        start = min(max(0, origin), self.length)
-        return start, max(start, min(end, self.length)), origin - start
+        return next(self.regions([count], first))
+
+    def regions(self, counts: Iterable[int], first: int = 0) -> Iterator[tuple[int, int, int]]:
+        """Find the samples under runs of so many patches, one after the other, as `region` does."""
+        stride, length, size = self.stride, self.length, self.effective_size
+        origin = first * stride - self.before
+        for count in counts:
+            end = origin + max(0, count - 1) * stride + size
+            start = min(max(0, origin), length)
+            yield start, max(start, min(end, length)), origin - start
+            origin += count * stride
 
     def coverage(self, sample: int) -> int:
         """Count the patches that hold one sample of the image."""
@@ -347,7 +353,7 @@ def halve(
         yield from halve((*box[:axis], half, *box[axis + 1 :]), fits, first)
 
 
-def as_integer(what: str, value: object, least: int) -> int:
+def as_integer(what: str, value: object, least: int | None = None) -> int:
     """Normalise an integer of any library; refuse bools, floats and what is below `least`."""
     if type(value) is int:  # nearly always, and fast: small images are cut in microseconds
         number = value
@@ -360,7 +366,7 @@ def as_integer(what: str, value: object, least: int) -> int:
             raise PatchError(
                 f"{what} must be an integer, got {value!r} ({type(value).__name__})"
             ) from None
-    if number < least:
+    if least is not None and number < least:
         raise PatchError(f"{what} must be >= {least}, got {number}")
     return number
 
@@ -380,7 +386,7 @@ def _as_padding(dim: Hashable, padding: object) -> Padding:
 
 
 def _as_index(what: str, value: object, count: int) -> int:
-    number = as_integer(what, value, least=-sys.maxsize)
+    number = as_integer(what, value)
     if not -count <= number < count:
         raise PatchIndexError(f"{what} must lie in [{-count}, {count}), got {number}")
     return number % count

@@ -7,34 +7,37 @@ image.
 """
 
 import heapq
-import os
 import re
 import threading
 import time
 import zlib
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import ExitStack
+from dataclasses import replace
 from typing import Any
 
 import xarray as xr
 
-from xpatches.blocks import Job, checksum_in
+from xpatches.blocks import Job
 from xpatches.errors import BlockFailure, JobError, MapError, PatchError
+from xpatches.lock import wait_until_free, writing
 from xpatches.states import (
+    Ready,
+    check_apart,
     check_files,
     check_same,
     check_state,
     clear,
-    done_blocks,
     finish,
     kept_checksums,
     prepare,
+    ready_in,
+    say_ready,
     set_up,
-    undo,
 )
-from xpatches.store import MARKS, check_free, writing
+from xpatches.store import Folder
 from xpatches.workers import TICK, Window, Workers, workers_for
+from xpatches.writer import LostError, Run
 
 _CHECKED = 1 << 30
 """Bytes of samples that are read again when a job is resumed, at most."""
@@ -42,16 +45,27 @@ _LOOKED_AT = 100
 """Blocks whose samples are, at most."""
 _PAUSE = 0.5
 """Seconds before a block is tried again, twice as many each time."""
+_SILENCE = 60.0
+"""Seconds without a finished block after which is told of one that is underway."""
 
 
 class Report:
     """What is told of a job while it runs; this one tells nothing."""
+
+    def wait(self, text: str) -> None:
+        """Something is waited for before the job begins."""
 
     def begin(self, blocks: int, done: int, nbytes: int) -> None:
         """So many blocks there are, of so many bytes in all, and so many are done already."""
 
     def block(self, number: int, nbytes: int) -> None:
         """Another block is written, of so many bytes of patches."""
+
+    def underway(self, block: str, seconds: float) -> None:
+        """No block was finished for a while, and this one is underway for longest."""
+
+    def stopping(self) -> None:
+        """Blocks that have begun are waited for, for the job was interrupted."""
 
     def end(self) -> None:
         """No more blocks will be."""
@@ -67,10 +81,11 @@ def check_job(
 ) -> None:
     """Refuse what `write_job` would refuse before the first block; nothing is touched."""
     first, folder = prepare(template, encoding), job.folder
-    if folder.on_disk is not None and not os.path.exists(folder.on_disk):
+    if folder.root is not None and not folder.root.exists():
         return  # opening it would make it
+    folder.check_links()
     state = check_state(folder, resume, overwrite)
-    check_free(folder)
+    wait_until_free(folder, Report().wait)
     if resume and state in ("writing", "complete"):
         check_same(first, folder)
     else:
@@ -81,10 +96,13 @@ def write_job(
     job: Job,
     template: xr.Dataset,
     encoding: Mapping[str, Mapping[str, Any]],
+    sources: Sequence[Folder],
     *,
     resume: bool,
     overwrite: bool,
     retries: int,
+    lock: bool,
+    fsync: bool,
     report: Report,
 ) -> None:
     """Write a dataset, or the rest of it.
@@ -97,7 +115,9 @@ def write_job(
         The dataset; the variables that the job writes hold one dask chunk that is never computed.
     encoding
         As in `xarray.Dataset.to_zarr`.
-    resume, overwrite, retries
+    sources
+        Where the arrays lie that the blocks read, as far as it is known.
+    resume, overwrite, retries, lock, fsync
         As in `Patches.to_zarr`.
     report
         Is told of the progress.
@@ -110,38 +130,35 @@ def write_job(
         If blocks failed.
     """
     folder = job.folder
+    if fsync and folder.root is None:
+        raise PatchError(f"fsync=True is for stores on disks, got {folder}; leave it out")
     first = prepare(template, encoding)
+    folder.check_links()
     check_state(folder, resume, overwrite)  # touches nothing if it refuses
-    with writing(folder) as lost:
-        state = check_state(folder, resume, overwrite)  # by now nobody else changes it
-        if state in ("writing", "complete") and resume:
-            check_same(first, folder)
-        else:
-            set_up(first, folder)
-        with ExitStack() as stack:
-            try:
-                workers = stack.enter_context(workers_for(job))
-            except PatchError:
-                if state == "nothing":  # as it is to be again
-                    undo(folder)
-                raise
-            if state == "complete" and resume:
+    with writing(folder, report.wait, lock=lock, fsync=fsync) as (run, lost):
+        check_apart(run, sources)
+        job = replace(job, run=run)
+        with workers_for(job) as workers:  # which may refuse it, before anything is removed
+            ready = _begin(run, first, resume, overwrite)
+            if ready is None:
                 by_mark = kept_checksums(folder)
                 known = {number: by_mark[job.mark(number)] for number in job.numbers(by_mark)}
-                _check_source(job, known, workers, retries, lost)
-                clear(folder)
+                _check_source(job, known, workers, retries, lost, report)
+                clear(run)
                 report.begin(len(job), len(job), job.nbytes)
                 report.end()
                 return
-            done = _done(job)
-            _check_source(job, _checksums(job, done), workers, retries, lost)
+            done = _done(job, ready)
+            _check_source(job, _checksums(job, done), workers, retries, lost, report)
+            say_ready(run, ready)
             report.begin(len(job), len(done), job.nbytes)
-            written = set(done)
-            left = (number for number in range(len(job)) if number not in written)
+            left = (number for number in range(len(job)) if number not in done)
             try:
-                failures, alike = _run(job, "write", left, workers, retries, report.block, lost)
+                failures, alike = _run(
+                    job, "write", left, workers, retries, report.block, lost, report
+                )
             except KeyboardInterrupt:
-                count = len(_done(job))
+                count = len(_done(job, ready))
                 raise KeyboardInterrupt(
                     f"stopped; {count} of {len(job)} blocks of store {folder} are done and stay, "
                     "resume=True goes on"
@@ -149,22 +166,43 @@ def write_job(
             finally:
                 report.end()
         if failures:
-            kept = len(_done(job)) if alike else None
+            kept = len(_done(job, ready)) if alike else None
             raise JobError(str(folder), len(job), failures, kept) from failures[0].cause
-        done = _done(job)
+        done = _done(job, ready)
         if len(done) < len(job):
+            run.check()
             raise PatchError(
                 f"store {folder} lacks {len(job) - len(done)} of {len(job)} blocks, although "
-                "workers wrote them; give a store that all of them share, such as a path or a URL"
+                "workers wrote them; give a store that all of them share, such as a path or a URL, "
+                "and let nobody else write there"
             )
-        checksums = _checksums(job, done)
-        _check_held(job, lost)
-        finish(folder, {job.mark(number): of for number, of in checksums.items()})
+        finish(run, {job.mark(number): of for number, of in _checksums(job, done).items()})
 
 
-def _done(job: Job) -> list[int]:
-    """List the blocks of a job that are recorded as written."""
-    return job.numbers(done_blocks(job.folder))
+def _begin(run: Run, first: Mapping[str, bytes], resume: bool, overwrite: bool) -> Ready | None:
+    """Set a dataset up, or go on with it; None if it is complete."""
+    folder = run.folder
+    state = check_state(folder, resume, overwrite)  # by now nobody else changes it
+    if not resume or state not in ("writing", "complete"):
+        set_up(run, first)
+        return Ready((run.id,))
+    before = ready_in(folder) if state == "writing" else None
+    check_same(first, folder, repair=before is not None and before.repair)
+    if before is None:
+        return None
+    for name, content in first.items() if before.repair else ():
+        if folder.get(name) is None:
+            run.publish(name, content)
+    return Ready((*before.runs, run.id), before.repair)
+
+
+def _done(job: Job, ready: Ready) -> dict[int, int | None]:
+    """Find the blocks that need not be written, with the checksums that are known."""
+    done = job.sound(ready.runs)
+    if ready.repair:
+        kept = kept_checksums(job.folder)
+        done = {**{number: kept.get(job.mark(number)) for number in job.present()}, **done}
+    return done
 
 
 def _checked(job: Job, done: Sequence[int]) -> list[int]:
@@ -182,18 +220,19 @@ def _checked(job: Job, done: Sequence[int]) -> list[int]:
     return chosen
 
 
-def _checksums(job: Job, done: Sequence[int]) -> dict[int, int]:
-    """Give the checksums of the samples under some of the blocks that are done."""
-    found = {}
-    for number in _checked(job, done):
-        checksum = checksum_in(job.folder.get(f"{MARKS}/{job.mark(number)}"))
-        if checksum is not None:
-            found[number] = checksum
-    return found
+def _checksums(job: Job, done: Mapping[int, int | None]) -> dict[int, int]:
+    """Choose some of the blocks that are done, with the checksums of the samples under them."""
+    known = {number: checksum for number, checksum in done.items() if checksum is not None}
+    return {number: known[number] for number in _checked(job, [*known])}
 
 
 def _check_source(
-    job: Job, checksums: Mapping[int, int], workers: Workers, retries: int, lost: threading.Event
+    job: Job,
+    checksums: Mapping[int, int],
+    workers: Workers,
+    retries: int,
+    lost: threading.Event,
+    report: Report,
 ) -> None:
     """Refuse an image that has changed: read again what some finished blocks were cut from."""
 
@@ -205,17 +244,9 @@ def _check_source(
                 "resume with the same image, or give another store"
             )
 
-    failures, _ = _run(job, "checksum", checksums, workers, retries, compare, lost)
+    failures, _ = _run(job, "checksum", checksums, workers, retries, compare, lost, report)
     if failures:
         raise JobError(str(job.folder), len(job), failures)
-
-
-def _check_held(job: Job, lost: threading.Event) -> None:
-    if lost.is_set():
-        raise PatchError(
-            f"store {job.folder} is being written by someone else by now; "
-            "finish one of the jobs and resume"
-        )
 
 
 def _run(
@@ -226,6 +257,7 @@ def _run(
     retries: int,
     taken: Callable[[int, Any], None],
     lost: threading.Event,
+    report: Report,
 ) -> tuple[list[BlockFailure], bool]:
     """Call a method of the job for blocks; those that fail are tried again after the others.
 
@@ -240,9 +272,15 @@ def _run(
     soon, again = list[tuple[float, int]](), list[tuple[float, int]]()
     failures: list[BlockFailure] = []
     alike, given_up, some_written = defaultdict[str, set[int]](set), set[str](), False
+    heard = time.monotonic()
     try:
         while True:
-            _check_held(job, lost)
+            if lost.is_set():
+                assert job.run is not None
+                job.run.check()
+                raise LostError(
+                    f"store {job.folder} could not be reached for a whole lease; resume"
+                )
             room = window.room
             some = _due(soon, room)
             while len(some) < room and upcoming is not None:
@@ -255,7 +293,12 @@ def _run(
                 return failures, False
             ended = window.take(TICK)
             if ended is None:
+                now, longest = time.monotonic(), window.longest
+                if longest and now - heard >= _SILENCE:
+                    heard, (number, since) = now, longest
+                    report.underway(f"{number}, {job.describe(number)}", now - since)
                 continue
+            heard = time.monotonic()
             number, made = ended
             if not isinstance(made, BaseException):
                 taken(number, made)
@@ -263,6 +306,8 @@ def _run(
                 given_up.clear()
                 some_written = True
                 continue
+            if isinstance(made, LostError):
+                raise made
             last, kind = tries[number] >= retries, _kind(made)
             if kind is not None and not tries[number]:
                 alike[kind].add(number)
@@ -282,6 +327,8 @@ def _run(
                         taken(number, made)
                 return failures, True
     except BaseException as error:
+        if isinstance(error, KeyboardInterrupt) and len(window):
+            report.stopping()
         for number, made in window.drain():
             if isinstance(error, KeyboardInterrupt) and not isinstance(made, BaseException):
                 taken(number, made)

@@ -131,7 +131,12 @@ def check_names(obj: xr.Dataset, names: Iterable[str]) -> None:
             )
 
 
-def patch_coords(coords: xr.Coordinates, grid: PatchGrid, label: str) -> xr.Coordinates:
+def patch_coords(
+    coords: xr.Coordinates,
+    grid: PatchGrid,
+    label: str,
+    known: Mapping[Hashable, Line] | None = None,
+) -> xr.Coordinates:
     """Label every patch.
 
     Parameters
@@ -144,6 +149,8 @@ def patch_coords(coords: xr.Coordinates, grid: PatchGrid, label: str) -> xr.Coor
         ``"center"`` or ``"origin"``: whose labels become the patch's. A center that lies between
         two samples, as that of an even effective size, has the mean of their labels where these are
         numbers or times, and the first of them otherwise.
+    known
+        The coords whose labels are evenly spaced; they are looked for if it is None.
 
     Returns
     -------
@@ -154,7 +161,7 @@ def patch_coords(coords: xr.Coordinates, grid: PatchGrid, label: str) -> xr.Coor
     at = {axis.dim: axis.centers if label == "center" else axis.origins for axis in grid.axes}
     even = [axis.dim for axis in grid.axes if axis.effective_size % 2 == 0]
     halfway = even if label == "center" else []
-    taken = take_labels(coords, at, halfway)
+    taken = take_labels(coords, at, halfway, known=known)
     first = {
         axis.dim: (at[axis.dim].start + (axis.dim in halfway) / 2, axis.stride)
         for axis in grid.axes

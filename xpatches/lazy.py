@@ -12,6 +12,7 @@ longer than a chunk. And several chunks of the result can be computed from one h
 The edges of the image are padded in the kernel, which costs no task.
 """
 
+import operator
 from bisect import bisect_left, bisect_right
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
@@ -25,7 +26,7 @@ import dask
 import dask.array as da
 import numpy as np
 from dask._task_spec import DataNode, Task, TaskRef
-from dask.base import optimize, tokenize
+from dask.base import tokenize
 from dask.highlevelgraph import HighLevelGraph
 from dask.utils import parse_bytes
 
@@ -34,7 +35,7 @@ from xpatches.arrays import Array, as_promised, kind_of
 from xpatches.errors import PatchError
 from xpatches.geometry import as_integer
 from xpatches.kernel import Kernel, pad_block
-from xpatches.plan import Plan, Take
+from xpatches.plan import Plan, Take, check_tasks
 
 Slices: TypeAlias = tuple[slice, ...]
 
@@ -45,6 +46,10 @@ class Blocks(Protocol):
     @property
     def chunks(self) -> tuple[tuple[int, ...], ...]:
         """Chunk lengths of the source, along each of its axes."""
+
+    @property
+    def counts(self) -> tuple[int, ...]:
+        """Number of chunks of the result, along each of these axes."""
 
     @property
     def regions(self) -> tuple[tuple[tuple[int, int], ...], ...]:
@@ -78,7 +83,7 @@ def as_budget(max_bytes: int | str | None) -> int:
     if isinstance(max_bytes, str):
         try:
             max_bytes = parse_bytes(max_bytes)
-        except ValueError:
+        except (ValueError, OverflowError):
             raise PatchError(
                 f"max_bytes must be a number of bytes or a string like '64 MiB', got {max_bytes!r}"
             ) from None
@@ -229,7 +234,14 @@ def exchange(array: Any, plan: Blocks, kernel: Kernel, dtype: Any, *, large: boo
     -------
     dask.array.Array
         In ``plan.out_chunks``.
+
+    Raises
+    ------
+    PatchError
+        If there would be too many tasks.
     """
+    check_tasks(prod(plan.counts))
+    check_tasks(exchanged_tasks(plan) + large)
     name = f"patches-{tokenize(array.name, plan, kernel)}"
     result = _result(plan.out_chunks, dtype)
     array = checked(array)
@@ -286,6 +298,7 @@ def read(
     kernel, dtype
         As for `exchange`.
     """
+    check_tasks(read_tasks(plan))
     name = f"patches-{tokenize(token, plan, kernel)}"
     shared = f"{name}-source"  # sent to a worker once
     graph: dict[Any, Task | DataNode] = {shared: DataNode(shared, (source, kernel))}
@@ -300,6 +313,34 @@ def read(
     return da.Array(
         HighLevelGraph.from_collections(name, graph), name, **_result(plan.out_chunks, dtype)
     )
+
+
+def exchanged_tasks(plan: Blocks) -> int:
+    """Count the tasks that `exchange` adds to the graph of the array, but for a large kernel's."""
+    checks = prod(map(len, plan.chunks))
+    if isinstance(plan, Plan) and plan.blocks_are_chunks:
+        return 2 * checks
+    # Blocks are the product of those along each axis, and so is whatever is counted of them.
+    used, whole, blocks, one_part, one_out, both = [1] * 6
+    for axis, (regions, lengths) in enumerate(zip(plan.regions, plan.chunks, strict=True)):
+        parts = _parts(regions, lengths)
+        cut = {(number, of.start, of.stop) for block in parts for number, of in block}
+        used *= len(cut)
+        whole *= sum(stop - start == lengths[number] for number, start, stop in cut)
+        single, alone = [len(of) == 1 for of in parts], [True] * len(parts)
+        if isinstance(plan, Plan):  # of others, a block is one chunk of the result
+            alone = [count <= plan.axes[axis].limit for count in plan.axes[axis].blocks]
+        blocks *= len(parts)
+        one_part *= sum(single)
+        one_out *= sum(alone)
+        both *= sum(map(operator.and_, single, alone))
+    put_together = blocks - one_part - one_out + both
+    return checks + used - whole + put_together + prod(plan.counts)
+
+
+def read_tasks(plan: Blocks) -> int:
+    """Count the tasks of what `read` gives."""
+    return prod(plan.counts) + 1
 
 
 def grid_chunks(lengths: Sequence[int], counts: Sequence[int]) -> tuple[tuple[int, ...], ...]:
@@ -341,6 +382,8 @@ def as_grid(array: Any, axis: int, counts: Sequence[int], numbers: Array) -> Any
         positions[numbers] = np.arange(len(numbers))
         array = da.take(array, positions, axis)
     grid = grid_chunks(array.chunks[axis], counts)
+    others = (len(lengths) for at, lengths in enumerate(array.chunks) if at != axis)
+    check_tasks(prod(map(len, grid)) * prod(others))
     runs = tuple(prod(run) for run in product(*grid))
     array = array.rechunk({axis: runs})
     name = f"grid-{tokenize(array.name, grid)}"
@@ -379,12 +422,6 @@ def halfway(lower: Any, upper: Any, around: float | None) -> Any:
 def _halfway(lower: Array, upper: Array, around: float | None) -> Array:
     made = lines.halfway(lower, upper, around)
     return made.astype(lower.dtype) if lower.dtype.kind in "mM" else made
-
-
-def count_tasks(array: Any) -> int:
-    """Tasks of a dask array's graph after optimisation, its source's included."""
-    (optimized,) = optimize(array)
-    return len(optimized.__dask_graph__())
 
 
 _Part: TypeAlias = tuple[int, slice]

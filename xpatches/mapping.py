@@ -19,6 +19,7 @@ from xpatches.geometry import PatchGrid, as_integer
 from xpatches.layout import SAMPLE_DIM
 from xpatches.models import Function, Made, Model, map_block
 from xpatches.packing import kept_attrs, of_another_quantity
+from xpatches.plan import check_tasks
 from xpatches.runs import MapCosts, MapPlan, block_lengths, cover_of
 from xpatches.stitching import as_reduction, check_reduce, dtype_of, stitching_of
 from xpatches.tapers import Taper
@@ -100,6 +101,26 @@ class Outline:
                 f"max_bytes must be >= {needed}, for a block of {block} and the patches over it, "
                 f"got {max_bytes}; raise it"
             )
+
+    def check_size(self, max_bytes: int | str | None) -> None:
+        """Refuse too many tasks, or a result that memory cannot hold, before patches get labels.
+
+        Raises
+        ------
+        PatchError
+            It says what to do.
+        MemoryError, ValueError
+            What NumPy raises for the result of an image in memory.
+        """
+        if self.in_memory:
+            np.empty(self.shape, self.dtype)
+            return
+        from xpatches import lazy  # dask is loaded for lazy images only
+
+        budget = lazy.as_budget(max_bytes)
+        plan = self.plan(budget)
+        self.check(plan, budget)
+        check_tasks(prod(plan.counts))
 
     def whole(self) -> MapPlan:
         """Plan one block."""
@@ -191,16 +212,13 @@ class Mapped(Outline):
 
 def as_mapped(
     name: Hashable,
-    variable: xr.Variable,
-    grid: PatchGrid,
+    outline: Outline,
     coords: xr.Coordinates,
     fill_value: Array,
     function: Function,
     *,
-    batch_size: int,
     taper: Taper | None,
     reduce: str | None,
-    output: Mapping[str, Any] | None,
     labelled: bool,
     missing: Any,
     skipna: bool | None,
@@ -211,13 +229,15 @@ def as_mapped(
     ----------
     name
         Of the variable; None for none.
-    variable, grid, fill_value
-        The samples, the patches along those dims of the grid that it has, and the value of padding.
+    outline
+        The variable, and what the model returns.
     coords
         Of the image.
+    fill_value
+        The value of padding.
     function
         The model.
-    batch_size, taper, reduce, output, labelled, missing, skipna
+    taper, reduce, labelled, missing, skipna
         As in `Patches.map`, where `missing` is `fill_value`.
 
     Raises
@@ -228,8 +248,7 @@ def as_mapped(
     if not callable(function.func):
         raise PatchError(f"func must be a function of a batch of patches, got {function.func!r}")
     check_reduce(reduce, taper)
-    outline = as_outline(variable, grid, coords, output, batch_size, reduce)
-    covers, made = outline.covers, outline.made
+    variable, grid, covers, made = outline.variable, outline.grid, outline.covers, outline.made
     how, taper = as_reduction(reduce, taper, "hann", covers, made.dtype, name)
     nodata = outline.answer.nodata
     stitching = stitching_of(covers, made.dtype, name, taper, how, missing, skipna, nodata=nodata)
@@ -256,8 +275,10 @@ def as_outline(
 
     Parameters
     ----------
-    variable, grid, coords
-        As for `as_mapped`; of the coords the names.
+    variable, grid
+        The samples, and the patches along those dims of the grid that it has.
+    coords
+        Names of the image's.
     output, batch_size, reduce
         As in `Patches.map`.
 
@@ -301,7 +322,7 @@ def as_outline(
         size = sizes.get(axis.dim)
         if size is not None:
             size = as_integer(f"output size on {axis.dim!r}", size, 1)
-        covers.append(cover_of(axis, _as_scale(axis.dim, scale), size))
+        covers.append(cover_of(axis, as_scale(f"output scale on {axis.dim!r}", scale), size))
     shape = []
     for dim in dims:
         cover = next((cover for cover in covers if cover.dim == dim), None)
@@ -355,7 +376,7 @@ def plan_map(outline: Outline, max_bytes: int | str | None) -> dict[str, Any]:
 
         plan = outline.plan(lazy.as_budget(max_bytes))
     return {
-        "blocks": prod(map(len, plan.blocks)),
+        "blocks": prod(plan.counts),
         "chunks": dict(zip(outline.dims, map(list, plan.out_chunks), strict=True)),
         "bytes_per_task": outline.bytes_per_task(plan),
         "runs": plan.runs,
@@ -363,16 +384,34 @@ def plan_map(outline: Outline, max_bytes: int | str | None) -> dict[str, Any]:
     }
 
 
-def _as_scale(dim: Hashable, scale: Any) -> Fraction:
-    """Normalise a scale: an integer, or 1 divided by one."""
+_LARGEST = 1 << 16
+"""Scale, or what 1 is divided by."""
+
+
+def as_scale(what: str, scale: Any) -> Fraction:
+    """Normalise a scale: an integer, or 1 divided by one; a text says it as "2" or "1/2".
+
+    Raises
+    ------
+    PatchError
+        If it is something else.
+
+    Examples
+    --------
+    >>> as_scale("scale", "1/4"), as_scale("scale", 0.25), as_scale("scale", 2)
+    (Fraction(1, 4), Fraction(1, 4), Fraction(2, 1))
+    """
     try:
-        made = Fraction(scale).limit_denominator(1 << 16)
-    except (TypeError, ValueError, OverflowError):
+        # Fractions of large exponents take minutes, floats do not; a text with "/" has none.
+        about = 1.0 if isinstance(scale, str) and "/" in scale else float(scale)
+        made = Fraction(scale if 0.5 / _LARGEST < about < 2 * _LARGEST else 0)
+        made = made.limit_denominator(_LARGEST)
+    except (TypeError, ValueError, ArithmeticError):
         made = Fraction(0)
-    if not 0 < made <= 1 << 16 or 1 not in (made.numerator, made.denominator):
+    if not 0 < made <= _LARGEST or 1 not in (made.numerator, made.denominator):
         raise PatchError(
-            f"output scale on {dim!r} must be an integer or 1 divided by one, samples returned per "
-            f"sample of the patch, got {scale!r}"
+            f"{what} must be an integer or 1 divided by one, samples returned per sample of the "
+            f"patch, got {scale!r}"
         )
     return made
 
@@ -385,7 +424,7 @@ def mapped_coords(dataset: xr.Dataset, every: Mapping[Hashable, Mapped]) -> xr.C
     """
     coords = dataset.coords
     sizes: dict[Hashable, int] = {}
-    middles: dict[Hashable, Array] = {}
+    scaled: dict[Hashable, tuple[int, float]] = {}
     moved: dict[Hashable, tuple[float, float]] = {}
     for name, variable in dataset.data_vars.variables.items():
         made = every.get(name, variable)
@@ -399,10 +438,10 @@ def mapped_coords(dataset: xr.Dataset, every: Mapping[Hashable, Mapped]) -> xr.C
         for axis, cover in zip(mapped.grid, mapped.covers, strict=True):
             step = axis.stride / cover.stride
             if step != 1:
-                middles[axis.dim] = (np.arange(cover.length) + 0.5) * step - 0.5
+                scaled[axis.dim] = cover.length, step
                 moved[axis.dim] = 0.5 * step - 0.5, step
     gone = {dim for variable in dataset.data_vars.values() for dim in variable.dims} - sizes.keys()
-    changed = gone | middles.keys()
+    changed = gone | scaled.keys()
     kept = [
         name
         for name, coord in coords.items()
@@ -411,10 +450,10 @@ def mapped_coords(dataset: xr.Dataset, every: Mapping[Hashable, Mapped]) -> xr.C
     ]
     labelled = coords.to_dataset()[kept]
     for name, coord in coords.items():
-        if coord.ndim == 1 and coord.dims[0] in middles and coord.size > 1:
-            known = coord.to_numpy()
+        if coord.ndim == 1 and coord.dims[0] in scaled and coord.size > 1:
+            known, (length, step) = coord.to_numpy(), scaled[coord.dims[0]]
             if lines.is_quantity(known):
-                values = lines.interpolated(known, middles[coord.dims[0]])
+                values = lines.interpolated(known, (np.arange(length) + 0.5) * step - 0.5)
                 labelled = labelled.assign_coords({name: (coord.dims, values, coord.attrs)})
     if moved:
         labelled = labelled.assign_coords(labels.moved_transforms(labelled.coords, moved))

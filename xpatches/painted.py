@@ -28,7 +28,7 @@ from xpatches.layout import (
 from xpatches.located import Located
 from xpatches.mapping import Mapped, Outline
 from xpatches.parts import ImagePart, MadePart
-from xpatches.plan import grow
+from xpatches.plan import check_tasks, grow
 from xpatches.redaction import redacted
 from xpatches.spec import Spec, write_spec
 from xpatches.storable import encoding_of
@@ -117,6 +117,8 @@ class Runs(_OfModel):
 
     def promised(self) -> dict[Hashable, Located]:
         """Give what will be stored, to plan with."""
+        for part in self.parts({}):
+            check_tasks(len(part), "what materialize stores")
         return self.located(
             {
                 part.name: xr.DataArray(
@@ -234,7 +236,7 @@ def paint(
     report
         Makes what is told of the progress of a job.
     **how
-        Its arguments `resume`, `overwrite` and `retries`.
+        Its arguments `checksums`, `resume`, `overwrite`, `retries`, `lock` and `fsync`.
 
     Returns
     -------
@@ -253,7 +255,7 @@ def paint(
             out, kept = open_folder(store), open_folder(materialize)
             if out.overlaps(kept):
                 raise PatchError(f"store and materialize must be two places, got {out} and {kept}")
-            begin = {argument: how[argument] for argument in ("resume", "overwrite")}
+            begin = {argument: how[argument] for argument in ("checksums", "resume", "overwrite")}
             check_dataset(promised, out, encoding, **begin)
         made = write_dataset(runs, materialize, None, report(), **how)
         arrays = made if isinstance(made, xr.Dataset) else {source.stored(*mapped): made}
@@ -346,7 +348,7 @@ def plan_paint(
             "dims": dict(zip(outline.dims, outline.shape, strict=True)),
             "chunks": objects[0],
             "shards": objects[1],
-            "tasks": prod(map(len, plan.blocks)),
+            "tasks": prod(plan.counts),
             "bytes_per_task": outline.bytes_per_task(plan) + encoded,
         }
     return found

@@ -56,7 +56,7 @@ class ImagePart:
         (region,) = self.reads(number)
         takes = [of[i][0][1] for of, i in zip(self._takes, index, strict=True)]
         made = lazy.run_kernel(self.kernel, takes, samples.of(region))
-        place, objects = self._place(index), self.shards or self.chunks
+        place, objects = self.place(number), self.shards or self.chunks
         # One stored object after the other, for zarr encodes copies of all it is given.
         for part in divide(place, objects):
             pairs = zip(part, place, strict=True)
@@ -64,13 +64,15 @@ class ImagePart:
 
     def describe(self, number: int) -> str:
         """Say what of the image a block holds."""
-        place = zip(self.dims, self._place(self._index(number)), strict=True)
+        place = zip(self.dims, self.place(number), strict=True)
         return f"{self.name!r}, " + ", ".join(f"{dim}={of.start}:{of.stop}" for dim, of in place)
 
     def _index(self, number: int) -> tuple[int, ...]:
         return tuple(map(int, np.unravel_index(number, tuple(map(len, self._regions)))))
 
-    def _place(self, index: Sequence[int]) -> tuple[slice, ...]:
+    def place(self, number: int) -> tuple[slice, ...]:
+        """Find a block in the image."""
+        index = self._index(number)
         out = self.plan.out_index([of[i][0][0] for of, i in zip(self._takes, index, strict=True)])
         return tuple(of[i] for of, i in zip(self._places, out, strict=True))
 
@@ -135,7 +137,7 @@ class MadePart:
 
     def write(self, number: int, samples: Samples, put: Put) -> None:
         """Run the model on the patches of a block."""
-        place, shape, done = self._place(number), self.model.made.shape, 0
+        place, shape, done = self._patches(number), self.model.made.shape, 0
         made = np.empty((place.stop - place.start, *shape), self.dtype)
         for box in self._boxes(number):
             region = self._region(box)
@@ -147,19 +149,23 @@ class MadePart:
             part = made[done : done + count]
             run_patches(samples.of(region), placed, self.model, box, part)
             done += count
-        put((place, *(slice(0, n) for n in shape)), made)
+        put(self.place(number), made)
 
     def describe(self, number: int) -> str:
         """Say which patches a block holds."""
-        place = self._place(number)
+        place = self._patches(number)
         return f"{self.name!r}, {SAMPLE_DIM}={place.start}:{place.stop}"
 
-    def _place(self, number: int) -> slice:
+    def place(self, number: int) -> tuple[slice, ...]:
+        """Find a block among what is made of the patches."""
+        return (self._patches(number), *(slice(0, n) for n in self.model.made.shape))
+
+    def _patches(self, number: int) -> slice:
         start = number * self.lengths[0]
         return slice(start, min(start + self.lengths[0], self.shape[0]))
 
     def _boxes(self, number: int) -> list[tuple[range, ...]]:
-        place = self._place(number)
+        place = self._patches(number)
         counts = [axis.count for axis in self.model.grid]
         runs = split_run(counts, place.start, place.stop)
         return [box for run in runs for box in halve(run, self._fits)]

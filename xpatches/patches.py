@@ -1,17 +1,18 @@
 """The patches of a labelled image, `Patches`, and all that can be done with them."""
 
+import sys
 from collections.abc import Callable, Hashable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from math import prod
 from typing import Any, Generic, TypeVar, cast
 
-import numpy as np  # noqa: F401  for the examples
+import numpy as np
 import xarray as xr
 
 from xpatches import labels, mapping, reprs, take, variables
 from xpatches.arrays import Array, is_dask
-from xpatches.errors import PatchError
+from xpatches.errors import PatchError, PatchOverflowError
 from xpatches.geometry import PatchGrid, as_integer
 from xpatches.layout import SAMPLE_DIM
 from xpatches.lines import Line
@@ -30,10 +31,11 @@ ARRAY = "<this-array>"
 class Patches(Generic[T]):
     """The patches of a labelled image: an immutable, lazy sequence.
 
-    Made by ``image.patches(...)``. Its length is the number of patches; ``p[i]`` is the i-th one,
-    the last dim running fastest, ``p[i, j]`` the one at an index per dim, and iteration gives them
-    all, each as a labelled array on the image's own dims. Iteration over an image that was opened
-    without dask reads ahead, up to dask's ``array.chunk-size``, so that little is read twice.
+    Made by ``image.patches(...)``. Its length, or `total`, is the number of patches; ``p[i]`` is
+    the i-th one, the last dim running fastest, ``p[i, j]`` the one at an index per dim, and
+    iteration gives them all, each as a labelled array on the image's own dims. Iteration over an
+    image that was opened without dask reads ahead, up to dask's ``array.chunk-size``, so that
+    little is read twice.
 
     Examples
     --------
@@ -79,8 +81,21 @@ class Patches(Generic[T]):
             for _, variable, _ in self._extracted()
         )
 
-    def __len__(self) -> int:
+    @property
+    def total(self) -> int:
+        """Number of patches: as ``len(p)``, which Python allows up to 2**63 - 1 of them only."""
         return self.grid.total
+
+    def __len__(self) -> int:
+        if self.total > sys.maxsize:
+            raise PatchOverflowError(
+                f"len(p) must be <= {sys.maxsize}, as for all sequences of Python, and there are "
+                f"{self.total} patches; use p.total"
+            )
+        return self.total
+
+    def __bool__(self) -> bool:
+        return True  # no grid is empty, and len may be too large
 
     def __iter__(self) -> Iterator[T]:
         for part, indices in take.read_ahead(self._indexed, self._fill_values, self.grid):
@@ -164,7 +179,9 @@ class Patches(Generic[T]):
                [0, 1, 2]])
         """
         at = {
-            dim: take.find(self._dataset.coords, self.grid[dim], label, method, tolerance)
+            dim: take.find(
+                self._dataset.coords, self.grid[dim], self._lines, label, method, tolerance
+            )
             for dim, label in self._one_each("sel", indexers, kwargs).items()
         }
         if any(numbers.ndim for numbers in at.values()):
@@ -216,8 +233,8 @@ class Patches(Generic[T]):
         ------
         PatchError
             If `flatten`, `label` or `engine` is unknown, the source cannot be read by region, one
-            patch does not fit `max_bytes`, or the variables of a Dataset cannot share one dim
-            ``patch``.
+            patch does not fit `max_bytes`, the variables of a Dataset cannot share one dim
+            ``patch``, or a lazy result would take 10 million tasks or more.
 
         Examples
         --------
@@ -235,20 +252,17 @@ class Patches(Generic[T]):
             xpatches:  {"version": 2, "dims": ["x"], "axes": [{"dim": "x", "length": ...
         """
         _check_choice("flatten", flatten, (None, labels.FLAT_DIM))
+        _check_choice("label", label, _LABELS)
         how = _how(engine, max_bytes)
-        coords = self._coords(label)
         joined = self._joined_dims() if flatten else {}
-        if joined:
-            coords = labels.flatten_coords(coords, joined)
-        return self._wrap(
-            {
-                name: variables.extract_variable(
-                    variable, self.grid, fill_value, label, joined, self._lines, how
-                )
-                for name, variable, fill_value in self._extracted()
-            },
-            coords,
-        )
+        made = {
+            name: variables.extract_variable(
+                variable, self.grid, fill_value, label, joined, self._lines, how
+            )
+            for name, variable, fill_value in self._extracted()
+        }
+        coords = self._coords(label)
+        return self._wrap(made, labels.flatten_coords(coords, joined) if joined else coords)
 
     def reduce(
         self,
@@ -309,24 +323,22 @@ class Patches(Generic[T]):
             _check_choice("how", how, (*SEPARABLE, "median"))
         if min_count is not None:
             as_integer("min_count", min_count, 0)
+        _check_choice("label", label, _LABELS)
         options = {"skipna": skipna, "min_count": min_count}
         by = _how(engine, max_bytes)
+        made = {
+            name: variables.reduce_variable(
+                variable,
+                self.grid,
+                fill,
+                how,
+                {**options, "ignore_padding": self._ignores(name, how, ignore_padding)},
+                by,
+            )
+            for name, variable, fill in self._extracted()
+        }
         coords = self._coords(label).to_dataset()
-        coords = coords.drop_vars([f"{dim}_patch" for dim in self.grid.dims])
-        return self._wrap(
-            {
-                name: variables.reduce_variable(
-                    variable,
-                    self.grid,
-                    fill,
-                    how,
-                    {**options, "ignore_padding": self._ignores(name, how, ignore_padding)},
-                    by,
-                )
-                for name, variable, fill in self._extracted()
-            },
-            coords.coords,
-        )
+        return self._wrap(made, coords.drop_vars([f"{dim}_patch" for dim in self.grid.dims]).coords)
 
     def map(
         self,
@@ -346,9 +358,12 @@ class Patches(Generic[T]):
         chunks: Mapping[Any, int] | None = None,
         shards: Mapping[Any, int] | bool | None = None,
         encoding: Mapping[Any, Mapping[str, Any]] | None = None,
+        checksums: bool = True,
         resume: bool = False,
         overwrite: bool = False,
         retries: int = 2,
+        lock: bool = True,
+        fsync: bool = False,
         progress: bool = True,
     ) -> T:
         """Run a model on all patches, and stitch what it returns into an image.
@@ -408,7 +423,7 @@ class Patches(Generic[T]):
         chunks, shards, encoding
             Of the result in `store`, as for `to_zarr`. Chunks have 1 MiB by default, shards up to
             32 MiB; blocks are whole shards.
-        resume, overwrite, retries, progress
+        checksums, resume, overwrite, retries, lock, fsync, progress
             Of the jobs, as for `to_zarr`. `func` is known by its name: a job that is resumed may
             have another function of that name, and another `batch_size`.
 
@@ -422,9 +437,9 @@ class Patches(Generic[T]):
         Raises
         ------
         PatchError
-            If an argument does not fit, samples that no patch holds have no value, or neither
-            `reduce` nor `taper` says what becomes of integers, say, of which patches overlap; for
-            jobs, as `to_zarr`.
+            If an argument does not fit, samples that no patch holds have no value, neither
+            `reduce` nor `taper` says what becomes of integers, say, of which patches overlap, or a
+            lazy result would take 10 million tasks or more; for jobs, as `to_zarr`.
         MapError
             When the result is computed: if `func` fails, with the origin and the labels of the
             patch; or if it returns something else than `output` says.
@@ -444,24 +459,27 @@ class Patches(Generic[T]):
         >>> bool((made[1] == image[0] + 1).all())
         True
         """
+        as_integer("retries", retries, 0)
+        if store is None and any(given is not None for given in (chunks, shards, encoding)):
+            raise PatchError("chunks, shards and encoding are for store; give one, or leave them")
+        outlines = self._outlines(output, batch_size, reduce)
+        if store is None and materialize is None:
+            if resume or overwrite:
+                raise PatchError("resume and overwrite are for store or materialize; give one")
+            for outline in outlines.values():
+                outline.check_size(max_bytes)
         every = self._mapped(
             func,
-            batch_size=batch_size,
+            outlines,
             taper=taper,
             reduce=reduce,
-            output=output,
             labelled=labelled,
             factory=factory,
             missing=fill_value,
             skipna=skipna,
         )
-        as_integer("retries", retries, 0)
-        if store is None and any(given is not None for given in (chunks, shards, encoding)):
-            raise PatchError("chunks, shards and encoding are for store; give one, or leave them")
         coords = mapping.mapped_coords(self._dataset, every)
         if store is None and materialize is None:
-            if resume or overwrite:
-                raise PatchError("resume and overwrite are for store or materialize; give one")
             data = {name: of.compute(max_bytes) for name, of in every.items()}
             return self._made(every, data, coords)
         (called, *_) = (of.answer.name for of in every.values())
@@ -478,9 +496,12 @@ class Patches(Generic[T]):
             encoding=encoding,
             max_bytes=max_bytes,
             report=_report(progress),
+            checksums=checksums,
             resume=resume,
             overwrite=overwrite,
             retries=retries,
+            lock=lock,
+            fsync=fsync,
         )
         return self._made(every, made, coords) if store is None else cast(T, made)
 
@@ -493,9 +514,12 @@ class Patches(Generic[T]):
         chunks: Mapping[Any, int] | None = None,
         shards: Mapping[Any, int] | bool | None = None,
         encoding: Mapping[Any, Mapping[str, Any]] | None = None,
+        checksums: bool = True,
         resume: bool = False,
         overwrite: bool = False,
         retries: int = 2,
+        lock: bool = True,
+        fsync: bool = False,
         progress: bool = True,
     ) -> T:
         """Write all patches to a zarr store, as a job that can be resumed.
@@ -524,12 +548,21 @@ class Patches(Generic[T]):
         encoding
             By variable, how values are stored, as in `xarray.Dataset.to_zarr`: ``compressors``,
             ``dtype``, ``scale_factor``, ...
+        checksums
+            Whether every chunk of numbers ends with its CRC-32C (zarr's codec ``crc32c``), by which
+            whoever reads it notices what was damaged.
         resume
             Finish what an earlier call with the same arguments began in the store.
         overwrite
             Replace whatever zarr holds there.
         retries
             How many times a block that fails is tried again.
+        lock
+            False to keep nobody else out of the store, where it cannot: then nobody else may write
+            there.
+        fsync
+            Whether what is written is on the disk before it counts, so that it outlasts a loss of
+            power; for stores on disks.
         progress
             Whether to tell of the progress on stderr.
 
@@ -566,9 +599,12 @@ class Patches(Generic[T]):
             store,
             encoding,
             _report(progress)(),
+            checksums=checksums,
             resume=resume,
             overwrite=overwrite,
             retries=retries,
+            lock=lock,
+            fsync=fsync,
         )
         return cast(T, made)
 
@@ -683,8 +719,10 @@ class Patches(Generic[T]):
             - ``engine``: ``"map_overlap"``, ``"region"``, or ``"numpy"`` for an image in memory;
             - ``patches``: number of patches;
             - ``blocks``: number of regions of the source that patches are computed from;
-            - ``tasks``: tasks of the whole dask graph after optimisation, the source's included
-              (1 for an image in memory);
+            - ``tasks``: tasks that `extract` adds to the dask graph of the image, before dask
+              fuses some (1 for an image in memory);
+            - ``image_tasks``: tasks that the graph of the image holds, also those that no patch
+              needs; 0 where blocks read regions, and for an image in memory;
             - ``halo``: per dim, the samples ``[before, after]`` that blocks share;
             - ``regions``: per dim of the source, ``[start, stop)`` of every block;
             - ``chunks``: per dim of the result, the lengths of its chunks;
@@ -700,7 +738,8 @@ class Patches(Generic[T]):
         Raises
         ------
         PatchError
-            As `extract`.
+            As `extract`, but any number of tasks is told of, as long as there are fewer than 10
+            million blocks along every dim.
 
         Examples
         --------
@@ -736,15 +775,18 @@ class Patches(Generic[T]):
 
     @cached_property
     def _indexed(self) -> xr.Dataset:
-        """The image with ``{dim}_index`` (int64), the position of every sample, as coords."""
+        """The image with room for ``{dim}_index`` (int64): a coord that holds one number."""
         names = [f"{dim}_index" for dim in self.grid.dims]
         labels.check_names(self._dataset, names)
         dataset = self._dataset
         for name, variable, _ in self._extracted():
             if is_dask(variable._data):
                 dataset = dataset.assign({name: variables.checked_lazy(variable)})
-        positions = (labels.integers(axis.dim, range(axis.length)) for axis in self.grid.axes)
-        return dataset.assign_coords(dict(zip(names, positions, strict=True)))
+        room = (
+            xr.Variable((axis.dim,), np.broadcast_to(np.int64(0), axis.length))
+            for axis in self.grid
+        )
+        return dataset.assign_coords(dict(zip(names, room, strict=True)))
 
     @cached_property
     def _lines(self) -> dict[Hashable, Line]:
@@ -754,7 +796,10 @@ class Patches(Generic[T]):
     def _take(self, index: tuple[int, ...], part: take.Part | None = None) -> T:
         part = part or (self._indexed, dict.fromkeys(self.grid.dims, 0))
         samples = {axis.dim: axis.samples(i) for axis, i in zip(self.grid.axes, index, strict=True)}
-        return self._as_source(take.take_patch(part, self._fill_values, samples, self._lines))
+        ends = ((axis.length, samples[axis.dim]) for axis in self.grid)
+        inside = all(of[0] >= 0 and of[-1] < length for length, of in ends)
+        known = {} if inside else self._lines  # which looks at every label of the image
+        return self._as_source(take.take_patch(part, self._fill_values, samples, known))
 
     def _take_several(self, at: Mapping[Hashable, xr.Variable]) -> T:
         coords = self._coords("center").to_dataset().isel(at).coords
@@ -773,7 +818,7 @@ class Patches(Generic[T]):
         from xpatches import cuts  # zarr and dask are loaded for jobs only
 
         _check_choice("layout", layout, ("grid", "samples"))
-        _check_choice("label", label, ("center", "origin"))
+        _check_choice("label", label, _LABELS)
         return cuts.Cut(self._written(), layout, chunks, shards, label)
 
     def _written(self, called: Hashable = None) -> Any:
@@ -797,21 +842,21 @@ class Patches(Generic[T]):
 
     def _coords(self, label: str) -> xr.Coordinates:
         """Give all patches their coords."""
-        _check_choice("label", label, ("center", "origin"))
-        return labels.patch_coords(self._dataset.coords, self.grid, label)
+        return labels.patch_coords(self._dataset.coords, self.grid, label, self._lines)
 
     def _mapped(
-        self, func: Callable[..., Any], factory: bool, **how: Any
+        self,
+        func: Callable[..., Any],
+        outlines: Mapping[Hashable, mapping.Outline],
+        factory: bool,
+        **how: Any,
     ) -> dict[Hashable, mapping.Mapped]:
         function, every = Function(func, factory), {}
-        self._check_name(how["output"])
         if how["labelled"]:
             labels.check_names(self._dataset, [SAMPLE_DIM])
-        for name, variable, fill_value in self._extracted():
-            grid = self.grid.restrict(variable.dims)
+        for name, outline in outlines.items():
             shown = self.source.name if isinstance(self.source, xr.DataArray) else name
-            coords = self._dataset.coords
-            given = (shown, variable, grid, coords, fill_value, function)
+            given = (shown, outline, self._dataset.coords, self._fill_values[name], function)
             every[name] = mapping.as_mapped(*given, **how)
         return every
 
@@ -885,6 +930,10 @@ class Patches(Generic[T]):
         array = dataset[ARRAY]
         array.name = self.source.name
         return array
+
+
+_LABELS = ("center", "origin")
+"""What of a patch may label it."""
 
 
 def _check_choice(argument: str, value: object, choices: tuple[object, ...]) -> None:

@@ -32,8 +32,34 @@ Form: TypeAlias = Literal["grid", "flat", "reduced"]
 SCRATCH = 1 << 18
 """Bytes that a task may take for itself, beyond what the plan counts."""
 
+MOST_TASKS = 10**7
+"""Tasks that no dask graph is to reach: it takes a kilobyte for each, and a scheduler minutes."""
+
 _AMPLIFICATION = 1.15
 """Blocks that read storage grow until every stored sample is read this often at most."""
+
+
+def check_tasks(count: int, what: str = "a dask graph") -> None:
+    """Refuse what would take too many tasks, or blocks along one dim, before any is listed.
+
+    Raises
+    ------
+    PatchError
+        It says what to do instead.
+
+    Examples
+    --------
+    >>> check_tasks(10**12)
+    Traceback (most recent call last):
+    ...
+    xpatches.errors.PatchError: a dask graph must have fewer than 10000000 tasks (blocks), got ...
+    """
+    if count >= MOST_TASKS:
+        raise PatchError(
+            f"{what} must have fewer than {MOST_TASKS} tasks (blocks), got {count}; write a "
+            "job instead, with to_zarr(store) or map(..., store=store), take single patches, p[i], "
+            "or make blocks larger, by max_bytes or by the chunks of the image"
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,29 +84,34 @@ class AxisPlan:
     @property
     def regions(self) -> tuple[tuple[int, int], ...]:
         """Samples ``[start, stop)`` of the source under every block; empty where all is padding."""
-        return tuple(
-            self.grid.region(stop - count, count)[:2]
-            for stop, count in zip(accumulate(self.blocks), self.blocks, strict=True)
-        )
+        return tuple((start, stop) for start, stop, _ in self.grid.regions(self.blocks))
 
     @property
     def longest(self) -> int:
         """Samples of the longest region."""
-        return max(stop - start for start, stop in self.regions)
+        return max(stop - start for start, stop, _ in self.grid.regions(self.blocks))
+
+    @property
+    def count(self) -> int:
+        """Number of chunks of the result."""
+        return sum(max(1, -(-count // self.limit)) for count in self.blocks)
 
     @property
     def chunks(self) -> tuple[int, ...]:
         """Patches of every chunk of the result."""
-        return tuple(count for _, _, count in self.spans)
+        limit = self.limit
+        return tuple(
+            min(limit, count - first)
+            for count in self.blocks
+            for first in range(0, max(1, count), limit)
+        )
 
     @property
     def spans(self) -> tuple[tuple[int, int, int], ...]:
         """For every chunk: its block, the origin of its first patch in the region, its patches."""
         spans = []
-        for block, (stop, count) in enumerate(
-            zip(accumulate(self.blocks), self.blocks, strict=True)
-        ):
-            _, _, origin = self.grid.region(stop - count, count)
+        regions = self.grid.regions(self.blocks)
+        for block, (count, (_, _, origin)) in enumerate(zip(self.blocks, regions, strict=True)):
             for first in range(0, max(1, count), self.limit):
                 patches = min(self.limit, count - first)
                 spans.append((block, origin + first * self.grid.stride, patches))
@@ -148,6 +179,11 @@ class Plan:
         return tuple(axis.regions for axis in self.axes)
 
     @property
+    def counts(self) -> tuple[int, ...]:
+        """Number of chunks of the result along every axis of the source."""
+        return tuple(axis.count for axis in self.axes)
+
+    @property
     def takes(self) -> tuple[list[list[tuple[int, Take]]], ...]:
         """Along each axis, for every block: the chunks of the result, and what they take of it."""
         found = []
@@ -188,7 +224,7 @@ class Plan:
     @property
     def chunk_bytes(self) -> int:
         """Bytes of the patches of the largest chunk of the result."""
-        return self.patch_bytes * prod(max(axis.chunks) for axis in self.axes)
+        return self.patch_bytes * prod(min(max(axis.blocks), axis.limit) for axis in self.axes)
 
     @property
     def bytes_per_task(self) -> int:
@@ -197,8 +233,10 @@ class Plan:
         That is the parts of a region, the region put together, a padded copy of it, and patches;
         or a chunk of the source and what is cut from it for a neighbour.
         """
-        region, chunk = self.region_bytes, self.itemsize * prod(map(max, self.chunks))
-        padded = self.itemsize * prod(axis.longest + sum(axis.grid.pads) for axis in self.axes)
+        longest = [axis.longest for axis in self.axes]
+        region, chunk = self.itemsize * prod(longest), self.itemsize * prod(map(max, self.chunks))
+        pads = (sum(axis.grid.pads) for axis in self.axes)
+        padded = self.itemsize * prod(map(sum, zip(longest, pads, strict=True)))
         exchanged = self.engine == "map_overlap" and any(len(axis) > 1 for axis in self.chunks)
         peak = region + exchanged * region + padded + self.chunk_bytes
         return max(peak, exchanged * (chunk + min(chunk, region))) + SCRATCH
@@ -254,6 +292,8 @@ def plan_blocks(
     movable = range(max(grids) + 1 if form == "flat" else len(chunks))
     cut = _from_chunks if engine == "map_overlap" else _from_regions
     axes = tuple(cut(costs, chunks, movable))
+    for axis in axes:
+        check_tasks(axis.count, "one dim")
     return Plan(engine, chunks, axes, tuple(grids), itemsize, each, form)
 
 
@@ -418,6 +458,7 @@ def grow(
 def _divide(count: int, limit: int) -> int:
     """Give the largest divisor up to `limit`, or `limit` where there is none above half of it."""
     parts = -(-count // limit) if count else 1
+    check_tasks(parts, "one dim")
     return next((count // n for n in range(parts, 2 * parts) if count % n == 0), limit) or 1
 
 
@@ -435,6 +476,7 @@ def _recut(blocks: tuple[int, ...], limit: int) -> tuple[int, ...]:
 def _equal(count: int, size: int) -> tuple[int, ...]:
     """Cut a count of patches into blocks of this size; the last one may be smaller."""
     whole, rest = divmod(count, size)
+    check_tasks(whole, "one dim")
     return (size,) * whole + ((rest,) if rest or not whole else ())
 
 

@@ -23,6 +23,10 @@ class Progress(Report):
         self._blocks = self._done = self._before = self._bytes = 0
         self._start = self._said = 0.0
 
+    def wait(self, text: str) -> None:
+        """Something is waited for before the job begins."""
+        self._say(text)
+
     def begin(self, blocks: int, done: int, nbytes: int) -> None:
         """So many blocks there are, of so many bytes in all, and so many are done already."""
         self._blocks, self._done, self._before = blocks, done, done
@@ -51,10 +55,19 @@ class Progress(Report):
             left = (now - self._start) / (self._done - self._before) * (self._blocks - self._done)
             self._say(f"{self._done} of {self._blocks} blocks, {self._rate()}, {_time(left)} left")
 
+    def underway(self, block: str, seconds: float) -> None:
+        """No block was finished for a while, and this one is underway for longest."""
+        self._say(f"block {block}, is underway for {_time(seconds)}")
+
+    def stopping(self) -> None:
+        """Blocks that have begun are waited for, for the job was interrupted."""
+        self._say("stopping; blocks that have begun are finished, Ctrl-C again ends at once")
+
     def end(self) -> None:
         """No more blocks will be."""
         if self._bar is not None:
             self._bar.__exit__(None, None, None)
+            self._bar = None
         seconds = time.monotonic() - self._start
         written = self._done - self._before
         if written:
@@ -69,6 +82,8 @@ class Progress(Report):
         return f"{self._bytes / seconds / 1e6:.0f} MB/s"
 
     def _say(self, line: str) -> None:
+        if self._bar is not None:  # it goes on below
+            print(file=self._stream)
         print(f"xpatches: {line}", file=self._stream, flush=True)
 
 

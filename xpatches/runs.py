@@ -16,7 +16,7 @@ from typing import NamedTuple
 from xpatches.covers import AxisCover, Cover
 from xpatches.errors import PatchError
 from xpatches.geometry import AxisGrid, Span
-from xpatches.plan import grow
+from xpatches.plan import check_tasks, grow
 
 _FEW = 1.1
 """Runs per patch from which on blocks need not be larger: several can be made at once."""
@@ -115,8 +115,18 @@ class MapPlan:
     """Samples of a block, along every spatial dim of the result."""
 
     @property
+    def counts(self) -> tuple[int, ...]:
+        """Number of blocks along each axis of the source."""
+        along = dict.fromkeys(range(len(self.chunks)), 1)
+        for axis, cover, length in zip(self.axes, self.covers, self.lengths, strict=True):
+            along[axis] = -(-cover.length // length)
+        return tuple(along.values())
+
+    @property
     def blocks(self) -> tuple[list[tuple[int, int]], ...]:
         """Where every block begins and ends, along each spatial dim."""
+        for count in self.counts:
+            check_tasks(count, "one dim")
         return tuple(
             list(pairwise([*range(0, cover.length, length), cover.length]))
             for cover, length in zip(self.covers, self.lengths, strict=True)

@@ -1,41 +1,65 @@
 """What lies in a folder: nothing, a patch dataset, one that is being written, or something else.
 
+The attr ``xpatches_job`` of the root describes a dataset; that it is complete is said there, and
+last. While it is written, a group of that name lies beside its arrays:
+
+- ``writer/{number}`` and ``runs/{run}``: who writes (see `xpatches.lock`);
+- ``ready``: everything but the patches is written, and the runs whose blocks count;
+- ``blocks/{variable}/{number}``: the mark of a block that is written.
+
 Everything but the patches is made in memory first, as the objects that zarr would store. They are
 written by the setup; a job that is resumed makes them anew and compares them with what is stored.
+
+Any moment may be the last one of a process. The setup therefore says first that nothing is complete
+or ready, and removes chunks before the metadata that tell that they are chunks.
 """
 
 import json
 import re
-from collections.abc import Container, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import xarray as xr
-from zarr.storage import LocalStore, MemoryStore
+from zarr.storage import MemoryStore
 
 from xpatches.descriptions import read_description
 from xpatches.documents import Unfit, parse, shown
 from xpatches.errors import PatchError
+from xpatches.nodes import foreign
 from xpatches.spec import SPEC_ATTR
-from xpatches.store import JOB, MARKS, Folder
+from xpatches.store import JOB, Folder, parsed
+from xpatches.writer import CLAIMS, HOMES, REMOVED, LostError, Run
+
+MARKS = f"{JOB}/blocks"
+"""Where the marks of blocks lie."""
+_ROOT = "zarr.json"
+_GROUP = f"{JOB}/zarr.json"
+_READY = f"{JOB}/ready"
+_RUN = "[0-9a-f]{32}"
+_OURS = re.compile(
+    rf"{JOB}/(zarr\.json|ready|writer/[1-9][0-9]*|blocks/[^/]+/[0-9]+"
+    rf"|runs/{_RUN}(\.ended)?/(beat|lock|{REMOVED}|{_RUN}(/[^/]+/[0-9c./]+(\.{_RUN}\.partial)?)?))"
+)
+"""What jobs write beside a dataset."""
 
 
 def state_of(folder: Folder) -> str:
     """Tell what lies in a folder."""
-    if folder.get(f"{JOB}/complete") is not None:
-        return "complete"
-    if folder.get(f"{JOB}/ready") is not None:
-        return "writing"
-    if folder.get(f"{JOB}/zarr.json") is not None:
+    found = folder.contents([_ROOT, _GROUP, _READY])
+    if found[_ROOT] is not None:
+        described = description_in(folder.document(_ROOT))
+        if described is not None and described.get("complete") is True:
+            return "complete"
+        if described is not None and found[_READY] is not None:
+            return "writing"
+        if described is None and found[_GROUP] is None:
+            return "foreign zarr"
         return "begun"
-    if folder.document("zarr.json") is not None:
-        return "complete" if holds_patches(folder) else "foreign zarr"
+    if found[_GROUP] is not None:
+        return "begun"
     others = (name for name in folder.names() if not name.startswith(f"{JOB}/"))
     return "nothing" if next(others, None) is None else "foreign"
-
-
-def holds_patches(folder: Folder) -> bool:
-    """Tell whether there is a patch dataset, complete or not."""
-    return JOB in attrs_of(folder.document("zarr.json"))
 
 
 def attrs_of(document: Mapping[str, Any] | None) -> dict[str, Any]:
@@ -44,8 +68,22 @@ def attrs_of(document: Mapping[str, Any] | None) -> dict[str, Any]:
     return attrs if isinstance(attrs, dict) else {}
 
 
-def done_blocks(folder: Folder) -> list[str]:
-    """List the blocks that are recorded as written: their variables and numbers."""
+def description_in(root: Mapping[str, Any] | None) -> dict[str, Any] | None:
+    """Give what describes a dataset, whole or damaged; None for other groups."""
+    attrs = attrs_of(root)
+    if JOB not in attrs:
+        return None
+    text = attrs[JOB]
+    return (parsed(text.encode()) if isinstance(text, str) else None) or {}
+
+
+def holds_patches(folder: Folder) -> bool:
+    """Tell whether there is a patch dataset, complete or not."""
+    return description_in(folder.document(_ROOT)) is not None
+
+
+def marked_blocks(folder: Folder) -> list[str]:
+    """List the blocks that have a mark: their variables and numbers."""
     return folder.names(f"{MARKS}/")
 
 
@@ -81,67 +119,123 @@ def check_state(folder: Folder, resume: bool, overwrite: bool) -> str:
     return state
 
 
-def check_files(folder: Folder) -> list[str]:
-    """List the objects in a folder, which are to be removed.
+def check_apart(run: Run, sources: Iterable[Folder]) -> None:
+    """Refuse to write where a source is read, whichever ways lead there: by what the run wrote.
+
+    Parameters
+    ----------
+    run
+        Its heartbeat lies in the folder, and nowhere else.
+    sources
+        Where arrays lie that are read.
 
     Raises
     ------
     PatchError
-        If there are files that are not zarr's.
+        If the folder holds one of them, or lies in an array.
     """
-    names = folder.names()
-    nodes = {name.removesuffix("zarr.json") for name in names if f"/{name}".endswith("/zarr.json")}
-    for name in names:
-        if not (name.startswith(f"{JOB}/") or _PARTIAL.search(name) or _is_zarr(name, nodes)):
-            raise PatchError(
-                f"store {folder} holds a file that is no zarr, {name}; remove it, or give another "
-                "path"
-            )
-    return names
+    looked_at = set[tuple[Any, str]]()
+    for source in sources:
+        names = source.path.split("/") if source.path else []
+        for depth in range(len(names) + 1):
+            path = "/".join(names[:depth])
+            if (id(source.store), path) in looked_at:
+                continue
+            looked_at.add((id(source.store), path))
+            if Folder(source.store, path).get(f"{run.home}/beat") is not None:
+                raise PatchError(f"store {run.folder} is where the image lies; give another store")
 
 
-def set_up(objects: Mapping[str, bytes], folder: Folder) -> None:
+def check_files(folder: Folder) -> list[str]:
+    """List the objects in a folder that are to be removed: chunks first, metadata from below.
+
+    Raises
+    ------
+    PatchError
+        If there is anything that zarr's metadata do not tell of.
+    """
+    every = folder.names()
+    names = [name for name in every if not name.startswith(f"{HOMES}/")]
+    metadata = [name for name in names if f"/{name}".endswith("/zarr.json")]
+    documents = {name: content or b"" for name, content in folder.contents(metadata).items()}
+    unknown = foreign((name for name in every if not _OURS.fullmatch(name)), documents)
+    if unknown:
+        more = f" and {len(unknown) - _SHOWN} more" if len(unknown) > _SHOWN else ""
+        raise PatchError(
+            f"store {folder} holds what is no zarr: {', '.join(unknown[:_SHOWN])}{more}; remove "
+            "it, or give another path"
+        )
+    last = sorted(metadata, key=lambda name: name.count("/"), reverse=True)
+    return [*(name for name in names if name not in documents), *last]
+
+
+_SHOWN = 10
+"""Names that a message lists."""
+
+
+def set_up(run: Run, objects: Mapping[str, bytes]) -> None:
     """Remove what there is, as `check_files` lists it, and write everything but the patches."""
-    names = check_files(folder)
-    group = json.dumps({"zarr_format": 3, "node_type": "group", "attributes": {}}).encode()
-    folder.put(f"{JOB}/zarr.json", group)
-    for mark in ("complete", "ready"):
-        folder.remove(f"{JOB}/{mark}")
-    kept = {f"{JOB}/zarr.json", f"{JOB}/writer"}
-    folder.remove_all(name for name in names if name not in kept)
+    folder, names = run.folder, check_files(run.folder)
+    root = folder.document(_ROOT)
+    group = {"zarr_format": 3, "node_type": "group", "attributes": {}}
+    run.publish(_GROUP, json.dumps(group).encode())
+    if root is not None and description_in(root) is not None:
+        run.publish(_ROOT, _described(root, complete=False))
+    run.remove_all([_READY])
+    kept = (_GROUP, f"{CLAIMS}/")
+    run.remove_all(name for name in names if not name.startswith(kept))
     folder.prune()
-    for name, content in objects.items():
-        folder.put(name, content)
-    folder.put(f"{JOB}/ready", b"")
+    for name in sorted(objects, key=lambda name: name == _ROOT):  # which says what this is
+        run.publish(name, objects[name])
+    say_ready(run, Ready((run.id,)))
 
 
-_PARTIAL = re.compile(r"\.[0-9a-f]{32}\.partial$")
-"""What a process that was killed had not yet renamed."""
-_CHUNK = re.compile(r"zarr\.json|c|c/.*|[0-9]+([./][0-9]+)*")
-"""What lies directly under a group or an array."""
+@dataclass(frozen=True)
+class Ready:
+    """Everything but the patches is written."""
+
+    runs: tuple[str, ...]
+    """Those whose blocks count."""
+    repair: bool = False
+    """Whether all blocks do whose objects are there: the dataset was complete, and was verified."""
 
 
-def _is_zarr(name: str, nodes: Container[str]) -> bool:
-    """Whether an object belongs to one of the groups and arrays."""
-    parts = name.split("/")
-    return any(
-        "".join(f"{part}/" for part in parts[:depth]) in nodes
-        and _CHUNK.fullmatch("/".join(parts[depth:]))
-        for depth in range(len(parts))
-    )
+def say_ready(run: Run, ready: Ready) -> None:
+    """Say that everything but the patches is written."""
+    run.publish(_READY, json.dumps({"runs": ready.runs, "repair": ready.repair}).encode())
 
 
-def check_same(objects: Mapping[str, bytes], folder: Folder) -> None:
-    """Refuse to resume what is not the same job."""
+def ready_in(folder: Folder) -> Ready:
+    """Read what was said of a dataset that is being written."""
+    found = folder.document(_READY) or {}
+    runs, repair = found.get("runs"), found.get("repair")
+    if (
+        not isinstance(runs, list)
+        or not all(isinstance(run, str) for run in runs)
+        or not isinstance(repair, bool)
+    ):
+        raise PatchError(f"{_READY} of store {folder} is damaged; overwrite the store")
+    return Ready(tuple(runs), repair)
+
+
+def say_incomplete(run: Run) -> None:
+    """Take back that a dataset is complete: blocks whose objects are gone are to be written."""
+    say_ready(run, Ready((), repair=True))
+    root = run.folder.document(_ROOT) or {}
+    run.publish(_ROOT, _described(root, complete=False))
+
+
+def check_same(objects: Mapping[str, bytes], folder: Folder, repair: bool = False) -> None:
+    """Refuse to resume what is not the same job; to repair it, objects may be missing."""
     differences: list[str] = []
     for name, ours in objects.items():
         stored = folder.get(name)
         if stored is None:
-            differences.append(f"{name} is missing")
+            differences += [] if repair else [f"{name} is missing"]
         elif stored != ours and name.endswith("zarr.json"):
             what = name.removesuffix("zarr.json").strip("/")
             for difference in _different(what, folder.document(name), json.loads(ours)):
-                if not difference.startswith(f"attributes.{JOB}.checksums,"):  # written at the end
+                if not difference.startswith(_SAID_LAST):
                     differences.append(difference)
         elif stored != ours:
             differences.append(f"values of {name.split('/c')[0]!r}")
@@ -151,6 +245,10 @@ def check_same(objects: Mapping[str, bytes], folder: Folder) -> None:
             f"store {folder} is of another job, it differs in: {shown}; "
             "resume with the same arguments, image and versions, or give another store"
         )
+
+
+_SAID_LAST = (f"attributes.{JOB}.checksums,", f"attributes.{JOB}.complete,")
+"""What of a description is written at the end."""
 
 
 def prepare(template: xr.Dataset, encoding: Mapping[str, Any]) -> dict[str, bytes]:
@@ -171,34 +269,31 @@ def prepare(template: xr.Dataset, encoding: Mapping[str, Any]) -> dict[str, byte
 
 def kept_checksums(folder: Folder) -> dict[str, int]:
     """Give the checksums that a finished dataset keeps, by variable and number of the block."""
-    described = read_description(attrs_of(folder.document("zarr.json")), folder)
-    return dict(described.get("checksums", {}))
+    return dict(read_description(attrs_of(folder.document(_ROOT)), folder).get("checksums", {}))
 
 
-def finish(folder: Folder, checksums: Mapping[str, int]) -> None:
-    """Mark the dataset as complete, keep some checksums, and remove what the job needed."""
-    root = folder.document("zarr.json") or {}
-    described = read_description(attrs_of(root), folder)
-    root["attributes"][JOB] = json.dumps({**described, "checksums": checksums}, sort_keys=True)
-    folder.put("zarr.json", json.dumps(root, indent=2).encode())
-    folder.put(f"{JOB}/complete", b"")
-    clear(folder)
+def finish(run: Run, checksums: Mapping[str, int]) -> None:
+    """Say that the dataset is complete, with some checksums, and remove what the job needed."""
+    root = run.folder.document(_ROOT)
+    if root is None:
+        raise LostError(f"zarr.json of store {run.folder} was removed; overwrite the store")
+    run.publish(_ROOT, _described(root, complete=True, checksums=checksums))
+    clear(run)
 
 
-def undo(folder: Folder) -> None:
-    """Remove what the setup wrote, and all else but the writer."""
-    folder.remove_all(name for name in folder.names() if name != f"{JOB}/writer")
-    folder.prune()
+def clear(run: Run) -> None:
+    """Remove what is left of jobs in a dataset that is complete, but for the run's own."""
+    names = (f"{JOB}/{name}" for name in run.folder.names(f"{JOB}/"))
+    kept = (f"{run.home}/", f"{CLAIMS}/")
+    run.remove_all(name for name in names if not name.startswith(kept))
+    run.folder.prune()
 
 
-def clear(folder: Folder) -> None:
-    """Remove what is left of the job in a dataset that is complete, but for its writer."""
-    if isinstance(folder.store, LocalStore):
-        folder.remove_all(name for name in folder.names() if _PARTIAL.search(name))
-    kept = {f"{JOB}/complete", f"{JOB}/writer"}
-    names = [f"{JOB}/{name}" for name in folder.names(f"{JOB}/")]
-    folder.remove_all(name for name in names if name not in kept)
-    folder.remove(f"{JOB}/complete")
+def _described(root: Mapping[str, Any], **said: Any) -> bytes:
+    """Give a root whose description says more."""
+    described = {**(description_in(root) or {}), **said}
+    attrs = {**root["attributes"], JOB: json.dumps(described, sort_keys=True)}
+    return json.dumps({**root, "attributes": attrs}, indent=2).encode()
 
 
 def _different(what: str, stored: Any, ours: Any) -> Iterator[str]:

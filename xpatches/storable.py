@@ -10,6 +10,9 @@ from typing import Any
 
 import numpy as np
 import xarray as xr
+import zarr
+from zarr.codecs import Crc32cCodec
+from zarr.storage import MemoryStore
 
 from xpatches.errors import PatchError
 from xpatches.store import JOB
@@ -101,6 +104,25 @@ def coding_of(variable: xr.Variable) -> dict[str, Any]:
     """Give what of an encoding changes values that are stored; times have their own units."""
     kept = () if variable.dtype.kind in "mMSU" else _CODING
     return {key: value for key, value in variable.encoding.items() if key in kept}
+
+
+def with_checksums(encoding: Mapping[str, Any]) -> dict[str, Any]:
+    """Let chunks of numbers be stored with a CRC-32C behind what compresses them.
+
+    Parameters
+    ----------
+    encoding
+        Of a variable; zarr's own compressors where it names none.
+    """
+    given = encoding.get("compressors", "auto")
+    if isinstance(given, str) and given == "auto":
+        default: Any = zarr.create_array(MemoryStore(), shape=(1,), dtype="u1").compressors
+        given = default
+    codecs = [*given] if isinstance(given, list | tuple) else [] if given is None else [given]
+    names = {codec.get("name") for codec in codecs if isinstance(codec, Mapping)}
+    if "crc32c" not in names and not any(isinstance(codec, Crc32cCodec) for codec in codecs):
+        codecs.append(Crc32cCodec())
+    return {**encoding, "compressors": codecs}
 
 
 def decoding_of(dataset: xr.Dataset) -> dict[str, Any]:

@@ -1,28 +1,11 @@
-"""Where a patch dataset lies, and the marks of the job that writes it: any store of zarr's.
-
-While a dataset is being written, a group ``xpatches_job`` lies in it:
-
-- ``writer``: who writes, renewed while it does, so that no one else begins;
-- ``ready``: everything but the patches is written;
-- ``blocks/{variable}/{number}``: this block of the variable is written, and the checksum of the
-  samples it was made from;
-- ``complete``: all are.
-
-Existence is what counts, and a checksum of full length: a mark that was torn in two says nothing
-wrong. The group is removed at the end: a dataset without it is complete.
-"""
+"""Where a patch dataset lies: objects under a path of any store of zarr's."""
 
 import asyncio
-import json
+import contextlib
 import os
-import socket
-import threading
 import time
-import uuid
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Awaitable, Callable, Iterable, Iterator
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -32,8 +15,9 @@ from zarr.core.buffer import default_buffer_prototype
 from zarr.core.sync import sync
 from zarr.storage import LocalStore, StorePath, ZipStore
 
-from xpatches.documents import Unfit, integer, number, parse, record, text
+from xpatches.documents import Unfit, parse
 from xpatches.errors import PatchError
+from xpatches.exclusive import exclusive, protocols
 from xpatches.redaction import redacted, told
 
 JOB = "xpatches_job"
@@ -45,18 +29,10 @@ T = TypeVar("T")
 
 _PAUSES = (0.1, 0.5, 2.0)
 """Seconds before a request that failed is made again."""
-_REMOVERS = 32
-"""Objects that are removed at once."""
-_RENEWED = 10.0
-"""Seconds after which a writer says again that it writes."""
-_TAKEN_OVER = 0.5
-"""Seconds that a writer waits who takes over from a dead one, for others who do the same."""
-_FORGOTTEN = 60.0
-"""Seconds of silence after which it is taken for dead."""
-
-
-_HELD: set[str] = set()
-"""What this process writes as."""
+_RACES = 100
+"""How often a directory is made that others remove."""
+_AT_ONCE = 32
+"""Requests that are made at once, where there are many."""
 
 
 @dataclass(frozen=True)
@@ -75,10 +51,10 @@ class Folder:
     path: str = ""
 
     def __str__(self) -> str:
-        protocols = _protocols(self.store)
-        place = str(getattr(self.store, "path", "")) if protocols else str(self.store)
-        if protocols and "://" not in place:
-            place = f"{protocols[0]}://{place}"
+        names = protocols(self.store)
+        place = str(getattr(self.store, "path", "")) if names else str(self.store)
+        if names and "://" not in place:
+            place = f"{min(names)}://{place}"
         place = redacted(place).removeprefix("file://")
         return f"{place}/{self.path}" if self.path else place
 
@@ -86,13 +62,15 @@ class Folder:
         return f"Folder({self})"
 
     @property
-    def on_disk(self) -> str | None:
-        """Path on a disk of this machine; None where there is none."""
-        if isinstance(self.store, LocalStore):
-            return os.path.realpath(self.store.root / self.path)
-        if "file" in _protocols(self.store):
-            return os.path.realpath(os.path.join(self.store.path, self.path))  # type: ignore[attr-defined]
-        return None
+    def root(self) -> Path | None:
+        """Where it is written on a disk of this machine; None where zarr's own store is not."""
+        return self.on_disk if isinstance(self.store, LocalStore) else None
+
+    @property
+    def on_disk(self) -> Path | None:
+        """Where it lies on a disk, whichever library opened it, links resolved; None for others."""
+        disk = _as_disk(self.store)
+        return None if disk is None else Path(os.path.realpath(disk.root / self.path))
 
     def below(self, other: "Folder") -> str | None:
         """Path from another folder to this one, "" if they are the same; None if it is not there.
@@ -122,8 +100,8 @@ class Folder:
             root = f"file:{self.on_disk}"
         elif scheme is not None:
             root = f"{scheme}:{inner.config['bucket']}/{inner.prefix or ''}/{self.path}"
-        elif protocols := _protocols(self.store):
-            root = f"{protocols[0]}:{self.store.path}/{self.path}"  # type: ignore[attr-defined]
+        elif names := protocols(self.store):
+            root = f"{min(names)}:{self.store.path}/{self.path}"  # type: ignore[attr-defined]
         else:
             root = f"{self.store}/{self.path}"
         return [name for name in root.split("/") if name]
@@ -137,11 +115,35 @@ class Folder:
         found = self.again(lambda: sync(self.store.get(self.key(name), default_buffer_prototype())))
         return None if found is None else found.to_bytes()
 
-    def put(self, name: str, content: bytes, *, new: bool = False) -> None:
-        """Write an object; with `new`, do nothing where there is one."""
+    def put(self, name: str, content: bytes) -> None:
+        """Write an object."""
         value = default_buffer_prototype().buffer.from_bytes(content)
-        set_ = self.store.set_if_not_exists if new else self.store.set
-        self.again(lambda: sync(set_(self.key(name), value)))
+        self.again(lambda: sync(self.store.set(self.key(name), value)))
+
+    def create(self, name: str, content: bytes) -> bool:
+        """Create an object, which must be unlike all others; False where there is one.
+
+        Raises
+        ------
+        PatchError
+            If the store is not known to do that in one request.
+        """
+        if self.root is not None:
+            path = self.root / name
+            try:
+                create_file(path, content)
+            except FileExistsError:
+                return False
+            return True
+        conditions = exclusive(self.store)
+        if conditions is None:
+            raise PatchError(
+                f"store {self} is not known to create objects exclusively, by which one writer "
+                "keeps others out; open it with obstore or s3fs, or give lock=False if nobody else "
+                "writes there"
+            )
+        created = self.again(lambda: sync(conditions.create(self.key(name), content)))
+        return created or self.get(name) == content  # where the answer to a request was lost
 
     def remove(self, name: str) -> None:
         """Remove an object if there is one."""
@@ -149,31 +151,84 @@ class Folder:
 
     def remove_all(self, names: Iterable[str]) -> None:
         """Remove many objects, several at once."""
-        left = {self.key(name) for name in names}
+        self._many(self.store.delete, names)
 
-        async def remove() -> None:
-            keys = iter([*left])
+    def contents(self, names: Iterable[str]) -> dict[str, bytes | None]:
+        """Read many objects, several at once; None where there is none."""
+        root = self.root
+        if root is not None:
+            return {name: _read(root / name) for name in names}
+
+        async def read(key: str) -> bytes | None:
+            found = await self.store.get(key, default_buffer_prototype())
+            return None if found is None else found.to_bytes()
+
+        return self._many(read, names)
+
+    def sizes(self, names: Iterable[str]) -> dict[str, int | None]:
+        """Give the bytes of many objects; None where there is none."""
+        root = self.root
+        if root is not None:
+            return {name: _size(root / name) for name in names}
+
+        async def size(key: str) -> int | None:
+            try:
+                return await self.store.getsize(key)
+            except FileNotFoundError:
+                return None
+
+        return self._many(size, names)
+
+    def _many(self, request: Callable[[str], Awaitable[T]], names: Iterable[str]) -> dict[str, T]:
+        """Make a request for many objects, several at once."""
+        left, answers = dict.fromkeys(names), dict[str, T]()
+
+        async def make() -> None:
+            self._forget_lists()
+            upcoming = iter([*left])
 
             async def some() -> None:
-                for key in keys:
-                    await self.store.delete(key)
-                    left.discard(key)
+                for name in upcoming:
+                    answers[name] = await request(self.key(name))
+                    del left[name]
 
             # All of them end before the next try, and before anything is written anew.
-            ends = await asyncio.gather(*(some() for _ in range(_REMOVERS)), return_exceptions=True)
+            ends = await asyncio.gather(*(some() for _ in range(_AT_ONCE)), return_exceptions=True)
             for error in ends:
                 if error is not None:
                     raise error
 
-        self.again(lambda: sync(remove()))
+        self.again(lambda: sync(make()))
+        return answers
 
     def prune(self, name: str = "") -> None:
         """Remove empty directories, which disks keep and other stores do not have."""
-        if isinstance(self.store, LocalStore):
-            top = self.store.root / self.key(name)
-            for path in [*sorted(top.rglob("*"), reverse=True), top]:
-                if path.is_dir() and not any(path.iterdir()):
-                    path.rmdir()
+        if self.root is not None:
+            for path, _, _ in os.walk(self.root / name, topdown=False):
+                with contextlib.suppress(OSError):  # it is not empty, or another removed it
+                    os.rmdir(path)
+
+    def check_links(self) -> None:
+        """Refuse a folder of a disk that holds links: what is written might land elsewhere.
+
+        Raises
+        ------
+        PatchError
+            It names some of them.
+        """
+        if self.root is None:
+            return
+        links = [
+            os.path.join(path, name)
+            for path, folders, files in os.walk(self.root)
+            for name in (*folders, *files)
+            if os.path.islink(os.path.join(path, name))
+        ]
+        if links:
+            raise PatchError(
+                f"store {self} holds links, {', '.join(sorted(links)[:5])}, through which others' "
+                "files would be written or removed; remove them, or give another path"
+            )
 
     def document(self, name: str) -> dict[str, Any] | None:
         """Read a JSON object, such as ``zarr.json``; None where there is none.
@@ -184,7 +239,7 @@ class Folder:
             If it is something else.
         """
         content = self.get(name)
-        found = None if content is None else _parsed(content)
+        found = None if content is None else parsed(content)
         if content is not None and found is None:
             raise PatchError(f"{name} of store {self} is damaged; remove the store")
         return found
@@ -206,10 +261,13 @@ class Folder:
                     time.sleep(pause)
             return request()
 
-    async def _list(self, prefix: str) -> list[str]:
+    def _forget_lists(self) -> None:
         files = getattr(self.store, "fs", None)
         if files is not None:  # fsspec remembers lists, and other processes write here
             files.invalidate_cache()
+
+    async def _list(self, prefix: str) -> list[str]:
+        self._forget_lists()
         try:
             return [key async for key in self.store.list_prefix(prefix)]
         except FileNotFoundError:
@@ -220,10 +278,55 @@ _SCHEMES = {"S3Store": "s3", "GCSStore": "gcs"}
 """How fsspec calls what obstore opens."""
 
 
-def _protocols(store: Store) -> tuple[str, ...]:
-    """Names of what an fsspec store lies on; none for other stores."""
-    protocol = getattr(getattr(store, "fs", None), "protocol", ())
-    return (protocol,) if isinstance(protocol, str) else tuple(protocol)
+def _as_disk(store: Store) -> LocalStore | None:
+    """Give a store that lies on a disk of this machine, whichever library opened it, as zarr's."""
+    inner: Any = getattr(store, "store", None)  # of obstore
+    if isinstance(store, LocalStore):
+        return store
+    if "file" in protocols(store):
+        return LocalStore(store.path, read_only=store.read_only)  # type: ignore[attr-defined]
+    if type(inner).__name__ == "LocalStore" and inner.prefix is not None:
+        return LocalStore(Path(inner.prefix), read_only=store.read_only)
+    return None
+
+
+def make_directory(path: Path) -> None:
+    """Make a directory and those above, also while others remove such as are empty."""
+    for left in reversed(range(_RACES)):
+        try:
+            return path.mkdir(parents=True, exist_ok=True)
+        except FileNotFoundError:
+            if not left:
+                raise
+    return None
+
+
+def create_file(path: Path, content: bytes) -> None:
+    """Create a file exclusively, also while others remove its directory as long as it is empty."""
+    for left in reversed(range(_RACES)):
+        make_directory(path.parent)
+        try:
+            with open(path, "xb") as file:
+                file.write(content)
+        except FileNotFoundError:
+            if not left:
+                raise
+        else:
+            return
+
+
+def _read(path: Path) -> bytes | None:
+    try:
+        return path.read_bytes()
+    except (FileNotFoundError, NotADirectoryError, IsADirectoryError):
+        return None
+
+
+def _size(path: Path) -> int | None:
+    try:
+        return path.stat().st_size
+    except (FileNotFoundError, NotADirectoryError):
+        return None
 
 
 def open_folder(store: Any, *, read_only: bool = False) -> Folder:
@@ -244,10 +347,9 @@ def open_folder(store: Any, *, read_only: bool = False) -> Folder:
             "consolidated=False).to_zarr(session.store, zarr_format=3, consolidated=False), and "
             "commit; what is there is opened by xarray.open_zarr(session.store, consolidated=False)"
         )
-    if isinstance(store, StorePath):
-        return Folder(store.store, store.path)
-    if isinstance(store, Store):
-        return Folder(store)
+    if isinstance(inner, Store):
+        disk = None if read_only else _as_disk(inner)
+        return Folder(disk or inner, store.path if isinstance(store, StorePath) else "")
     if not isinstance(store, str | os.PathLike):
         raise PatchError(
             f"store must be a path, a URL or a zarr store, got {type(store).__name__}; "
@@ -295,7 +397,7 @@ def _open_url(url: str, read_only: bool) -> Store:
             return zarr.storage.ObjectStore(from_url(url), read_only=read_only)
 
 
-@contextmanager
+@contextlib.contextmanager
 def without_credentials() -> Iterator[None]:
     """Raise an error whose text holds credentials as another one, whose text does not."""
     try:
@@ -308,129 +410,10 @@ def without_credentials() -> Iterator[None]:
         raise kind(told(error)) from error
 
 
-def writer_of(folder: Folder) -> str | None:
-    """Tell who writes to a folder; None if nobody does."""
-    found = _holder(folder)
-    return f"process {found['pid']} on {found['host']}" if found and _alive(found) else None
-
-
-@contextmanager
-def writing(folder: Folder) -> Iterator[threading.Event]:
-    """Be the only one who writes to a folder; the event given is set when that is no longer so.
-
-    Raises
-    ------
-    PatchError
-        If another process, or another thread, writes there.
-    """
-    me: dict[str, Any] = {"id": uuid.uuid4().hex, "host": socket.gethostname(), "pid": os.getpid()}
-    name = f"{JOB}/writer"
-
-    def content() -> bytes:
-        return json.dumps({**me, "time": time.time()}).encode()
-
-    found = _holder(folder)
-    dead = found is not None and not _alive(found)
-    if dead:
-        folder.remove(name)
-        found = None
-    _HELD.add(me["id"])  # before others of this process can see it
-    if found is None:
-        folder.put(name, content(), new=True)
-        if dead:  # another may have found it dead, too, and remove what was put
-            time.sleep(_TAKEN_OVER)
-        found = _holder(folder)  # someone else may have been faster
-    if found is None or found.get("id") != me["id"]:
-        _HELD.discard(me["id"])
-        raise _held_by(folder, writer_of(folder) or "another process")
-    stop, lost = threading.Event(), threading.Event()
-
-    def renew() -> None:
-        renewed = time.monotonic()
-        while not stop.wait(_RENEWED):
-            try:
-                now = _holder(folder)
-                if now is not None and now.get("id") != me["id"]:
-                    lost.set()
-                    return
-                folder.put(name, content())
-                renewed = time.monotonic()
-            except Exception:  # a store may fail for a moment, and the blocks say so
-                if time.monotonic() - renewed > _FORGOTTEN:
-                    lost.set()
-                    return
-
-    renewer = threading.Thread(target=renew, name="xpatches-writer", daemon=True)
-    renewer.start()
-    try:
-        yield lost
-    finally:
-        stop.set()
-        renewer.join()
-        _HELD.remove(me["id"])
-        if not lost.is_set():
-            folder.remove(name)
-            folder.prune(JOB)
-
-
-def check_free(folder: Folder) -> None:
-    """Refuse a folder to which someone writes.
-
-    Raises
-    ------
-    PatchError
-        It says who.
-    """
-    if who := writer_of(folder):
-        raise _held_by(folder, who)
-
-
-def _held_by(folder: Folder, who: str) -> PatchError:
-    return PatchError(
-        f"store {folder} is being written by {who}; wait until it ends, or, if it is dead, "
-        f"for {_FORGOTTEN:.0f} seconds"
-    )
-
-
-def _parsed(content: bytes) -> dict[str, Any] | None:
+def parsed(content: bytes) -> dict[str, Any] | None:
     """Parse a JSON object; None where it is something else, or torn."""
     try:
         found = parse(content, whole=True)
     except Unfit:
         return None
     return found if isinstance(found, dict) else None
-
-
-def _holder(folder: Folder) -> dict[str, Any] | None:
-    """Tell who says that it writes; nothing is known of one who died while it said so."""
-    content = folder.get(f"{JOB}/writer")
-    if content is None:
-        return None
-    try:
-        found: dict[str, Any] = _writer("", parse(content))
-    except Unfit:
-        return {}
-    return found
-
-
-_writer = record(
-    {"id": text, "host": text, "pid": partial(integer, least=1, most=(1 << 31) - 1), "time": number}
-)
-"""What a writer says."""
-
-
-def _alive(writer: dict[str, Any]) -> bool:
-    """Whether who wrote this may still write."""
-    if not writer or time.time() - writer["time"] > _FORGOTTEN:
-        return False
-    here = writer["host"] == socket.gethostname()
-    if here and writer["pid"] == os.getpid():
-        return writer["id"] in _HELD
-    if here and os.name == "posix":
-        try:
-            os.kill(writer["pid"], 0)
-        except ProcessLookupError:
-            return False
-        except PermissionError:
-            return True
-    return True

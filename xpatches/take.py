@@ -1,7 +1,6 @@
 """Single patches of a labelled image, and how it is read where all of them are taken in turn."""
 
 from collections.abc import Container, Hashable, Iterable, Iterator, Mapping, Sequence
-from itertools import product
 from math import prod
 from typing import Any, TypeAlias
 
@@ -33,7 +32,8 @@ def take_patch(
     Parameters
     ----------
     part
-        What holds the patch's samples, with ``{dim}_index`` as a coord along every dim of the grid.
+        What holds the patch's samples, with ``{dim}_index``, of any int64, as a coord along every
+        dim of the grid if the patch is to have it.
     fill_values
         0-d array of the dtype of every variable that is cut, by name, for samples that are padding.
     samples
@@ -67,9 +67,14 @@ def take_patch(
     # No label is missing: what was taken is whole, and setting it up anew would take most time.
     taken.attrs, taken.encoding = image.attrs, {}
     labels.settle(taken.coords, at)
+    variables = taken.variables
+    for dim, along in samples.items():
+        if f"{dim}_index" in variables:
+            indices = np.arange(along.start, along.stop, along.step, dtype=np.int64)
+            variables[f"{dim}_index"].data = indices
     for name, patch in patches.items():
-        taken.variables[name].data = patch.data
-        taken.variables[name].encoding = patch.encoding
+        variables[name].data = patch.data
+        variables[name].encoding = patch.encoding
     return _georeferenced(taken, samples)
 
 
@@ -94,7 +99,7 @@ def take_patches(
     Parameters
     ----------
     image, name, fill_value
-        The image, with ``{dim}_index`` as for `take_patch`, and a variable that is cut.
+        The image, and a variable that is cut.
     grid
         The patches.
     even
@@ -126,9 +131,23 @@ def take_patches(
 
 
 def find(
-    coords: xr.Coordinates, axis: AxisGrid, label: Any, method: str | None, tolerance: Any
+    coords: xr.Coordinates,
+    axis: AxisGrid,
+    even: Mapping[Hashable, Line],
+    label: Any,
+    method: str | None,
+    tolerance: Any,
 ) -> xr.Variable:
     """Find the patches along a dim whose centers have labels; looked up by xarray itself.
+
+    Parameters
+    ----------
+    coords, axis
+        Of the image, and the patches along the dim.
+    even
+        The coords whose labels are evenly spaced.
+    label, method, tolerance
+        As in `Patches.sel`.
 
     Returns
     -------
@@ -146,7 +165,7 @@ def find(
     if method not in _METHODS:
         raise PatchError(f"method must be one of {_METHODS}, got {method!r}")
     known = coords.to_dataset()[dim].coords
-    centers = labels.patch_coords(known, PatchGrid((axis,)), "center").variables[dim]
+    centers = labels.patch_coords(known, PatchGrid((axis,)), "center", even).variables[dim]
     present = np.flatnonzero(centers.notnull())
     numbers = xr.DataArray(present, coords={dim: centers[present].to_base_variable()}, dims=[dim])
     several = not isinstance(label, tuple) and np.ndim(label) > 0
@@ -263,14 +282,14 @@ def read_ahead(
         if nbytes(counts) > budget or 2 * taken < prod(lengths(counts)):
             read = {}  # one patch is too large, or most samples are in none
     if not read:
-        everything = product(*(range(axis.count) for axis in grid.axes))
-        yield (image, dict.fromkeys(grid.dims, 0)), everything
+        yield (image, dict.fromkeys(grid.dims, 0)), _walk([range(axis.count) for axis in grid.axes])
         return
-    blocks = [
-        [range(i, min(i + count, axis.count)) for i in range(0, axis.count, count)]
-        for axis, count in zip(grid.axes, counts, strict=True)
-    ]
-    for block in product(*blocks):
+    pairs = [*zip(grid.axes, counts, strict=True)]
+    for firsts in _walk([range(0, axis.count, count) for axis, count in pairs]):
+        block = [
+            range(first, min(first + count, axis.count))
+            for first, (axis, count) in zip(firsts, pairs, strict=True)
+        ]
         regions = {
             axis.dim: slice(*axis.region(of[0], len(of))[:2])
             for axis, of in zip(grid.axes, block, strict=True)
@@ -279,7 +298,17 @@ def read_ahead(
         for variable in map(part.variables.__getitem__, read):
             if variable.size:  # a store may refuse to read nothing
                 variable.load()
-        yield (part, {dim: of.start for dim, of in regions.items()}), product(*block)
+        yield (part, {dim: of.start for dim, of in regions.items()}), _walk(block)
+
+
+def _walk(ranges: Sequence[range]) -> Iterator[tuple[int, ...]]:
+    """Go through the product of ranges, the last one fastest; itertools would list each of them."""
+    if not ranges:
+        yield ()
+        return
+    for first in ranges[0]:
+        for rest in _walk(ranges[1:]):
+            yield first, *rest
 
 
 def _patch(

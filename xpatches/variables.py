@@ -4,7 +4,7 @@ import sys
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from functools import partial
 from math import prod
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 import xarray as xr
@@ -12,7 +12,7 @@ import xarray as xr
 from xpatches import labels
 from xpatches.arrays import Array, as_promised, check_dtype, is_dask, kind_of
 from xpatches.errors import PatchError
-from xpatches.geometry import AxisGrid, PatchGrid, Span
+from xpatches.geometry import AxisGrid, PatchGrid, Span, clip
 from xpatches.kernel import Kernel, available_threads, extract_block, extract_flat
 from xpatches.lines import Line
 from xpatches.packing import kept_attrs, kept_encoding, of_another_quantity, of_other_numbers
@@ -94,7 +94,7 @@ def extract_variable(
     threads = available_threads() if in_memory(variable) else 1  # dask has its own
     kernel = partial(copy, fill_value=fill_value, threads=threads)
     form: Form = "flat" if joined else "grid"
-    patches, _ = run(variable, grid, kernel, variable.dtype, form, **how)
+    patches = run(variable, grid, kernel, variable.dtype, form, **how)
     dims = labels.patch_dims(variable.dims, grid, flat=bool(joined))
     attrs = variable.attrs
     spec = write_spec(variable.dims, numbered, fill_value, label, joined, even=even, attrs=attrs)
@@ -156,7 +156,7 @@ def reduce_variable(
             one[span.axis] = span.grid.effective_size
         out = kernel(np.ones(one, dtype), spans).dtype
         patch += out.itemsize
-    reduced, _ = run(variable, grid, kernel, out, "reduced", **how, patch_bytes=patch)
+    reduced = run(variable, grid, kernel, out, "reduced", **how, patch_bytes=patch)
     attrs = kept_attrs(variable.attrs)
     if callable(reduction) or reduction in ("sum", "mean", "median", "std"):
         attrs = of_other_numbers(attrs)
@@ -191,15 +191,16 @@ def _reduction(
 def _check_samples(grid: PatchGrid, name: str) -> None:
     """Refuse patches that have no sample inside the image, where a result must have one."""
     for axis in grid.axes:
-        origins = np.arange(axis.count) * axis.stride - axis.before
-        first = np.maximum(0, -(origins // axis.rate))  # the first tap not before the image
-        empty = (first >= axis.size) | (origins + first * axis.rate >= axis.length)
-        if empty.any():
-            raise PatchError(
-                f"ignore_padding leaves patch {int(empty.argmax())} along {axis.dim!r} without "
-                f"samples, for which {name!r} has no integer; use less padding, a fill_value, "
-                "min_count=1, or .astype(float) first"
-            )
+        # They begin before the image, the first one or one of as many as the rate, or behind it.
+        before, behind = (-(-n // axis.stride) for n in (axis.before, axis.before + axis.length))
+        for patch in (*range(min(before, axis.rate)), behind):
+            _, inside, _ = clip(axis.samples(patch), axis.length)
+            if patch < axis.count and inside.start == inside.stop:
+                raise PatchError(
+                    f"ignore_padding leaves patch {patch} along {axis.dim!r} without samples, for "
+                    f"which {name!r} has no integer; use less padding, a fill_value, min_count=1, "
+                    "or .astype(float) first"
+                )
 
 
 def _reduce_patches(
@@ -241,7 +242,7 @@ def run(
     engine: str,
     max_bytes: int | str | None,
     patch_bytes: int | None = None,
-) -> tuple[Any, Plan | None]:
+) -> Any:
     """Run a kernel on a variable: at once where it is in memory, lazily where it is not.
 
     Parameters
@@ -259,18 +260,43 @@ def run(
 
     Returns
     -------
-    result : numpy.ndarray or dask.array.Array
-    plan : Plan or None
-        None for a variable in memory.
+    numpy.ndarray or dask.array.Array
     """
-    grids = _by_axis(variable, grid)
     if in_memory(variable):
+        grids = _by_axis(variable, grid)
         spans = [Span(axis, of, -of.before, of.count) for axis, of in grids.items()]
-        return kernel(variable.to_numpy(), spans), None
+        return kernel(variable.to_numpy(), spans)
+    from xpatches import lazy  # dask is loaded for lazy images only
+
+    data, plan, read = _planned(variable, grid, form, engine, max_bytes, patch_bytes)
+    if read is not None:
+        return lazy.read(read, data.name, plan, kernel, dtype)
+    return lazy.exchange(data, plan, kernel, dtype)
+
+
+def _planned(
+    variable: xr.Variable,
+    grid: PatchGrid,
+    form: Form,
+    engine: str,
+    max_bytes: int | str | None,
+    patch_bytes: int | None = None,
+) -> tuple[Any, Plan, Callable[[tuple[slice, ...]], Array] | None]:
+    """Plan for a variable that is not in memory, as `run` runs it.
+
+    Returns
+    -------
+    data : dask.array.Array
+        The samples, in the chunks of the storage.
+    plan : Plan
+    read : callable or None
+        What reads regions of them, for the engine "region".
+    """
     from xpatches import lazy  # dask is loaded for lazy images only
 
     data = labels.chunk_lazy(variable).data
     budget = lazy.as_budget(max_bytes)
+    grids = _by_axis(variable, grid)
     given = (grids, data.chunks, data.dtype.itemsize, budget, form, patch_bytes)
     if engine != "map_overlap":
         dask, read = is_dask(variable._data), sliceable(variable, data)
@@ -282,9 +308,8 @@ def run(
         if read is not None and (engine == "region" or not dask):
             plan = plan_blocks("region", *given)
             if engine == "region" or plan.read_amplification < _MOST_READ:
-                return lazy.read(read, data.name, plan, kernel, dtype), plan
-    plan = plan_blocks("map_overlap", *given)
-    return lazy.exchange(data, plan, kernel, dtype), plan
+                return data, plan, read
+    return data, plan_blocks("map_overlap", *given), None
 
 
 def plan_variable(
@@ -296,16 +321,18 @@ def plan_variable(
     """Say how `extract_variable` will work, as `Patches.plan` documents."""
     grid = grid.arrange(variable.dims)
     form: Form = "flat" if joined else "grid"
-    kernel = partial(extract_block, fill_value=np.zeros((), variable.dtype))
-    tasks, budget = 1, None
+    tasks, image_tasks, budget = 1, 0, None
     if in_memory(variable):
         grids, whole = _by_axis(variable, grid), tuple((length,) for length in variable.shape)
         plan = plan_blocks("map_overlap", grids, whole, variable.dtype.itemsize, sys.maxsize, form)
     else:
         from xpatches import lazy  # dask is loaded for lazy images only
 
-        patches, made = run(variable, grid, kernel, variable.dtype, form, **how)
-        plan, tasks = cast(Plan, made), lazy.count_tasks(patches)
+        data, plan, read = _planned(variable, grid, form, **how)
+        if read is None:
+            tasks, image_tasks = lazy.exchanged_tasks(plan), len(data.__dask_graph__())
+        else:
+            tasks = lazy.read_tasks(plan)
         budget = lazy.as_budget(how["max_bytes"])
     dims = labels.patch_dims(variable.dims, grid, flat=bool(joined))
     return {
@@ -313,6 +340,7 @@ def plan_variable(
         "patches": grid.total,
         "blocks": prod(len(axis.blocks) for axis in plan.axes),
         "tasks": tasks,
+        "image_tasks": image_tasks,
         "halo": {axis.grid.dim: list(axis.halo) for axis in plan.axes if axis.grid in grid.axes},
         "regions": {
             dim: [list(region) for region in axis.regions]

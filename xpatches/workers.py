@@ -7,20 +7,22 @@ sent the job once per worker, and numbers of blocks after that, several at a tim
 
 import queue
 import sys
+import threading
 import time
 import uuid
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import CancelledError, Future, ThreadPoolExecutor, wait
+from concurrent.futures import CancelledError, Future, wait
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from functools import partial
 from itertools import islice
-from pickle import PicklingError
 from typing import Any
 
-from xpatches.errors import PatchError
+import cloudpickle  # which dask needs as well
+
+from xpatches.errors import MapError, PatchError
 from xpatches.kernel import available_cores
-from xpatches.redaction import redacted
+from xpatches.redaction import redacted, told
 
 TICK = 0.2
 """Seconds after which a wait looks around."""
@@ -45,10 +47,19 @@ class Workers:
 
 
 def workers_for(job: Any) -> AbstractContextManager[Workers]:
-    """Take the workers of the dask client that is active, or as many threads as there are cores."""
-    if "distributed" in sys.modules:  # else there is no client
-        from distributed import Client
+    """Take the workers of the dask client that is active, or as many threads as there are cores.
 
+    Within a task of a cluster these are the cluster's, as for dask itself.
+    """
+    if "distributed" in sys.modules:  # else there is no client
+        from distributed import Client, get_worker
+
+        try:
+            get_worker()
+        except ValueError:
+            pass
+        else:
+            return _within_task(job)
         try:
             return _cluster(Client.current(), job)  # type: ignore[no-untyped-call]
         except ValueError:
@@ -58,41 +69,86 @@ def workers_for(job: Any) -> AbstractContextManager[Workers]:
 
 @contextmanager
 def _threads(job: Any) -> Iterator[Workers]:
+    """Run blocks in threads that do not keep alive a process whose user wants it to end."""
     number = available_cores()
-    with ThreadPoolExecutor(number) as pool:
+    calls = queue.SimpleQueue[tuple[Future[Any], Callable[[int], Any], int] | None]()
+    threads: list[threading.Thread] = []
 
-        def submit(method: str, numbers: Sequence[int]) -> "list[Future[Any]]":
-            return [pool.submit(getattr(job, method), n) for n in numbers]
+    def work() -> None:
+        while call := calls.get():
+            future, method, block = call
+            if future.set_running_or_notify_cancel():
+                try:
+                    future.set_result(_contained(method, block))
+                except Exception as error:  # whatever the block raised
+                    future.set_exception(error)
 
+    def submit(method: str, numbers: Sequence[int]) -> "list[Future[Any]]":
+        futures: list[Future[Any]] = [Future() for _ in numbers]
+        for future, block in zip(futures, numbers, strict=True):
+            calls.put((future, getattr(job, method), block))
+            if len(threads) < number:
+                thread = threading.Thread(target=work, name="xpatches-block", daemon=True)
+                threads.append(thread)
+                thread.start()
+        return futures
+
+    try:
         yield Workers(submit, lambda: number, lambda: None)
+    finally:
+        for _ in threads:
+            calls.put(None)
+
+
+@contextmanager
+def _within_task(job: Any) -> Iterator[Workers]:
+    """Take the workers of the cluster that runs this; its own thread is given to another task."""
+    from distributed import worker_client
+
+    with worker_client() as client, _cluster(client, job) as workers:
+        yield workers
 
 
 @contextmanager
 def _cluster(client: Any, job: Any) -> Iterator[Workers]:
     from distributed import WorkerPlugin
 
+    if client.asynchronous:
+        raise PatchError(
+            "the dask client is asynchronous, and a job waits for its blocks: run it in a thread, "
+            "await asyncio.to_thread(p.to_zarr, store), say, or use a synchronous client"
+        )
+
+    name = f"xpatches_{uuid.uuid4().hex}"
+
     class Carry(WorkerPlugin):
         """Gives every worker the job, also one that replaces a dead one."""
 
+        def __init__(self, pickled: bytes) -> None:
+            self.pickled = pickled
+
         def setup(self, worker: Any) -> None:
-            setattr(worker, name, job)
+            pickled, self.pickled = self.pickled, b""  # which may hold an image
+            setattr(worker, name, cloudpickle.loads(pickled))
 
         def teardown(self, worker: Any) -> None:
-            delattr(worker, name)
+            vars(worker).pop(name, None)  # there is none if it could not be loaded
 
-    name = f"xpatches_{uuid.uuid4().hex}"
     try:
-        client.register_plugin(Carry(), name=name)
-    except (TypeError, AttributeError, ValueError, PicklingError) as error:
+        carry = Carry(cloudpickle.dumps(job))
+    except Exception as error:  # whatever an object raises that cannot be pickled
         raise PatchError(
-            f"the job cannot be sent to the workers of the dask client: {redacted(error)}; use an "
-            "image and a func that can be pickled (of Icechunk a read-only session can), or a "
-            "factory"
+            f"the job cannot be sent to the workers of the dask client{_culprit(job)}: "
+            f"{redacted(error)}; use an image and a func that can be pickled (of Icechunk a "
+            "read-only session can), or a factory"
         ) from error
+    gone = "the dask cluster is gone; what is done stays, resume=True goes on"
     counted, threads, stopped = 0.0, 0, False
 
     def count() -> int:
         nonlocal counted, threads
+        if client.status != "running":  # a scheduler that comes back knows nothing of the job
+            raise ConnectionError(gone)
         if not threads or time.monotonic() - counted > _RECOUNTED:
             counted, threads = time.monotonic(), sum(client.nthreads().values())
         return threads
@@ -108,16 +164,54 @@ def _cluster(client: Any, job: Any) -> Iterator[Workers]:
             client.unregister_worker_plugin(name)
 
     try:
+        try:
+            client.register_plugin(carry, name=name)
+        except Exception as error:  # whatever loading it raises
+            raise PatchError(
+                f"the workers of the dask client cannot load the job: {told(error)}; install there "
+                "what func and the image need"
+            ) from error
+        del carry  # which holds the job once more
         yield Workers(submit, count, stop)
     except Exception as error:
         if client.status == "running":
             raise
-        raise ConnectionError(
-            f"the dask cluster is gone, {redacted(repr(error))}; what is done stays, "
-            "resume=True goes on"
-        ) from error
+        raise ConnectionError(gone) from error
     finally:
         stop()
+
+
+def _culprit(job: Any) -> str:
+    """Name the innermost function, not ours, that keeps a job from being pickled."""
+    path, left = list[Any](), [job]
+    while left:
+        path.append(left[0])
+        inner = (part for part in _parts(path[-1]) if not any(part is of for of in path))
+        left = [part for part in inner if not _pickles(part)]
+    named = [held.func if isinstance(held, partial) else held for held in path if callable(held)]
+    named = [held if hasattr(held, "__qualname__") else type(held) for held in named]
+    names = [of.__qualname__ for of in named if not str(of.__module__).startswith("xpatches.")]
+    return f", because of {names[-1]}" if names else ""
+
+
+def _parts(held: Any) -> list[Any]:
+    """Give what an object is pickled as, as far as it says."""
+    if isinstance(held, dict):
+        return [*held.values()]
+    if isinstance(held, tuple | list):
+        return [*held]
+    try:
+        return [*held.__reduce_ex__(4)[1:3]]  # arguments, and the state
+    except Exception:  # whatever an object raises that cannot be pickled
+        return []
+
+
+def _pickles(held: Any) -> bool:
+    try:
+        cloudpickle.dumps(held)
+    except Exception:  # as above
+        return False
+    return True
 
 
 def _local(remote: Any) -> "Future[Any]":
@@ -144,7 +238,22 @@ def _call(name: str, method: str, number: int) -> Any:
     job = getattr(get_worker(), name, None)
     if job is None:  # what is raised here, the worker would tell of with a traceback
         return CancelledError("the job was stopped before this block began")
-    return getattr(job, method)(number)
+    return _contained(getattr(job, method), number)
+
+
+def _contained(method: Callable[[int], Any], number: int) -> Any:
+    """Call a method of the job; what would end the thread or the worker fails the block alone.
+
+    Interrupts of the user reach the main thread only, which runs no blocks.
+    """
+    try:
+        return method(number)
+    except Exception:
+        raise
+    except BaseException as error:
+        failure = MapError(f"func raised {error!r}, which is no Exception; raise one that is")
+        failure.reason = repr(error)
+        raise failure from error
 
 
 class Window:
@@ -154,6 +263,7 @@ class Window:
         self._workers, self._method = workers, method
         self._ready: queue.SimpleQueue[tuple[int, Future[Any]]] = queue.SimpleQueue()
         self._futures: dict[int, Future[Any]] = {}
+        self._since: dict[int, float] = {}
 
     def __len__(self) -> int:
         return len(self._futures)
@@ -170,6 +280,18 @@ class Window:
         self._futures.update(zip(numbers, futures, strict=True))
         for number, future in zip(numbers, futures, strict=True):
             future.add_done_callback(partial(self._end, number))
+        self._note_begun()
+
+    def _note_begun(self) -> None:
+        """Note when blocks begin: in their order, as threads become free."""
+        now = time.monotonic()
+        for number in islice(self._futures, self._workers.threads()):
+            self._since.setdefault(number, now)
+
+    @property
+    def longest(self) -> tuple[int, float] | None:
+        """The block that is underway for longest, and since when; None where there is none."""
+        return next(iter(self._since.items()), None)
 
     def _end(self, number: int, future: "Future[Any]") -> None:
         self._ready.put((number, future))
@@ -181,6 +303,8 @@ class Window:
         except queue.Empty:
             return None
         del self._futures[number]
+        self._since.pop(number, None)
+        self._note_begun()
         return number, _outcome(future)
 
     def over(self, numbers: Iterable[int]) -> Iterator[tuple[int, Any]]:
@@ -200,10 +324,13 @@ class Window:
         futures = dict(self._futures)
         for future in futures.values():
             future.cancel()
-        wait(futures.values())  # not for the queue: an interrupt may have come just after it gave
+        # Not for the queue: an interrupt may have come just after it gave.
+        while wait(futures.values(), TICK).not_done:  # which lets another interrupt through
+            pass
         for number, future in futures.items():
             yield number, _outcome(future)
         self._futures.clear()
+        self._since.clear()
 
 
 def _outcome(future: "Future[Any]") -> Any:
