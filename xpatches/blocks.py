@@ -21,10 +21,21 @@ from zarr.abc.store import Store
 from zarr.storage import MemoryStore, StorePath
 
 from xpatches.arrays import Array
+from xpatches.documents import (
+    Unfit,
+    either,
+    integer,
+    mapping_of,
+    one_of,
+    parse,
+    record,
+    refuse,
+    text,
+)
 from xpatches.kernel import extract_block
 from xpatches.layout import Layout
 from xpatches.states import MARKS
-from xpatches.store import Folder, parsed
+from xpatches.store import Folder
 from xpatches.writer import Run
 
 Reader: TypeAlias = Callable[[tuple[slice, ...]], Array]
@@ -398,13 +409,28 @@ class Mark:
 
 def mark_in(content: bytes | None) -> Mark | None:
     """Read the mark of a block; None where there is none, or where it is damaged."""
-    found = None if content is None else parsed(content)
-    if found is None:
+    try:
+        found = _mark("", parse(content))
+    except Unfit:
         return None
-    run, checksum, objects = found.get("run"), found.get("checksum"), found.get("objects")
-    sound = isinstance(run, str) and type(checksum) in (int, type(None))
-    sound &= isinstance(objects, dict) and all(type(size) is int for size in objects.values())
-    return Mark(str(run), checksum, dict(objects or {})) if sound else None
+    return Mark(found["run"], found["checksum"], found["objects"])
+
+
+def _key(place: str, value: Any) -> str:
+    """Check the name of an object, which lies in the folder."""
+    name = text(place, value)
+    if "\0" in name or not {"", ".", ".."}.isdisjoint(name.split("/")):
+        refuse(place, "the name of an object", name)
+    return name
+
+
+_mark = record(
+    {
+        "run": text,
+        "checksum": either(one_of(None), integer),
+        "objects": mapping_of(_key, integer),
+    }
+)
 
 
 def numbers_of(marks: Iterable[str], counts: Mapping[str, int]) -> list[int]:
@@ -426,7 +452,7 @@ def numbers_of(marks: Iterable[str], counts: Mapping[str, int]) -> list[int]:
     numbers = []
     for mark in marks:
         name, _, number = mark.rpartition("/")
-        known = number.isascii() and number.isdecimal()
-        if known and int(number) < counts.get(name, 0):
+        known = number.isascii() and number.isdecimal() and len(number) < 20
+        if known and f"{int(number)}" == number and int(number) < counts.get(name, 0):
             numbers.append(firsts[name] + int(number))
     return sorted(numbers)

@@ -11,6 +11,7 @@ import sys
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import asdict
 from functools import partial, wraps
 from typing import Any
 
@@ -22,11 +23,13 @@ from zarr.errors import UnstableSpecificationWarning
 from xpatches import pictures, verification
 from xpatches.datasets import dataset_state, open_patches
 from xpatches.errors import JobError, PatchError
+from xpatches.geometry import AxisGrid
 from xpatches.lock import writer_of
 from xpatches.mapping import as_scale
 from xpatches.opening import open_image
+from xpatches.redaction import redacted, told
 from xpatches.reprs import readable
-from xpatches.spec import SPEC_ATTR
+from xpatches.spec import SPEC_ATTR, read_spec
 from xpatches.states import check_state, holds_patches, state_of
 from xpatches.stitching import REDUCES
 from xpatches.store import Folder, open_folder
@@ -134,7 +137,7 @@ def _reported(debug: bool) -> Iterator[None]:
         known = isinstance(error, PatchError | JobError | OSError)
         text = str(error) if known else f"{type(error).__name__}: {error} (--debug shows where)"
         text = text if isinstance(error, JobError) else " ".join(text.split())
-        click.echo(f"xpatches: {_typed(text)}", err=True)
+        click.echo(f"xpatches: {_printable(redacted(_typed(text)))}", err=True)
         wrong = isinstance(error, PatchError | FileNotFoundError)
         raise SystemExit(USAGE if wrong else FAILED) from None
 
@@ -155,7 +158,18 @@ def _command(example: str, **kwargs: Any) -> Callable[..., Any]:
     return decorate
 
 
-@click.group(epilog="Exit codes: 0 done, 1 failed, 2 wrong usage, 130 stopped.")
+class _Masking(click.Group):
+    """Tells nothing of credentials that were typed, whatever is wrong with them."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        """Run a command."""
+        try:
+            return super().invoke(ctx)
+        except click.UsageError as error:
+            raise click.UsageError(redacted(error.format_message()), error.ctx) from error
+
+
+@click.group(cls=_Masking, epilog="Exit codes: 0 done, 1 failed, 2 wrong usage, 130 stopped.")
 @click.version_option(package_name="xpatches")
 def main() -> None:
     """Patches of images too large for memory: cut them, or map a model over them, zarr to zarr."""
@@ -405,7 +419,8 @@ def _check_places(source: str, out: str, scheduler: str | None, workers: int | N
 
 def _check_zarr_name(what: str, place: str) -> None:
     """Refuse to write zarr under the name of another format, where there is no zarr yet."""
-    name = place.rstrip("/").rpartition("/")[2]
+    path = re.split("[?#]", place)[0] if "://" in place else place
+    name = path.rstrip("/").rpartition("/")[2]
     suffix = os.path.splitext(name)[1].lower()
     if suffix in ("", ".zarr", ".zip"):  # zip is refused with the reason
         return
@@ -414,8 +429,8 @@ def _check_zarr_name(what: str, place: str) -> None:
         if folder.get("zarr.json") is not None or folder.get(".zgroup") is not None:
             return
     raise click.UsageError(
-        f"{what} is written as zarr and must end with .zarr or have no suffix, got {place!r}; "
-        f"write {name.removesuffix(suffix)}.zarr, and convert it"
+        f"{what} is written as zarr and must end with .zarr or have no suffix, got "
+        f"{redacted(place)!r}; write {name.removesuffix(suffix)}.zarr, and convert it"
     )
 
 
@@ -454,8 +469,7 @@ def _import(func: str, factory: bool) -> Any:
         raise click.UsageError(f"--func: {error}; the path is searched, then here") from error
     except (Exception, SystemExit) as error:  # whatever a module raises
         raise PatchError(
-            f"--func: {module!r} cannot be imported: {type(error).__name__}: {error} (--debug "
-            "shows where)"
+            f"--func: {module!r} cannot be imported: {told(error)} (--debug shows where)"
         ) from error
     at = getattr(found, "__file__", None) or "built in"
     for part in name.split("."):
@@ -500,10 +514,11 @@ def verify(store: str, repair: bool, quiet: bool, as_json: bool) -> None:
     facts = verification.verify(store, repair=repair, progress=not quiet)
     damaged = facts["damaged"]
     if as_json:
-        _tell({"store": store, **facts}, as_json)
+        _tell({"store": redacted(store), **facts}, as_json)
     else:
-        _tell({"store": store, **facts, "damaged": len(damaged)}, as_json)
-        click.echo("".join(f"{name}: {problem}\n" for name, problem in damaged.items()), nl=False)
+        _tell({"store": redacted(store), **facts, "damaged": len(damaged)}, as_json)
+        for name, problem in damaged.items():
+            click.echo(_printable(f"{name}: {problem}"))
     raise SystemExit(FAILED if damaged else DONE)
 
 
@@ -526,7 +541,8 @@ def show(store: str, name: str | None, sel: Any, isel: Any, output: str, as_json
     job = dataset_state(open_folder(store, read_only=True))["job"]
     if job["layout"] == "runs":
         raise click.UsageError(
-            f"{store} holds what a model made of single patches; name the image that was made of it"
+            f"{redacted(store)} holds what a model made of single patches; name the image that was "
+            "made of it"
         )
     opened = open_patches(store, chunks=None)
     if isinstance(opened, xr.Dataset):
@@ -540,8 +556,8 @@ def show(store: str, name: str | None, sel: Any, isel: Any, output: str, as_json
     try:
         if job["layout"] == "image":
             stored = name or next(iter(job["blocks"]))
-            axes = json.loads(job["map"][stored]["patches"])["axes"]
-            dims = [axis["dim"] for axis in axes]
+            spec = read_spec({SPEC_ATTR: job["map"][stored]["patches"]})
+            dims = [*map(str, spec.grid.dims)]
             with zarr.config.set({"async.concurrency": 1}):  # shards that are decoded at once
                 image, told["steps"], told["chosen"] = pictures.choose_image(
                     opened, dims, sel or {}, isel or {}
@@ -610,10 +626,10 @@ def _about(folder: Folder, given: str, source: Mapping[str, Any] | None = None) 
     """Describe what lies in a store; of what the options say, where it is an image."""
     if any(value is not None for value in (source or {}).values()) or not holds_patches(folder):
         if state_of(folder) == "begun":  # and killed before anything could be said of it
-            return {"store": given, "holds": "patches", "state": "incomplete"}
+            return {"store": redacted(given), "holds": "patches", "state": "incomplete"}
         image = open_image(given, **(source or {}))
         return {
-            "store": given,
+            "store": redacted(given),
             "holds": "image",
             "variables": {
                 str(name): {
@@ -630,17 +646,17 @@ def _about(folder: Folder, given: str, source: Mapping[str, Any] | None = None) 
     arrays = {}
     for name in job["blocks"]:
         stored: Any = zarr.open_array(folder.store, path=folder.key(name), mode="r")
-        axes = json.loads(stored.attrs.get(SPEC_ATTR, '{"axes": []}'))["axes"]
+        axes = read_spec(stored.attrs).grid.axes if SPEC_ATTR in stored.attrs else ()
         arrays[name] = {
             "dtype": str(stored.dtype),
             "dims": dict(zip(stored.metadata.dimension_names, stored.shape, strict=True)),
             "chunks": stored.chunks,
             "shards": stored.shards,
-            "patches": {axis.pop("dim"): axis for axis in axes},
+            "patches": {axis.dim: _numbers(axis) for axis in axes},
             "bytes": stored.nbytes,
         }
     return {
-        "store": given,
+        "store": redacted(given),
         "holds": {"image": "an image that was mapped", "runs": "what a model made of patches"}.get(
             job["layout"], "patches"
         ),
@@ -649,6 +665,11 @@ def _about(folder: Folder, given: str, source: Mapping[str, Any] | None = None) 
         "layout": job["layout"],
         "variables": arrays,
     }
+
+
+def _numbers(axis: AxisGrid) -> dict[str, Any]:
+    """Give the numbers of an axis, but for its name."""
+    return {key: value for key, value in asdict(axis).items() if key != "dim"}
 
 
 def _tell(facts: Mapping[str, Any], as_json: bool) -> None:
@@ -666,7 +687,12 @@ def _tell(facts: Mapping[str, Any], as_json: bool) -> None:
             elif value is not None:
                 yield f"{indent}{key}: {_short(key, value)}"
 
-    click.echo(json.dumps(facts) if as_json else "\n".join(lines(facts, "")))
+    click.echo(json.dumps(facts) if as_json else "\n".join(map(_printable, lines(facts, ""))))
+
+
+def _printable(text: str) -> str:
+    """Escape what would steer a terminal: names may come from a store."""
+    return "".join(c if c.isprintable() or c == "\n" else repr(c)[1:-1] for c in text)
 
 
 def _short(key: str, value: Any) -> str:

@@ -1,10 +1,13 @@
 """Datasets that jobs write: what is written of an image, and how it is opened again."""
 
+import gzip
 import json
 import posixpath
 from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.metadata import version
+from math import prod
 from types import MappingProxyType
 from typing import Any, Protocol
 
@@ -17,12 +20,15 @@ from xpatches.arguments import as_lengths, check_among, shown
 from xpatches.arrays import Array, is_dask
 from xpatches.blocks import Job, Part, numbers_of
 from xpatches.copies import copy_of
+from xpatches.descriptions import VERSION, read_description
 from xpatches.errors import PatchError
 from xpatches.geometry import PatchGrid
 from xpatches.jobs import Report, check_job, write_job
 from xpatches.layout import CHUNK
 from xpatches.packing import drop_dangling, kept_encoding, links_of, relink
-from xpatches.states import description_in, holds_patches, marked_blocks, state_of
+from xpatches.redaction import told
+from xpatches.reprs import readable
+from xpatches.states import attrs_of, holds_patches, marked_blocks, state_of
 from xpatches.storable import (
     check_storable,
     decoding_of,
@@ -33,8 +39,10 @@ from xpatches.storable import (
 from xpatches.store import JOB, Folder, open_folder
 from xpatches.variables import in_memory
 
-_VERSION = 5
-"""Of what describes a dataset."""
+_LABELS = 1 << 31
+"""Bytes of labels along dims, which xarray holds in memory."""
+_OBJECTS = 10**7
+"""Dask chunks of a variable."""
 
 
 @dataclass(frozen=True)
@@ -209,7 +217,7 @@ def _template(
             variable.load()
             variable.encoding = without_codecs(variable)
     job = {
-        "version": _VERSION,
+        "version": VERSION,
         "xpatches": version("xpatches"),
         "layout": written.layout,
         **written.described(),
@@ -274,25 +282,14 @@ def open_patches(
             f"store {folder} is incomplete: {state['missing']} of {state['blocks']} blocks are "
             "missing; finish it with resume=True"
         )
-    dataset: xr.Dataset = folder.again(
-        lambda: xr.open_zarr(
-            folder.store,
-            group=folder.path or None,
-            chunks=None,
-            consolidated=False,
-            **open_kwargs(described),
-        )
-    )
-    # xarray takes coords that an attr of another variable names, such as the CRS, for variables.
-    dataset = dataset.set_coords([name for name in described["coords"] if name in dataset])
-    for name, links in described["links"].items():
-        relink(dataset.variables[name], links)
+    with _whole(folder):
+        dataset = _opened(folder, described)
     check_among("chunks", lengths or (), dataset.dims)
     for name in () if lengths is None else described["blocks"]:
         variable = dataset.variables[name]
-        stored = variable.encoding.get("shards") or variable.encoding["chunks"]
-        objects = dict(zip(variable.dims, stored, strict=True))
+        objects = _objects(name, variable)
         given = {dim: length for dim, length in (lengths or {}).items() if dim in objects}
+        _check_count(name, variable, {dim: n for dim, n in objects.items() if dim not in given})
         dataset[name] = variable.chunk({**objects, **given})
     dataset.attrs = {key: value for key, value in dataset.attrs.items() if key != JOB}
     if described["array"] is None:
@@ -320,14 +317,7 @@ def dataset_state(folder: Folder) -> dict[str, Any]:
         raise PatchError(
             f"store {folder} holds no patch dataset; name one that Patches.to_zarr wrote"
         )
-    job = description_in(folder.document("zarr.json")) or {}
-    if "version" not in job:
-        raise PatchError(f"attr {JOB!r} of store {folder} is damaged; write it anew")
-    if job["version"] != _VERSION:
-        raise PatchError(
-            f"store {folder} is a patch dataset of version {job['version']}, this xpatches reads "
-            f"{_VERSION}; write it anew"
-        )
+    job = read_description(attrs_of(folder.document("zarr.json")), folder)
     counts = {name: of["count"] for name, of in job["blocks"].items()}
     blocks = sum(counts.values())
     complete = state_of(folder) == "complete"
@@ -338,6 +328,80 @@ def dataset_state(folder: Folder) -> dict[str, Any]:
         "blocks": blocks,
         "missing": missing,
     }
+
+
+def _opened(folder: Folder, described: Mapping[str, Any]) -> xr.Dataset:
+    """Open what lies in the store of a dataset, with the labels along its dims, and nothing else.
+
+    Raises
+    ------
+    PatchError
+        If it is not what the description says, or the labels do not fit into memory.
+    """
+    dataset: xr.Dataset = folder.again(
+        lambda: xr.open_zarr(
+            folder.store,
+            group=folder.path or None,
+            chunks=None,
+            consolidated=False,
+            create_default_indexes=False,
+            **open_kwargs(described),
+        )
+    )
+    for what in ("blocks", "coords", "links"):
+        for name in described[what]:
+            if name not in dataset.variables:
+                raise PatchError(
+                    f"store {folder} lacks {shown(name)}, which its {what} name; write it anew"
+                )
+    # xarray takes coords that an attr of another variable names, such as the CRS, for variables.
+    dataset = dataset.set_coords(described["coords"])
+    for name, links in described["links"].items():
+        relink(dataset.variables[name], links)
+    along = [name for name, coord in dataset.coords.items() if coord.dims == (name,)]
+    size = sum(dataset.variables[name].nbytes for name in along)
+    if size > _LABELS:
+        raise PatchError(
+            f"store {folder} has labels of {readable(size)} along {shown(along)}, more than the "
+            f"{readable(_LABELS)} that are held in memory; drop them with zarr if that is so"
+        )
+    return dataset.assign_coords(xr.Coordinates({name: dataset.variables[name] for name in along}))
+
+
+@contextmanager
+def _whole(folder: Folder) -> Iterator[None]:
+    """Say of a store that what lies in it is damaged, whatever zarr and xarray raise for that."""
+    try:
+        yield
+    except PatchError:
+        raise
+    except Exception as error:
+        unreachable = isinstance(error, OSError)
+        if unreachable and not isinstance(error, FileNotFoundError | gzip.BadGzipFile):
+            raise
+        raise PatchError(
+            f"store {folder} cannot be opened, {told(error)}; it is damaged, take it "
+            "from where it came again, or write it anew"
+        ) from error
+
+
+def _objects(name: str, variable: xr.Variable) -> dict[Hashable, int]:
+    """Give the lengths of stored objects along the dims of a variable, or those of the dims."""
+    lengths = variable.encoding.get("shards") or variable.encoding["chunks"]
+    if min(lengths, default=1) < 1:
+        raise PatchError(f"{name!r} lies in chunks of the lengths {lengths}; write it anew")
+    pairs = zip(variable.sizes.items(), lengths, strict=True)
+    return {dim: min(length, max(1, n)) for (dim, n), length in pairs}
+
+
+def _check_count(name: str, variable: xr.Variable, lengths: Mapping[Hashable, int]) -> None:
+    """Refuse to make more dask chunks than there can be."""
+    count = prod(-(-variable.sizes[dim] // n) for dim, n in lengths.items())
+    if count > _OBJECTS:
+        raise PatchError(
+            f"{name!r} lies in {count} stored objects, more than the {_OBJECTS} chunks that dask "
+            "is given; open it with chunks=None, or with larger chunks={dim: length}"
+        )
 
 
 def check_apart(image: xr.Dataset, folder: Folder) -> None:

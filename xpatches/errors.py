@@ -3,6 +3,8 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from xpatches.redaction import told
+
 
 class PatchError(ValueError):
     """A request for patches that cannot be met.
@@ -49,7 +51,7 @@ class BlockFailure:
     """What was raised, the last time it was tried."""
 
     def __str__(self) -> str:
-        return f"block {self.block}, {self.region}: {type(self.cause).__name__}: {self.cause}"
+        return f"block {self.block}, {self.region}: {told(self.cause)}"
 
 
 class JobError(RuntimeError):

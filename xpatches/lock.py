@@ -61,7 +61,7 @@ class _Claim:
 def _claim_in(content: bytes) -> _Claim:
     found, run = parsed(content) or {}, id_in(content)
     host, pid, boot = found.get("host"), found.get("pid"), found.get("boot")
-    if run is None or not isinstance(host, str) or type(pid) is not int:
+    if run is None or not isinstance(host, str) or type(pid) is not int or pid >> 64:
         return _Claim(None, "", 0, None)
     return _Claim(run, host[:255], pid, boot if isinstance(boot, str) else None)
 

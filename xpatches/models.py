@@ -22,6 +22,7 @@ from xpatches.errors import MapError
 from xpatches.geometry import AxisGrid, PatchGrid, Span, split_run
 from xpatches.kernel import extract_block
 from xpatches.layout import SAMPLE_DIM
+from xpatches.redaction import redacted, told
 from xpatches.runs import Run, band_of
 
 
@@ -74,9 +75,7 @@ class Function:
                 try:
                     made = self.func()
                 except Exception as error:
-                    raise MapError(
-                        f"func, a factory, failed: {type(error).__name__}: {error}"
-                    ) from error
+                    raise MapError(f"func, a factory, failed: {told(error)}") from error
                 if not callable(made):
                     raise MapError(f"func, a factory, must give a function, got {made!r}")
                 self._made = made
@@ -183,7 +182,7 @@ class Model:
             f"{dim}={found[dim].values[0]}" for dim in self.grid.dims if dim in found
         )
         center = f" (center {labels})" if labels else ""
-        reason = f"{type(error).__name__}: {error}"
+        reason = told(error)
         failure = MapError(f"func failed on {what} with origin {origins}{center}: {reason}")
         failure.reason = reason
         return failure
@@ -225,8 +224,8 @@ class Model:
             made = np.asarray(given)
         except Exception as error:  # whatever a type raises that is no array
             raise MapError(
-                f"func must return an array, got {type(given).__name__}: {error}; convert it in "
-                "func"
+                f"func must return an array, got {type(given).__name__}: {redacted(error)}; "
+                "convert it in func"
             ) from error
         shape = (len(indices), *self.made.shape)
         if made.shape != shape:

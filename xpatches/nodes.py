@@ -1,9 +1,10 @@
 """Which objects of a zarr hierarchy are its own: those that the metadata of its arrays allow."""
 
-import json
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+
+from xpatches.documents import parse
 
 _PARTIAL = re.compile(r"(zarr|c|[0-9]+)\.[0-9a-f]{32}\.partial")
 """What a process that was killed had not yet renamed: zarr replaces the last suffix by this one."""
@@ -50,7 +51,7 @@ def chunk_keys(content: bytes) -> ChunkKeys | None:
         If it is neither a group's nor an array's with a regular grid and keys that are known.
     """
     try:
-        node = json.loads(content)
+        node = parse(content, whole=True)
         if node["node_type"] == "group":
             return None
         shape = node["shape"]
@@ -64,7 +65,7 @@ def chunk_keys(content: bytes) -> ChunkKeys | None:
         known &= all(type(n) is int and n >= 0 for n in shape)
         known &= all(type(n) is int and n > 0 for n in lengths)
         counts = tuple(-(-n // length) for n, length in zip(shape, lengths, strict=True))
-    except (KeyError, TypeError, AttributeError, RecursionError) as error:
+    except (KeyError, TypeError, AttributeError) as error:
         raise ValueError(f"no metadata of zarr, {error!r}") from error
     if not known:
         raise ValueError("a grid of chunks, or keys, of another kind")

@@ -1,8 +1,8 @@
 """Images as people have them, opened lazily: zarr groups and arrays, files that xarray knows."""
 
-import json
 import os
 import posixpath
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -10,7 +10,10 @@ import xarray as xr
 import zarr
 from zarr.storage import LocalStore
 
+from xpatches.documents import Unfit, text
 from xpatches.errors import PatchError
+from xpatches.redaction import redacted
+from xpatches.states import attrs_of
 from xpatches.store import Folder, open_folder
 
 _DIMS_ATTR = "_ARRAY_DIMENSIONS"
@@ -57,7 +60,7 @@ def open_image(
     if node is None:
         inside = f"; it holds {_contents(root)}" if group and _node(root) == "group" else ""
         where = f"no {group!r}" if inside else "no zarr group or array, and is no file"
-        raise PatchError(f"{source} holds {where}{inside or '; check the path'}")
+        raise PatchError(f"{redacted(source)} holds {where}{inside or '; check the path'}")
     if node == "array":
         return _open_array(folder, dims, decode)
     if dims:
@@ -92,7 +95,7 @@ def _open_file(source: str, group: str | None, decode: bool | None) -> xr.Datase
 
 
 def _open_group(folder: Folder, decode: bool | None) -> xr.Dataset:
-    levels = [path for image in _multiscales(folder) for path in _levels(image)]
+    levels = [path for levels, _ in _multiscales(folder) for path in levels]
     if levels:
         raise PatchError(
             f"{folder} is an OME-Zarr image of the levels {_listed(levels)}; choose one with "
@@ -112,8 +115,8 @@ def _open_group(folder: Folder, decode: bool | None) -> xr.Dataset:
     except (KeyError, ValueError) as error:  # dims without names, or of several lengths
         reason = error.args[0] if error.args else error
         raise PatchError(
-            f"{folder} is no image as a whole, {reason}: it holds {_contents(folder)}, choose one "
-            "with --group"
+            f"{folder} is no image as a whole, {redacted(reason)}: it holds {_contents(folder)}, "
+            "choose one with --group"
         ) from error
     if not image.data_vars:
         inside = _contents(folder)
@@ -138,7 +141,7 @@ def _open_array(folder: Folder, dims: tuple[str, ...] | None, decode: bool | Non
         attrs.setdefault("_FillValue", array.fill_value)  # where xarray keeps it in format 2
     encoding = {"chunks": array.chunks, "shards": array.shards}
     variable = xr.Variable(names, lazy.opened(array), attrs, encoding)
-    name = posixpath.basename(str(folder).rstrip("/")).partition(".")[0]
+    name = re.split("[.?#]", posixpath.basename(str(folder).rstrip("/")))[0]
     image = xr.Dataset({name or "image": variable})
     return xr.decode_cf(image, mask_and_scale=decode is not False)
 
@@ -177,23 +180,30 @@ def _axes(folder: Folder) -> tuple[str, ...] | None:
             return None
         path = posixpath.join(posixpath.basename(str(around)), path).rstrip("/")
         around = parent
-        for image in _multiscales(around):
-            if path in _levels(image):
-                axes = image.get("axes", ())
-                return tuple(axis["name"] if isinstance(axis, Mapping) else axis for axis in axes)
+        for levels, axes in _multiscales(around):
+            if path in levels:
+                return axes
     return None
 
 
-def _multiscales(folder: Folder) -> list[dict[str, Any]]:
-    """Give what OME-Zarr says of the images in a group, in version 0.5 or an older one."""
-    attrs = (folder.document("zarr.json") or {}).get("attributes") or {}
-    attrs = attrs.get("ome") or json.loads(folder.get(".zattrs") or b"{}")
-    images: list[dict[str, Any]] = attrs.get("multiscales") or []
-    return images
-
-
-def _levels(image: Mapping[str, Any]) -> list[str]:
-    return [level["path"] for level in image.get("datasets", ())]
+def _multiscales(folder: Folder) -> list[tuple[list[str], tuple[str, ...]]]:
+    """Give what OME-Zarr, 0.5 or older, says of images in a group: paths of levels, and axes."""
+    attrs = attrs_of(folder.document("zarr.json")).get("ome") or folder.document(".zattrs") or {}
+    try:
+        return [
+            (
+                [text("path", level["path"]) for level in image.get("datasets", ())],
+                tuple(
+                    text("axis", axis["name"] if isinstance(axis, Mapping) else axis)
+                    for axis in image.get("axes", ())
+                ),
+            )
+            for image in attrs.get("multiscales") or ()
+        ]
+    except (AttributeError, KeyError, TypeError, Unfit) as error:
+        raise PatchError(
+            f"what OME-Zarr says of {folder} is damaged, {error!r}; mend the attr 'multiscales'"
+        ) from error
 
 
 def _contents(folder: Folder) -> str:

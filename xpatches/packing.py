@@ -21,7 +21,7 @@ _QUANTITY = {"units", "long_name", "standard_name"}
 """Attrs that say what the numbers are of."""
 _CRS = "grid_mapping"
 _BOUNDS = ("bounds", "climatology")
-_LINKS = (
+LINKS = (
     _CRS, *_BOUNDS, "geometry", "node_coordinates", "node_count",
     "part_node_count", "interior_ring", "cell_measures", "formula_terms", "ancillary_variables",
 )  # fmt: skip
@@ -117,7 +117,7 @@ def kept_encoding(variable: xr.Variable) -> dict[str, Any]:
 
 def links_of(variable: xr.Variable) -> dict[str, Any]:
     """Give what stands in the encoding and names other variables."""
-    return {key: variable.encoding[key] for key in _LINKS if key in variable.encoding}
+    return {key: variable.encoding[key] for key in LINKS if key in variable.encoding}
 
 
 def named_by_links(dataset: xr.Dataset) -> list[Hashable]:

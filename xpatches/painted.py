@@ -29,6 +29,7 @@ from xpatches.located import Located
 from xpatches.mapping import Mapped, Outline
 from xpatches.parts import ImagePart, MadePart
 from xpatches.plan import check_tasks, grow
+from xpatches.redaction import redacted
 from xpatches.spec import Spec, write_spec
 from xpatches.storable import encoding_of
 from xpatches.store import open_folder
@@ -56,7 +57,7 @@ class _OfModel:
         """Describe the patches, the function by its name, and what it returns."""
         model, made = mapped.model, mapped.made
         return {
-            "func": _name_of(model.function.func),
+            "func": redacted(_name_of(model.function.func)),
             "factory": model.function.factory,
             "labelled": model.labelled,
             "patches": write_spec(model.dims, mapped.grid, model.fill_value, "center", {}),

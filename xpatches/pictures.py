@@ -1,8 +1,9 @@
 """Pictures of patches and of images: what of them is drawn, and how; for the command line."""
 
 import textwrap
+from bisect import bisect_left
 from collections.abc import Mapping, Sequence
-from math import ceil, prod
+from math import prod
 from typing import Any
 
 import numpy as np
@@ -89,13 +90,12 @@ def choose_image(
     rest = {dim: n for dim, n in taken.sizes.items() if dim not in axes}
     if len(rest) != 1 or next(iter(rest.values())) not in (3, 4):
         taken = taken.isel(dict.fromkeys(rest, 0))
-    step = 1
-    while (
-        taken.dtype.itemsize
-        * prod(ceil(n / step) if dim in axes else n for dim, n in taken.sizes.items())
-        > READ
-    ):
-        step += 1
+
+    def fits(step: int) -> bool:
+        lengths = (-(-n // step) if dim in axes else n for dim, n in taken.sizes.items())
+        return taken.dtype.itemsize * prod(lengths) <= READ
+
+    step = 1 + bisect_left(range(1, max(taken.sizes.values())), True, key=fits)
     taken = taken.isel({dim: slice(None, None, step) for dim in axes})
     shown = _coloured(taken.load(), axes)
     return shown, dict.fromkeys(axes, step), _chosen(image, shown, indices, set())

@@ -4,12 +4,31 @@ import json
 import math
 from collections.abc import Hashable, Iterable, Mapping
 from dataclasses import asdict, dataclass, field
+from math import prod
 from types import MappingProxyType
 from typing import Any
 
 import numpy as np
 
+from xpatches.arguments import shown
 from xpatches.arrays import Array
+from xpatches.documents import (
+    MOST,
+    Unfit,
+    dtype,
+    either,
+    integer,
+    list_of,
+    long_text,
+    number,
+    one_of,
+    parse,
+    record,
+    refuse,
+    text,
+    tuple_of,
+    version_of,
+)
 from xpatches.errors import PatchError
 from xpatches.geometry import AxisGrid, PatchGrid
 from xpatches.lines import Line
@@ -17,8 +36,9 @@ from xpatches.lines import Line
 SPEC_ATTR = "xpatches"
 """Attr of an extracted array that holds its spec."""
 
-
 _VERSION = 2
+_SAMPLES = 1 << 58
+"""Of an image, at most: their bytes can be counted in 64 bits."""
 
 
 @dataclass(frozen=True)
@@ -71,12 +91,13 @@ def write_spec(
 
 
 def read_spec(attrs: Mapping[Any, Any]) -> Spec:
-    """Read the spec of an extracted array from its attrs.
+    """Read the spec of an extracted array from its attrs, which anyone may have written.
 
     Raises
     ------
     PatchError
-        If the attrs hold no spec, or one of a later version.
+        If the attrs hold no spec, one of another version, or anything in it is not of the kind and
+        size that it must be.
 
     Examples
     --------
@@ -92,24 +113,77 @@ def read_spec(attrs: Mapping[Any, Any]) -> Spec:
             "or its attrs were lost on the way (see xarray.set_options(keep_attrs=True))"
         )
     try:
-        spec = json.loads(attrs[SPEC_ATTR])
-        if spec["version"] == _VERSION:
-            return Spec(
-                tuple(spec["dims"]),
-                PatchGrid(tuple(AxisGrid(**axis) for axis in spec["axes"])),
-                spec["label"],
-                dict(spec["flattened"]),
-                spec["layout"],
-                {dim: np.dtype(dtype) for dim, dtype in spec["even"]},
-                spec.get("outer"),
+        spec = parse(attrs[SPEC_ATTR])
+        if version_of(spec) != _VERSION:
+            raise PatchError(
+                f"the attr {SPEC_ATTR!r} is of version {spec['version']}, this xpatches reads "
+                f"{_VERSION}; use the one that wrote it, or extract again"
             )
-    except (KeyError, TypeError, ValueError) as error:
+        return _checked(_record("", spec))
+    except Unfit as error:
         raise PatchError(
-            f"the attr {SPEC_ATTR!r} is damaged, {error!r}; keep it as extract() gave it"
+            f"the attr {SPEC_ATTR!r} is damaged, {error}; keep it as extract() gave it"
         ) from error
-    raise PatchError(
-        f"the attr {SPEC_ATTR!r} is of version {spec['version']}, this xpatches reads {_VERSION}; "
-        "use the one that wrote it, or extract again"
+
+
+_record = record(
+    {
+        "version": integer,
+        "dims": list_of(text, most=64),
+        "axes": list_of(
+            record(
+                {
+                    "dim": text, "length": integer, "size": integer, "stride": integer,
+                    "rate": integer,
+                    "padding": either(one_of("valid", "same"), tuple_of(integer, integer)),
+                }
+            ),
+            least=1, most=64,
+        ),
+        "fill_value": either(one_of(True, False), either(number, long_text)),
+        "label": one_of("center", "origin"),
+        "flattened": list_of(tuple_of(text, integer), most=64),
+        "layout": one_of("grid", "samples"),
+        "even": list_of(tuple_of(text, either(one_of("object"), dtype)), most=64),
+    },
+    {"outer": long_text},
+)  # fmt: skip
+
+
+def _checked(spec: Mapping[str, Any]) -> Spec:
+    """Make a spec of what is of the right kinds, if it also fits together."""
+    dims, axes = spec["dims"], spec["axes"]
+    names = [axis["dim"] for axis in axes]
+    for place, items in (("dims", dims), ("dims of axes", names)):
+        if len(set(items)) < len(items):
+            refuse(place, "different from each other", items)
+    for place, items in (
+        ("dims of axes", names),
+        ("dims of even", [dim for dim, _ in spec["even"]]),
+    ):
+        if not set(items) <= set(dims):
+            refuse(place, f"among the dims {shown(dims)}", items)
+    try:
+        grid = PatchGrid(tuple(AxisGrid(**axis) for axis in axes))
+    except PatchError as error:
+        raise Unfit(str(error)) from error
+    for axis in grid:
+        if axis.effective_size > MOST:
+            refuse(f"effective size on {axis.dim!r}", f"at most {MOST}", axis.effective_size)
+    for place, counts in (
+        ("samples of the image", [axis.length for axis in grid]),
+        ("samples of a patch", [length for _, length in spec["flattened"]]),
+    ):
+        if prod(counts) > _SAMPLES:
+            refuse(place, f"at most {_SAMPLES}", prod(counts))
+    return Spec(
+        tuple(dims),
+        grid,
+        spec["label"],
+        dict(spec["flattened"]),
+        spec["layout"],
+        {dim: np.dtype(name) for dim, name in spec["even"]},
+        spec.get("outer"),
     )
 
 

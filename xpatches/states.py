@@ -23,7 +23,9 @@ from typing import Any
 import xarray as xr
 from zarr.storage import MemoryStore
 
-from xpatches.arguments import told
+from xpatches.arguments import shown, told
+from xpatches.descriptions import read_description
+from xpatches.documents import Unfit, parse
 from xpatches.errors import PatchError
 from xpatches.nodes import chunk_keys, foreign
 from xpatches.spec import SPEC_ATTR
@@ -61,10 +63,16 @@ def state_of(folder: Folder) -> str:
     return "nothing" if next(others, None) is None else "foreign"
 
 
+def attrs_of(document: Mapping[str, Any] | None) -> dict[str, Any]:
+    """Give the attrs in the document of a group; none where they are no such."""
+    attrs = (document or {}).get("attributes")
+    return attrs if isinstance(attrs, dict) else {}
+
+
 def description_in(root: Mapping[str, Any] | None) -> dict[str, Any] | None:
     """Give what describes a dataset, whole or damaged; None for other groups."""
-    attrs = (root or {}).get("attributes")
-    if not isinstance(attrs, dict) or JOB not in attrs:
+    attrs = attrs_of(root)
+    if JOB not in attrs:
         return None
     text = attrs[JOB]
     return (parsed(text.encode()) if isinstance(text, str) else None) or {}
@@ -289,7 +297,7 @@ def prepare(template: xr.Dataset, encoding: Mapping[str, Any]) -> dict[str, byte
 
 def kept_checksums(folder: Folder) -> dict[str, int]:
     """Give the checksums that a finished dataset keeps, by variable and number of the block."""
-    return dict((description_in(folder.document(_ROOT)) or {}).get("checksums", {}))
+    return dict(read_description(attrs_of(folder.document(_ROOT)), folder).get("checksums", {}))
 
 
 def finish(run: Run, checksums: Mapping[str, int]) -> None:
@@ -321,7 +329,11 @@ def _different(what: str, stored: Any, ours: Any) -> Iterator[str]:
     if stored == ours:
         return
     if what.endswith((f".{JOB}", f".{SPEC_ATTR}")):
-        stored, ours = json.loads(stored), json.loads(ours)
+        try:
+            stored, ours = parse(stored), parse(ours)
+        except Unfit as error:
+            yield f"{what}, {error}"
+            return
     if isinstance(stored, dict) and isinstance(ours, dict):
         for key in dict.fromkeys([*stored, *ours]):
             yield from _different(f"{what}.{key}".strip("."), stored.get(key), ours.get(key))
@@ -329,4 +341,4 @@ def _different(what: str, stored: Any, ours: Any) -> Iterator[str]:
         for number, pair in enumerate(zip(stored, ours, strict=True)):
             yield from _different(f"{what}[{number}]", *pair)
     else:
-        yield f"{what}, stored {stored!r}, now {ours!r}"
+        yield f"{what}, stored {shown(stored)}, now {shown(ours)}"

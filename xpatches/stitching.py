@@ -20,6 +20,7 @@ from xpatches.layout import SAMPLE_DIM
 from xpatches.lines import rounding
 from xpatches.located import Located, locate
 from xpatches.packing import kept_encoding, nodata_of, of_other_numbers
+from xpatches.reprs import readable
 from xpatches.spec import SPEC_ATTR
 from xpatches.tapers import Taper, as_taper, weights_of
 
@@ -29,6 +30,11 @@ REDUCES = ("mean", "sum", "max", "min", "first", "vote")
 
 _LEAST = 1e-30
 """Weights below which, beside the largest, single precision would lose samples."""
+
+_ALONE = 1 << 30
+"""Bytes of an image of which the spec may say alone that it is so large."""
+_SPARSE = 1 << 10
+"""Or as many for every byte of its patches."""
 
 
 def stitch(
@@ -231,7 +237,9 @@ def _stitch_array(array: xr.DataArray, like: Any, how: Mapping[str, Any]) -> xr.
                 f"like must have {cover.length} samples along {cover.dim!r}, as the image that was "
                 f"cut, got {like.sizes.get(cover.dim)}; give that image"
             )
-    if like is not None:
+    if like is None:
+        _check_length(located)
+    else:
         _check_labels(located, like)
     patches = (located.covers, array.dtype, array.name)
     reduce, taper = as_reduction(
@@ -415,6 +423,20 @@ def _coords(
             made[dim] = (dim, labelled, located.array.coords[dim].attrs)
     spec = located.spec
     return labels.image_transforms(kept.assign_coords(made).coords, spec.grid, spec.label)
+
+
+def _check_length(located: Located) -> None:
+    """Refuse an image so much larger than its patches that a wrong spec is all it may come from."""
+    array = located.array
+    spatial = {cover.dim: cover.length for cover in located.covers}
+    lengths = (spatial.get(dim) or array.sizes[dim] for dim in located.result_dims)
+    size, most = array.dtype.itemsize * prod(lengths), max(_ALONE, _SPARSE * array.nbytes)
+    if size > most:
+        raise PatchError(
+            f"like must be given for an image of {readable(size)} from patches of "
+            f"{readable(array.nbytes)}: the attr {SPEC_ATTR!r} alone says that it has the lengths "
+            f"{spatial}; give the image that was cut"
+        )
 
 
 def _check_labels(located: Located, like: xr.DataArray | xr.Dataset) -> None:

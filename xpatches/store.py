@@ -2,10 +2,9 @@
 
 import asyncio
 import contextlib
-import json
 import os
 import time
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Awaitable, Callable, Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,8 +17,10 @@ from zarr.core.sync import sync
 from zarr.storage import LocalStore, StorePath, ZipStore
 
 from xpatches.arguments import shown
+from xpatches.documents import Unfit, parse
 from xpatches.errors import PatchError
 from xpatches.exclusive import exclusive, protocols
+from xpatches.redaction import redacted, told
 
 JOB = "xpatches_job"
 """Attr of a patch dataset that describes its job, and the group of the job's marks."""
@@ -52,8 +53,15 @@ class Folder:
     path: str = ""
 
     def __str__(self) -> str:
-        text = str(self.store).removeprefix("file://")
-        return f"{text}/{self.path}" if self.path else text
+        names = protocols(self.store)
+        place = str(getattr(self.store, "path", "")) if names else str(self.store)
+        if names and "://" not in place:
+            place = f"{min(names)}://{place}"
+        place = redacted(place).removeprefix("file://")
+        return f"{place}/{self.path}" if self.path else place
+
+    def __repr__(self) -> str:
+        return f"Folder({self})"
 
     @property
     def root(self) -> Path | None:
@@ -255,14 +263,15 @@ class Folder:
 
     def again(self, request: Callable[[], T]) -> T:
         """Make a request of the store; again where it fails, unless it is a disk."""
-        for pause in () if isinstance(self.store, LocalStore) else _PAUSES:
-            try:
-                return request()
-            except FileNotFoundError:
-                raise
-            except Exception:  # whatever a store's library raises; the last time it is shown
-                time.sleep(pause)
-        return request()
+        with without_credentials():
+            for pause in () if isinstance(self.store, LocalStore) else _PAUSES:
+                try:
+                    return request()
+                except FileNotFoundError:
+                    raise
+                except Exception:  # whatever a store's library raises; the last time it is shown
+                    time.sleep(pause)
+            return request()
 
     def _forget_lists(self) -> None:
         files = getattr(self.store, "fs", None)
@@ -359,7 +368,7 @@ def open_folder(store: Any, *, read_only: bool = False, what: str = "store") -> 
     if text.endswith(".zip"):
         if not read_only:
             raise PatchError(
-                f"{what} must not be a zip file, got {text!r}: zip is for reading only"
+                f"{what} must not be a zip file, got {redacted(text)!r}: zip is for reading only"
             )
         return Folder(sync(ZipStore.open(text, mode="r")))
     if read_only and not os.path.exists(text):
@@ -392,24 +401,49 @@ def _as_path(what: str, store: Any) -> str:
 
 
 def _open_url(url: str, read_only: bool) -> Store:
-    try:
-        return zarr.storage.FsspecStore.from_url(url, read_only=read_only)
-    except ValueError as error:
-        raise PatchError(f"store {url!r} cannot be opened: {error}; check the URL") from error
-    except ImportError as missing:
+    scheme, _, place = url.rpartition("::")[2].partition("://")
+    bucket = place.partition("/")[0]
+    named = scheme not in ("s3", "s3a", "gs", "gcs") or bucket.startswith("arn:")
+    if not named and (":" in bucket or "@" in bucket):
+        raise PatchError(
+            f"store must not hold credentials, got {scheme}://***; give {scheme}://bucket/path, "
+            "and them in the environment, or a zarr store with storage_options"
+        )
+    with without_credentials():
         try:
-            from obstore.store import from_url
-        except ImportError:
+            return zarr.storage.FsspecStore.from_url(url, read_only=read_only)
+        except ValueError as error:
             raise PatchError(
-                f"store {url!r} needs a library that opens it: {missing}; or install obstore"
-            ) from missing
-        return zarr.storage.ObjectStore(from_url(url), read_only=read_only)
+                f"store {redacted(url)!r} cannot be opened: {redacted(error)}; check the URL"
+            ) from error
+        except ImportError as missing:
+            try:
+                from obstore.store import from_url
+            except ImportError:
+                raise PatchError(
+                    f"store {redacted(url)!r} needs a library that opens it: {redacted(missing)}; "
+                    "or install obstore"
+                ) from missing
+            return zarr.storage.ObjectStore(from_url(url), read_only=read_only)
+
+
+@contextlib.contextmanager
+def without_credentials() -> Iterator[None]:
+    """Raise an error whose text holds credentials as another one, whose text does not."""
+    try:
+        yield
+    except Exception as error:
+        if redacted(error) == str(error):
+            raise
+        kinds = (FileNotFoundError, OSError, ValueError)
+        kind = next((kind for kind in kinds if isinstance(error, kind)), RuntimeError)
+        raise kind(told(error)) from error
 
 
 def parsed(content: bytes) -> dict[str, Any] | None:
     """Parse a JSON object; None where it is something else, or torn."""
     try:
-        found = json.loads(content)
-    except (ValueError, RecursionError):
+        found = parse(content, whole=True)
+    except Unfit:
         return None
     return found if isinstance(found, dict) else None

@@ -1,11 +1,11 @@
 """Read everything of a dataset that a job wrote, and say what is damaged."""
 
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import cached_property
-from itertools import islice, product
+from itertools import islice
 from math import prod
 from typing import Any
 
@@ -18,6 +18,7 @@ from xpatches.kernel import available_cores
 from xpatches.lock import writing
 from xpatches.nodes import ChunkKeys, chunk_keys
 from xpatches.progress import Progress
+from xpatches.redaction import told
 from xpatches.states import say_incomplete
 from xpatches.store import JOB, Folder, open_folder
 
@@ -152,7 +153,7 @@ class _Array:
         """Name objects that are not there."""
         if self.count > len(self.stored):
             known = set(self.stored.values())
-            for index in product(*map(range, self._keys.counts)):
+            for index in _indices(self._keys.counts):
                 if index not in known:
                     yield f"{self.path}/{self._stored.metadata.encode_chunk_key(index)}"
 
@@ -190,4 +191,14 @@ def _arrays(folder: Folder, made: Collection[str]) -> Iterator[_Array]:
 
 
 def _text(error: Exception) -> str:
-    return f"{type(error).__name__}: {str(error)[:200]}"
+    return told(error)[:200]
+
+
+def _indices(counts: Sequence[int]) -> Iterator[tuple[int, ...]]:
+    """Count along all dims, one after the other: nothing is kept, however many there are."""
+    if not counts:
+        yield ()
+        return
+    for index in range(counts[0]):
+        for rest in _indices(counts[1:]):
+            yield (index, *rest)

@@ -22,6 +22,7 @@ import cloudpickle  # which dask needs as well
 
 from xpatches.errors import MapError, PatchError
 from xpatches.kernel import available_cores
+from xpatches.redaction import redacted, told
 
 TICK = 0.2
 """Seconds after which a wait looks around."""
@@ -137,9 +138,9 @@ def _cluster(client: Any, job: Any) -> Iterator[Workers]:
         carry = Carry(cloudpickle.dumps(job))
     except Exception as error:  # whatever an object raises that cannot be pickled
         raise PatchError(
-            f"the job cannot be sent to the workers of the dask client{_culprit(job)}: {error}; "
-            "use an image and a func that can be pickled (of Icechunk a read-only session can), or "
-            "a factory"
+            f"the job cannot be sent to the workers of the dask client{_culprit(job)}: "
+            f"{redacted(error)}; use an image and a func that can be pickled (of Icechunk a "
+            "read-only session can), or a factory"
         ) from error
     gone = "the dask cluster is gone; what is done stays, resume=True goes on"
     counted, threads, stopped = 0.0, 0, False
@@ -167,7 +168,7 @@ def _cluster(client: Any, job: Any) -> Iterator[Workers]:
             client.register_plugin(carry, name=name)
         except Exception as error:  # whatever loading it raises
             raise PatchError(
-                f"the workers of the dask client cannot load the job: {error!r}; install there "
+                f"the workers of the dask client cannot load the job: {told(error)}; install there "
                 "what func and the image need"
             ) from error
         del carry  # which holds the job once more
