@@ -335,8 +335,8 @@ class Job:
             path = self.folder.key(part.name)
             if self.folder.get(f"{part.name}/zarr.json") is None:
                 raise FileNotFoundError(
-                    f"{part.name}/zarr.json of store {self.folder} is not there: it was removed, or "
-                    "workers do not share the store; give a path or a URL that all reach"
+                    f"{part.name}/zarr.json of store {self.folder} is not there: it was removed, "
+                    "or workers do not share the store; give a path or a URL that all reach"
                 )
             array: Any = zarr.open_array(self.folder.store, path=path, mode="r", zarr_format=3)
             found[part.name] = array.metadata
