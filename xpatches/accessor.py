@@ -138,6 +138,7 @@ class _DatasetPatches(PatchesAccessor[xr.Dataset]):
 
 
 _MOST_DIMS = 31
+"""Of an image: those of its patches and one more, along which they lie, are twice as many."""
 _ADDED = ("patch", "origin")
 """Ends of the names that an extraction adds for every dim."""
 

@@ -323,7 +323,10 @@ class Patches(Generic[T]):
         Raises
         ------
         PatchError
-            As `extract`; or if `how` is unknown or does not fit the dtype or `ignore_padding`.
+            As `extract`; or if `how` is unknown or does not fit the dtype, `min_count` or
+            `ignore_padding`.
+        MapError
+            If `how` is a function that fails.
 
         Examples
         --------
@@ -508,14 +511,15 @@ class Patches(Generic[T]):
         from xpatches import painted  # zarr and dask are loaded for jobs only
         from xpatches.store import open_folder
 
+        store = None if store is None else open_folder(store)
+        if materialize is not None:
+            materialize = open_folder(materialize, what="materialize")
         made: Any = painted.paint(
             self._written(called),
             every,
             coords,
-            store=None if store is None else open_folder(store),
-            materialize=None
-            if materialize is None
-            else open_folder(materialize, what="materialize"),
+            store=store,
+            materialize=materialize,
             chunks=chunks,
             shards=shards,
             encoding=encoding,

@@ -169,6 +169,8 @@ def reduce_variable(
             raise PatchError(
                 f"{next(iter(given))} is for the names of how, got a function; leave it out"
             )
+        if "min_count" in given and reduction != "sum":
+            raise PatchError(f"min_count is not for how={reduction!r} of {dtype}; leave it out")
         kernel = partial(_reduce_patches, fill_value=fill_value, reduction=reduction, options=given)
         spans = [Span(variable.dims.index(axis.dim), axis, 0, 1) for axis in grid.axes]
         one = [1] * variable.ndim
