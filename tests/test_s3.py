@@ -113,10 +113,16 @@ def bucket(
 SMALL: dict[str, Any] = {"chunks": {"y": 1, "x": 1}, "shards": {"y": 2, "x": 2}, "progress": False}
 
 
-def patches() -> Any:
+CUT = {"y": 16, "x": 16, "stride": 8}
+
+
+def image_of() -> xr.DataArray:
     samples = np.random.default_rng(0).integers(0, 999, (60, 70)).astype("uint16")
-    image = xr.DataArray(samples, {"x": np.arange(70.0)}, ("y", "x"), "image")
-    return image.patches(y=16, x=16, stride=8)
+    return xr.DataArray(samples, {"x": np.arange(70.0)}, ("y", "x"), "image")
+
+
+def patches() -> Any:
+    return image_of().patches(**CUT)
 
 
 def contents(files: Any, path: str) -> dict[str, bytes]:
@@ -242,10 +248,13 @@ SLEEPER = """
 def test_a_request_of_a_writer_that_slept_changes_nothing(
     bucket: Any, server: tuple[Failing, str], monkeypatch: pytest.MonkeyPatch, how: Any
 ) -> None:
-    """Its last check is passed, and its request is on the way for longer than a lease."""
+    """Its last check is passed, and its request is on the way for longer than a lease.
+
+    The image differs from the one before: servers tell versions of an object by its content.
+    """
     app, arrived, go_on = server[0], threading.Event(), threading.Event()
     if how:
-        patches().to_zarr("s3://bucket/out.zarr", **SMALL)
+        (image_of() + np.uint16(1)).patches(**CUT).to_zarr("s3://bucket/out.zarr", **SMALL)
 
     def hold(method: str, path: str) -> None:
         if method == "PUT" and "/image/c/1/1" in path and not arrived.is_set():

@@ -356,14 +356,31 @@ def test_marks_that_are_none_of_the_jobs_count_for_nothing(
     ids=range(4),
 )  # fmt: skip
 def test_a_writer_that_says_nothing_sensible_is_taken_for_dead(
-    content: bytes, written: dict[str, Path], tmp_path: Path
+    content: bytes, written: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr("xpatches.lock.LEASE", 0.2)
     store = tmp_path / "out"
     shutil.copytree(written["begun"], store)
-    (store / JOB / "writer").write_bytes(content)
+    (store / JOB / "writer").mkdir(exist_ok=True)
+    (store / JOB / "writer" / "1").write_bytes(content)
     made = image_of().assign_coords(time=("y", np.arange(6).astype("M8[D]").astype("M8[ns]")))
     made.patches(y=3, x=3).to_zarr(store, resume=True, **QUIET)
     assert xpatches.open_patches(store).sizes["y"] == 2
+
+
+@pytest.mark.parametrize("name", ["writer", "writer/1/2"])
+def test_what_lies_where_claims_do_is_refused(
+    name: str, written: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("xpatches.lock.LEASE", 0.01)
+    store = tmp_path / "out"
+    shutil.copytree(written["begun"], store)
+    (store / JOB / name).parent.mkdir(parents=True, exist_ok=True)
+    (store / JOB / name).write_text("mine")
+    for how in ({"resume": True}, {"overwrite": True}):
+        with pytest.raises(PatchError, match=r"writer must be a directory|cannot be claimed"):
+            image_of().patches(y=3, x=3).to_zarr(store, **how, **QUIET)
+    assert (store / JOB / name).read_text() == "mine"
 
 
 def changed(store: Path, name: str, **changes: Any) -> None:

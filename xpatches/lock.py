@@ -35,6 +35,8 @@ _BEATS = 3
 """Heartbeats in a lease."""
 _LOOKS = 20
 """Looks at another's heartbeat in a lease."""
+_STARTS = 50
+"""How often a claim is tried to be made, while others are as fast."""
 _HELD: set[str] = set()
 """Runs of this process."""
 _BEAT, _LOCK = "beat", "lock"
@@ -145,7 +147,7 @@ def _begun(
     folder: Folder, tell: Callable[[str], None], lock: bool, fsync: bool
 ) -> tuple[Run, FileLock | None]:
     """Begin a run, which holds the last claim if there is a lock."""
-    while True:
+    for _ in range(_STARTS):
         run = Run(folder, uuid.uuid4().hex, None, fsync)
         dead = wait_until_free(folder, tell) if lock else {}
         _HELD.add(run.id)  # before others of this process can see it
@@ -161,6 +163,10 @@ def _begun(
             return run, keeper
         _leave(run, keeper)
         time.sleep(random.uniform(0, LEASE / _LOOKS))  # someone else was as fast
+    raise PatchError(
+        f"store {folder} cannot be claimed: what lies in {CLAIMS} is changed all the time, or is "
+        "no claim of a job; wait, or remove it"
+    )
 
 
 def _claim(run: Run, dead: Mapping[int, str | None]) -> tuple[Run, bool]:

@@ -60,7 +60,9 @@ def state_of(folder: Folder) -> str:
     if found[_GROUP] is not None:
         return "begun"
     others = (name for name in folder.names() if not name.startswith(f"{JOB}/"))
-    return "nothing" if next(others, None) is None else "foreign"
+    if next(others, None) is None:
+        return "nothing"
+    return "foreign" if folder.get(_GROUP) is None else "begun"  # by another, just now
 
 
 def attrs_of(document: Mapping[str, Any] | None) -> dict[str, Any]:

@@ -132,11 +132,7 @@ class Folder:
         """
         if self.root is not None:
             path = self.root / name
-            try:
-                create_file(path, content)
-            except FileExistsError:
-                return False
-            return True
+            return create_file(path, content)
         conditions = exclusive(self.store)
         if conditions is None:
             raise PatchError(
@@ -313,18 +309,32 @@ def make_directory(path: Path) -> None:
     return None
 
 
-def create_file(path: Path, content: bytes) -> None:
-    """Create a file exclusively, also while others remove its directory as long as it is empty."""
+def create_file(path: Path, content: bytes) -> bool:
+    """Create a file, also while others remove its directory if it is empty; False if there is one.
+
+    Raises
+    ------
+    PatchError
+        If there is something else where its directory is to be.
+    """
     for left in reversed(range(_RACES)):
-        make_directory(path.parent)
+        try:
+            make_directory(path.parent)
+        except (FileExistsError, NotADirectoryError) as error:
+            raise PatchError(
+                f"{path.parent} must be a directory, to hold {path.name}, and is a file; remove it"
+            ) from error
         try:
             with open(path, "xb") as file:
                 file.write(content)
+        except FileExistsError:
+            return False
         except FileNotFoundError:
             if not left:
                 raise
         else:
-            return
+            return True
+    return False
 
 
 def _read(path: Path) -> bytes | None:
