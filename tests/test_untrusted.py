@@ -22,6 +22,7 @@ from hypothesis import strategies as st
 from zarr.codecs import ZstdCodec
 
 import xpatches
+from xpatches.blocks import mark_in
 from xpatches.cli import main
 from xpatches.documents import TEXT, Unfit, parse
 from xpatches.errors import PatchError
@@ -208,11 +209,16 @@ def _add(value: Any, name: str, document: Any, key: Any) -> None:
         document[key].append(value)
 
 
+def timed() -> xr.DataArray:
+    times = np.arange(6).astype("M8[D]").astype("M8[ns]")
+    return image_of().assign_coords(time=("y", times))
+
+
 @pytest.fixture(scope="module")
 def written(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """Datasets of every kind: patches, an image, of a DataArray and of a Dataset, and one begun."""
     folder = tmp_path_factory.mktemp("written")
-    image = image_of().assign_coords(time=("y", np.arange(6).astype("M8[D]").astype("M8[ns]")))
+    image = timed()
     patches = image.patches(y=3, x=3)
     patches.to_zarr(folder / "grid", **QUIET)
     patches.to_zarr(folder / "samples", layout="samples", **QUIET)
@@ -351,19 +357,51 @@ def test_marks_that_are_none_of_the_jobs_count_for_nothing(
 
 
 @pytest.mark.parametrize(
-    "content", [b"[" * 10**5, b'{"id": 1, "host": [], "pid": -1, "time": "x"}', b'{"pid": 1e999}',
-                b'{"id": "a", "host": "b", "pid": 99999999999999999999, "time": 1e308}'],
+    "content",
+    [
+        b"[" * 10**5,
+        b'{"id": 1, "host": [], "pid": -1}',
+        b'{"pid": 1e999}',
+        b'{"id": "' + b"a" * 32 + b'", "host": "b", "pid": 1' + b"0" * 4000 + b', "boot": 7}',
+    ],
     ids=range(4),
-)  # fmt: skip
-def test_a_writer_that_says_nothing_sensible_is_taken_for_dead(
-    content: bytes, written: dict[str, Path], tmp_path: Path
+)
+def test_a_claim_that_says_nothing_sensible_is_that_of_a_dead_writer(
+    content: bytes, written: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr("xpatches.lock.LEASE", 0.01)
     store = tmp_path / "out"
     shutil.copytree(written["begun"], store)
-    (store / JOB / "writer").write_bytes(content)
-    made = image_of().assign_coords(time=("y", np.arange(6).astype("M8[D]").astype("M8[ns]")))
-    made.patches(y=3, x=3).to_zarr(store, resume=True, **QUIET)
+    (store / JOB / "writer").mkdir()
+    (store / JOB / "writer" / "1").write_bytes(content)
+    timed().patches(y=3, x=3).to_zarr(store, resume=True, **QUIET)
     assert xpatches.open_patches(store).sizes["y"] == 2
+
+
+def test_a_file_where_claims_are_to_lie_is_named(written: dict[str, Path], tmp_path: Path) -> None:
+    store = tmp_path / "out"
+    shutil.copytree(written["begun"], store)
+    (store / JOB / "writer").touch()
+    with pytest.raises(PatchError, match=r"holds the file .*writer where a directory of a job mus"):
+        timed().patches(y=3, x=3).to_zarr(store, resume=True, **QUIET)
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"",
+        b"[" * 10**5,
+        b'{"run": "a", "checksum": 1e999, "objects": {}}',
+        b'{"run": [], "checksum": 1, "objects": {}}',
+        b'{"run": "a", "checksum": 1, "objects": {"../../etc/passwd": 1}}',
+        b'{"run": "a", "checksum": 1, "objects": {"image/c/0": -1}}',
+        b'{"run": "a", "checksum": 1, "objects": {}, "run": "b"}',
+        b'{"run": "a", "checksum": 1, "objects": {}, "more": 1}',
+    ],
+    ids=range(8),
+)
+def test_a_mark_that_is_not_as_jobs_write_it_is_none(content: bytes) -> None:
+    assert mark_in(content) is None
 
 
 def changed(store: Path, name: str, **changes: Any) -> None:
@@ -430,7 +468,8 @@ def frame(nbytes: int, *, told: bool = True, content: bool = True) -> bytes:
 def with_chunk(store: Path, codec: Any, content: bytes) -> None:
     """Write a dataset of one chunk, and put something else in its place."""
     encoding = {"image": {"compressors": [codec]}}
-    image_of().patches(y=3, x=3).to_zarr(store, shards=False, encoding=encoding, **QUIET)
+    plain: dict[str, Any] = {"shards": False, "checksums": False, **QUIET}
+    image_of().patches(y=3, x=3).to_zarr(store, encoding=encoding, **plain)
     chunks = [path for path in (store / "image/c").rglob("*") if path.is_file()]
     assert len(chunks) == 1
     chunks[0].write_bytes(content)

@@ -133,6 +133,12 @@ class Folder:
             try:
                 create_file(path, content)
             except FileExistsError:
+                blocking = [parent for parent in path.parents if parent.is_file()]
+                if blocking:  # which nobody removes who writes there
+                    raise PatchError(
+                        f"store {self} holds the file {blocking[0]} where a directory of a job "
+                        "must be; remove it"
+                    ) from None
                 return False
             return True
         conditions = exclusive(self.store)
