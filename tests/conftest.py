@@ -1,3 +1,4 @@
+import os
 import signal
 from collections.abc import Iterator
 from typing import Any
@@ -8,8 +9,9 @@ from hypothesis import settings
 
 from stores import CountingStore
 
-settings.register_profile("xpatches", deadline=None, max_examples=200, print_blob=True)
-settings.load_profile("xpatches")
+settings.register_profile("quick", deadline=None, max_examples=40, print_blob=True)
+settings.register_profile("long", deadline=None, max_examples=400, print_blob=True)
+settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "quick"))
 
 
 @pytest.fixture(scope="session", autouse=True)

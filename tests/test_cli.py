@@ -15,7 +15,7 @@ import zarr
 from click.testing import CliRunner, Result
 
 import xpatches
-from xpatches import pictures
+from xpatches import PatchError, pictures
 from xpatches.cli import main
 
 
@@ -146,7 +146,7 @@ def test_exit_codes_and_messages_of_one_line(source: str, tmp_path: Path) -> Non
     finally:
         chunk.write_bytes(content)
     result = run("info", tmp_path / "absent", "--debug")
-    assert isinstance(result.exception, FileNotFoundError)
+    assert isinstance(result.exception, PatchError)
 
 
 def test_info_tells_images_and_datasets_apart(source: str, tmp_path: Path) -> None:

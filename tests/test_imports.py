@@ -12,7 +12,7 @@ PACKAGE = Path(__file__).parents[1] / "xpatches"
 
 # Imports point up this list only: a module may import those above it.
 ORDER = [
-    *("redaction", "errors", "documents", "arrays", "lines", "packing"),
+    *("redaction", "errors", "arguments", "documents", "arrays", "lines", "packing"),
     *("geometry", "plan", "covers", "tiles", "kernel"),
     *("reductions", "tapers", "accumulate", "lazy", "labels", "spec", "variables", "take"),
     *("reprs", "parity", "layout", "workers", "exclusive", "store", "descriptions"),
@@ -78,7 +78,7 @@ def test_extras_are_imported_where_they_are_used(module: str) -> None:
     assert not EXTRAS & {name.split(".")[0] for name in imported(module, top_level=True)}
 
 
-@pytest.mark.parametrize("module", ["redaction", "errors", "geometry", "plan", "covers", "runs"])
+@pytest.mark.parametrize("module", ["redaction", "errors", "arguments", "geometry", "plan"])
 def test_geometry_and_plans_are_integers_only(module: str) -> None:
     assert not {name.split(".")[0] for name in imported(module)} & ARRAY_LIBRARIES
 

@@ -1,6 +1,5 @@
 import json
 import os
-import re
 import shutil
 import threading
 from pathlib import Path
@@ -15,6 +14,7 @@ import xpatches
 from xpatches import blocks, jobs
 from xpatches.errors import JobError, PatchError
 from xpatches.store import JOB
+from xpatches.writer import Run
 
 QUIET: dict[str, Any] = {"progress": False}
 
@@ -137,26 +137,26 @@ def test_images_in_memory_opened_and_computed_give_the_same_objects(tmp_path: Pa
 
 
 class FailingStore(LocalStore):
-    """Refuses some writes."""
+    """Refuses to take some objects."""
 
     refuse: ClassVar[Any] = staticmethod(lambda key: False)
     written: ClassVar[list[str]] = []
-
-    async def set(self, key: str, *args: Any, **kwargs: Any) -> None:
-        name = re.sub(rf"^{JOB}/runs/\w+/\w+/", "", key)  # where it is made before it is moved
-        if type(self).refuse(name):
-            raise OSError(28, "No space left on device")
-        self.written.append(name)
-        await super().set(key, *args, **kwargs)
-
-    def with_read_only(self, read_only: bool = False) -> "FailingStore":
-        return type(self)(self.root, read_only=read_only)
 
 
 @pytest.fixture
 def failing(monkeypatch: pytest.MonkeyPatch) -> type[FailingStore]:
     FailingStore.refuse = staticmethod(lambda key: False)
     FailingStore.written.clear()
+    publish = Run.publish
+
+    def publish_or_fail(run: Run, objects: dict[str, bytes]) -> None:
+        if isinstance(run.folder.store, FailingStore):
+            if any(map(FailingStore.refuse, objects)):
+                raise OSError(28, "No space left on device")
+            FailingStore.written.extend(objects)
+        publish(run, objects)
+
+    monkeypatch.setattr(Run, "publish", publish_or_fail)
     monkeypatch.setattr(jobs, "_PAUSE", 0.0)
     return FailingStore
 

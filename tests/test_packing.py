@@ -145,8 +145,8 @@ def test_nodata_of_the_output_is_the_value_of_samples_in_no_patch() -> None:
     [
         ({"nodata": 300}, "output nodata must be a value that uint8 can hold, got 300"),
         ({"nodata": 3, "attrs": {"_FillValue": 3}}, "output nodata becomes the attr '_FillValue'"),
-        ({"attrs": ["units"]}, "output attrs must be a mapping, got"),
-        ({"name": 3}, "output name must be a string, got 3"),
+        ({"attrs": ["units"]}, "output attrs must be a mapping from name to value, got"),
+        ({"name": 3}, "output name must be a string without NUL and lone surrogates, got 3"),
     ],
 )
 def test_outputs_that_say_nonsense_are_refused(output: Any, message: str) -> None:

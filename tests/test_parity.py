@@ -159,7 +159,7 @@ def test_stored_arrays_and_ragged_lists_are_refused_and_memory_maps_taken(tmp_pa
     stored = zarr.create_array(tmp_path / "a.zarr", data=SEED)
     with pytest.raises(PatchError, match="images must be a NumPy or dask array, got Array; for"):
         extract_patches(stored, *asked)
-    with pytest.raises(PatchError, match="images must be an array, got lists that are none"):
+    with pytest.raises(PatchError, match=r"images must be an array, got \[\[1, 2\], \[3\]\]"):
         extract_patches([[1, 2], [3]], *asked)
     np.save(tmp_path / "a.npy", SEED)
     mapped = np.load(tmp_path / "a.npy", mmap_mode="r")

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from reference import Array, same_bits
 from strategies import axis_grids, chunkings, problems
-from xpatches import PatchError
+from xpatches import MapError, PatchError
 from xpatches.geometry import AxisGrid
 from xpatches.reductions import SEPARABLE
 
@@ -384,3 +384,13 @@ def test_integers_are_refused_exactly_where_a_patch_has_no_sample_of_the_image(
     else:
         with pytest.raises(PatchError, match=f"leaves patch {held.index(False)} along 'x' without"):
             p.reduce("max", ignore_padding=True)
+
+
+def test_a_function_that_fails_is_told_with_what_it_was_given() -> None:
+    image = xr.DataArray(np.zeros((4, 6)), dims=("y", "x"))
+
+    def broken(patches: Any, axis: Any) -> Any:
+        raise KeyError("y")
+
+    with pytest.raises(MapError, match=r"how failed on patches of shape .*, KeyError: 'y'; it is"):
+        image.patches(y=2, x=2).reduce(broken)

@@ -14,7 +14,7 @@ from zarr.storage import FsspecStore, LocalStore, MemoryStore, ObjectStore, Stor
 
 import xpatches
 from test_jobs import files
-from xpatches.errors import PatchError
+from xpatches.errors import JobError, PatchError
 from xpatches.store import Folder
 
 QUIET: dict[str, Any] = {"progress": False}
@@ -109,10 +109,15 @@ def test_what_would_be_lost_is_refused_before_anything_is_written(
     assert not (tmp_path / "out").exists()
 
 
-def test_variables_whose_names_become_the_same_are_refused(tmp_path: Path) -> None:
+def test_variables_whose_names_could_become_the_same_are_refused(tmp_path: Path) -> None:
     image = xr.Dataset({3: image_of(), "3": image_of()})
-    with pytest.raises(PatchError, match="is that of a coord or of another variable"):
+    with pytest.raises(PatchError, match=r"name of a variable must be a string .*, got 3"):
         patches_of(image).to_zarr(tmp_path / "out", **QUIET)
+
+
+def test_an_image_of_the_name_of_a_coord_of_patches_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(PatchError, match="'y_origin' of the image is that of a coord"):
+        patches_of(image_of().rename("y_origin")).to_zarr(tmp_path / "out", **QUIET)
 
 
 GIVEN: list[tuple[dict[str, Any], str]] = [
@@ -120,8 +125,8 @@ GIVEN: list[tuple[dict[str, Any], str]] = [
     ({"chunks": "auto"}, "chunks must be a mapping from dim to length, got 'auto'"),
     ({"shards": [1, 2]}, "shards must be a mapping from dim to length"),
     ({"shards": True}, "shards must be a mapping from dim to length"),
-    ({"encoding": 3}, "encoding must be a mapping by variable, got 3"),
-    ({"encoding": {"image": 3}}, "encoding of 'image' must be a mapping, got 3"),
+    ({"encoding": 3}, "encoding must be a mapping from variable to a mapping, got 3"),
+    ({"encoding": {"image": 3}}, "encoding of 'image' must be a mapping from word to value, got 3"),
     ({"encoding": {"image": {"dtype": "nope"}}}, "the dataset cannot be stored: .*nope"),
 ]
 
@@ -210,7 +215,7 @@ def test_a_store_that_workers_do_not_share_is_not_taken_for_complete() -> None:
     given = {"n_workers": 1, "threads_per_worker": 1, "dashboard_address": ":0"}
     with (
         distributed.Client(**given),
-        pytest.raises(PatchError, match="lacks 1 of 1 blocks, although workers wrote them"),
+        pytest.raises(JobError, match="workers do not share the store; give a path or a URL"),
     ):
         patches_of(image_of()).to_zarr(MemoryStore(), **QUIET)
 

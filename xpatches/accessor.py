@@ -7,6 +7,7 @@ import numpy as np  # noqa: F401  for the examples
 import xarray as xr
 
 from xpatches import labels, packing, variables
+from xpatches.arguments import as_mapping, check_among, merge, shown
 from xpatches.arrays import Array, as_fill_value
 from xpatches.errors import PatchError
 from xpatches.geometry import Padding, PatchGrid
@@ -80,20 +81,27 @@ class PatchesAccessor(Generic[T]):
         >>> image.patches({"y": 4, "x": 4}, stride=2, rate={"x": 3}).grid.counts
         {'y': 4, 'x': 2}
         """
+        variables.check_dims("the image", tuple(self._obj.dims))
         source = self._obj.copy(deep=False)  # what is done to the image later changes nothing
-        merged = labels.merge("size", size, sizes)
+        merged = merge("size", size, sizes)
         dataset = source.to_dataset(name=ARRAY) if isinstance(source, xr.DataArray) else source
         dataset = dataset.set_coords(packing.named_by_links(dataset))
+        lengths = {dim: dataset.sizes[dim] for dim in source.dims}
+        check_among("size", merged, lengths)
         arrays = []
         for name, variable in dataset.data_vars.variables.items():
             if not merged.keys().isdisjoint(variable.dims):
-                what = "the image" if name == ARRAY else repr(name)
+                what = "the image" if name == ARRAY else shown(name)
                 variables.check_variable(what, variable)
+                if variable.ndim > _MOST_DIMS:
+                    raise PatchError(
+                        f"{what} must have at most {_MOST_DIMS} dims, got {variable.ndim}; patches "
+                        "have up to twice as many, and NumPy holds 64: squeeze or stack some"
+                    )
                 arrays.append(variable.dims)
         for name, variable in dataset.coords.variables.items():
             if not merged.keys().isdisjoint(variable.dims):
-                variables.check_held(f"coord {name!r}", variable)
-        lengths = {dim: dataset.sizes[dim] for dim in source.dims}
+                variables.check_held(f"coord {shown(name)}", variable)
         grid = labels.grid_of(lengths, arrays, merged, stride, rate, padding)
         labels.check_names(dataset, (f"{dim}_{word}" for dim in merged for word in _ADDED))
         fills = _fill_values(dataset, grid, fill_value)
@@ -129,6 +137,8 @@ class _DatasetPatches(PatchesAccessor[xr.Dataset]):
     __doc__ = PatchesAccessor.__doc__
 
 
+_MOST_DIMS = 31
+"""Of an image: those of its patches and one more, along which they lie, are twice as many."""
 _ADDED = ("patch", "origin")
 """Ends of the names that an extraction adds for every dim."""
 
@@ -147,10 +157,10 @@ def _fill_values(
     if not names:
         raise PatchError(f"no variable of the Dataset has any of the dims {grid.dims}; name others")
     per_name = isinstance(fill_value, Mapping) and names != [ARRAY]
-    given = fill_value if per_name else dict.fromkeys(names, fill_value)
-    for name in given:
-        if name not in names:
-            raise PatchError(f"fill_value names {name!r}, which is not among {tuple(names)}")
+    given = dict.fromkeys(names, fill_value)
+    if per_name:
+        given = as_mapping("fill_value", fill_value, "from variable to value")
+        check_among("fill_value", given, names, "variables")
     values = {}
     for name in names:
         variable, whole = dataset.variables[name], name == ARRAY

@@ -5,6 +5,7 @@ from typing import Any, TypeAlias
 
 import numpy as np
 
+from xpatches.arguments import shown
 from xpatches.errors import PatchError
 
 Array: TypeAlias = np.ndarray[Any, np.dtype[Any]]
@@ -135,6 +136,20 @@ def check_dtype(what: str, dtype: Any) -> None:
         )
 
 
+def as_dtype(what: str, value: object) -> np.dtype[Any]:
+    """Normalise a dtype.
+
+    Raises
+    ------
+    PatchError
+        If NumPy knows none of it.
+    """
+    try:
+        return np.dtype(value)  # type: ignore[call-overload, no-any-return]
+    except Exception:  # whatever NumPy raises, and what it asks
+        raise PatchError(f"{what} must be a NumPy dtype, got {shown(value)}") from None
+
+
 def missing_value(dtype: np.dtype[Any]) -> Array:
     """Give what stands for a missing sample of a dtype that has that: NaN or NaT."""
     return np.array("NaT" if dtype.kind in "mM" else np.nan, dtype)
@@ -242,11 +257,11 @@ def as_fill_value(value: object, dtype: np.dtype[Any], what: str = "fill_value")
     try:
         with np.errstate(all="ignore"):
             held = _hold(value, dtype)
-    except (TypeError, ValueError, OverflowError):
+    except Exception:  # whatever a type raises that is no value of the dtype
         held = None
     if held is None or held.ndim:
         raise PatchError(
-            f"{what} must be a value that {dtype} can hold, got {value!r}; "
+            f"{what} must be a value that {dtype} can hold, got {shown(value)}; "
             "choose another, or convert the image with .astype(...)"
         )
     return held

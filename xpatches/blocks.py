@@ -17,7 +17,8 @@ import google_crc32c
 import numpy as np
 import xarray as xr
 import zarr
-from zarr.storage import StorePath
+from zarr.abc.store import Store
+from zarr.storage import MemoryStore, StorePath
 
 from xpatches.arrays import Array
 from xpatches.documents import (
@@ -288,14 +289,17 @@ class Job:
             nbytes += values.nbytes
             variable = xr.Variable(part.dims, values, encoding=dict(part.encoding))
             encoded = xr.conventions.encode_cf_variable(variable, name=part.name)
-            with run.stage() as stage:
-                self._array(part.name, stage)[place] = encoded.to_numpy()
-                objects.update(run.publish_all(stage))
+            made = Folder(MemoryStore())
+            self._array(part.name, made.store)[place] = encoded.to_numpy()
+            contents = made.views(made.names())
+            run.publish(contents)
+            objects.update({name: view.nbytes for name, view in contents.items()})
+            made.remove_all(contents)  # and not when zarr's array is collected
 
         run.check()  # before the user's function takes an hour
         part.write(of, samples, put)
         mark = {"run": run.id, "checksum": samples.checksum, "objects": objects}
-        run.publish(f"{MARKS}/{self.mark(number)}", json.dumps(mark).encode())
+        run.publish({f"{MARKS}/{self.mark(number)}": json.dumps(mark).encode()})
         return nbytes
 
     def mark(self, number: int) -> str:
@@ -326,24 +330,28 @@ class Job:
         part, of = self.locate(number)
         return part.describe(of)
 
-    def _array(self, name: str, stage: Folder) -> Any:
-        """Give a stored array as if it lay in a stage."""
+    def _array(self, name: str, store: Store) -> Any:
+        """Give a stored array as if it lay in another store."""
         # Patches that are all fill value are written, too: -0.0 and NaN's bits are kept, and zarr
         # need not compare every chunk with the fill value, in its one thread for all.
         with_config: Any = zarr.AsyncArray
-        path = StorePath(stage.store, stage.key(name))
-        return zarr.Array(with_config(self._metadata[name], path, {"write_empty_chunks": True}))
+        path, config = StorePath(store, name), {"write_empty_chunks": True}
+        return zarr.Array(with_config(self._metadata[name], path, config))
 
     @cached_property
     def _metadata(self) -> dict[str, Any]:
         """What zarr says of every stored array."""
-        stored: dict[str, Any] = {
-            part.name: zarr.open_array(
-                self.folder.store, path=self.folder.key(part.name), mode="r", zarr_format=3
-            )
-            for part in self.parts
-        }
-        return {name: array.metadata for name, array in stored.items()}
+        found = dict[str, Any]()
+        for part in self.parts:
+            path = self.folder.key(part.name)
+            if self.folder.get(f"{part.name}/zarr.json") is None:
+                raise FileNotFoundError(
+                    f"{part.name}/zarr.json of store {self.folder} is not there: it was removed, "
+                    "or workers do not share the store; give a path or a URL that all reach"
+                )
+            array: Any = zarr.open_array(self.folder.store, path=path, mode="r", zarr_format=3)
+            found[part.name] = array.metadata
+        return found
 
     def sound(self, runs: Collection[str]) -> dict[int, int | None]:
         """Find the blocks that some runs have written, and whose objects are there as they were.

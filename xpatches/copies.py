@@ -8,9 +8,8 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
+from xpatches.arguments import as_integer, as_tuple
 from xpatches.blocks import Put, Reader, Samples
-from xpatches.errors import PatchError
-from xpatches.geometry import as_integer
 from xpatches.layout import CHUNK, SHARD
 from xpatches.plan import grow
 from xpatches.storable import coding_of, encoding_of
@@ -118,6 +117,5 @@ def copy_of(name: str, variable: xr.Variable, given: Mapping[str, Any], max_byte
 
 
 def _lengths(argument: str, lengths: Any, ndim: int) -> tuple[int, ...]:
-    if not isinstance(lengths, Sequence) or len(lengths) != ndim:
-        raise PatchError(f"{argument} must be {ndim} lengths, one for each dim, got {lengths!r}")
-    return tuple(as_integer(argument, length, 1) for length in lengths)
+    given = as_tuple(argument, lengths, f"{ndim} lengths, one for each dim", ndim)
+    return tuple(as_integer(argument, length, 1) for length in given)

@@ -16,11 +16,11 @@ import zarr
 from zarr.storage import LocalStore
 
 from xpatches import lazy
+from xpatches.arguments import as_lengths, check_among, shown
 from xpatches.arrays import Array, is_dask
 from xpatches.blocks import Job, Part, numbers_of
 from xpatches.copies import copy_of
 from xpatches.descriptions import VERSION, read_description
-from xpatches.documents import shown
 from xpatches.errors import PatchError
 from xpatches.geometry import PatchGrid
 from xpatches.jobs import Report, check_job, write_job
@@ -58,9 +58,14 @@ class Source:
 
     def stored(self, name: Hashable) -> str:
         """Name that a variable has in the store."""
-        if self.array is None or name != self.array[0]:
-            return str(name)
-        return "patches" if self.array[1] is None else str(self.array[1])
+        what = "a variable"
+        if self.array is not None and name == self.array[0]:
+            what, name = "the image", "patches" if self.array[1] is None else self.array[1]
+        if not isinstance(name, str):
+            raise PatchError(
+                f"the name of {what} must be a string to be stored, got {shown(name)}; rename it"
+            )
+        return name
 
 
 class Written(Protocol):
@@ -145,11 +150,9 @@ def _prepared(
     checksums: bool,
 ) -> tuple[Job, xr.Dataset, dict[Any, Mapping[str, Any]]]:
     """Give the arguments of `write_job`."""
-    given = _as_encoding(encoding)
+    given = dict(encoding or {})
     template, parts = _template(written, given)
-    for name in given:
-        if name not in template.variables:
-            raise PatchError(f"encoding names {name!r}, which is none of {(*template.variables,)}")
+    check_among("encoding", given, template.variables, "variables")
     for part in parts:
         given[part.name] = {**part.encoding, "chunks": part.chunks, "shards": part.shards}
     for name in given:  # what is given replaces the variable's own
@@ -163,26 +166,11 @@ def _prepared(
     return Job(folder, tuple(sorted(parts, key=lambda part: part.name))), template, given
 
 
-def _as_encoding(encoding: Any) -> dict[Any, Mapping[str, Any]]:
-    """Normalise encodings by variable."""
-    if not isinstance(encoding, Mapping | None):
-        raise PatchError(f"encoding must be a mapping by variable, got {encoding!r}")
-    for name, of in (encoding or {}).items():
-        if not isinstance(of, Mapping):
-            raise PatchError(f"encoding of {name!r} must be a mapping, got {of!r}")
-    return dict(encoding or {})
-
-
 def check_dims(dims: Iterable[Iterable[Hashable]], **given: Any) -> None:
     """Refuse lengths by dim, of chunks and shards, that name dims which no array has."""
     known = {dim: None for of in dims for dim in of}
     for argument, lengths in given.items():
-        for dim in lengths if isinstance(lengths, Mapping) else ():
-            if dim not in known:
-                raise PatchError(
-                    f"{argument} names {dim!r}, which is not among the dims {tuple(known)}; "
-                    "name one of those"
-                )
+        check_among(argument, lengths or (), known)
 
 
 def _template(
@@ -195,11 +183,6 @@ def _template(
     """
     source, cut = written.source, written.parts(encoding)
     coords = written.coords()
-    if source.array is not None and not isinstance(source.array[1], str | None):
-        raise PatchError(
-            f"the name of the image must be a string to be stored, got {source.array[1]!r}; "
-            "rename it"
-        )
     made: dict[str, xr.Variable] = {}
     for name, variable in source.dataset.data_vars.variables.items():
         if source.stored(name) in {*made, *coords}:
@@ -290,6 +273,7 @@ def open_patches(
     >>> open_patches(store).sizes
     Frozen({'sample': 4, 'y_patch': 3, 'x_patch': 3})
     """
+    lengths = as_lengths("chunks", chunks)
     folder = open_folder(store, read_only=True)
     state = dataset_state(folder)
     described = state["job"]
@@ -300,10 +284,11 @@ def open_patches(
         )
     with _whole(folder):
         dataset = _opened(folder, described)
-    for name in () if chunks is None else described["blocks"]:
+    check_among("chunks", lengths or (), dataset.dims)
+    for name in () if lengths is None else described["blocks"]:
         variable = dataset.variables[name]
         objects = _objects(name, variable)
-        given = {dim: length for dim, length in (chunks or {}).items() if dim in objects}
+        given = {dim: length for dim, length in (lengths or {}).items() if dim in objects}
         _check_count(name, variable, {dim: n for dim, n in objects.items() if dim not in given})
         dataset[name] = variable.chunk({**objects, **given})
     dataset.attrs = {key: value for key, value in dataset.attrs.items() if key != JOB}
@@ -470,6 +455,8 @@ def _is_group(node: Folder) -> bool:
 
 def _arrays(variable: xr.Variable) -> Iterator[Any]:
     """Find the zarr arrays that a variable was opened from, as far as that can be seen."""
+    if isinstance(variable, xr.IndexVariable):  # labels, which were read
+        return
     data: Any = variable._data
     for source in lazy.sources(data) if is_dask(data) else [data]:
         if isinstance(source, xr.Variable):

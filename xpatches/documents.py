@@ -9,10 +9,11 @@ import math
 import re
 from collections import Counter
 from collections.abc import Callable, Mapping
-from reprlib import Repr
 from typing import Any, NoReturn, TypeAlias
 
 import numpy as np
+
+from xpatches.arguments import shown
 
 Check: TypeAlias = Callable[[str, Any], Any]
 """Refuses a value at a place, or gives it back."""
@@ -28,9 +29,6 @@ _DTYPE = re.compile(
     r"bool|u?int(8|16|32|64)|float(16|32|64|96|128)|complex(64|128|192|256)|[<>|]?[SU][0-9]{1,7}"
     r"|[<>][iufc](2|4|8|16|32)|[<>]?(datetime64|timedelta64|[mM]8)(\[[0-9]{0,9}[a-zA-Z]{1,7}\])?"
 )
-_shown = Repr()
-_shown.maxstring = _shown.maxother = _shown.maxlong = 60
-_shown.maxlevel, _shown.maxlist, _shown.maxdict = 2, 4, 4
 
 
 class Unfit(ValueError):
@@ -76,11 +74,6 @@ def parse(content: Any, *, whole: bool = False) -> Any:
         raise
     except ValueError as error:
         raise Unfit(f"it is no JSON, {error}") from error
-
-
-def shown(value: Any) -> str:
-    """Write a value, or the beginning of it, whatever its size."""
-    return _shown.repr(value)
 
 
 def refuse(place: str, required: str, value: Any) -> NoReturn:

@@ -13,12 +13,12 @@ The formulas of "valid" and "same" are those of TensorFlow's ``GetWindowedOutput
 (tensorflow/core/util/padding.h), with the pad of "same" never below zero.
 """
 
-import operator
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from math import prod
+from math import inf, prod
 from typing import Literal, TypeAlias
 
+from xpatches.arguments import as_choice, as_integer, shown
 from xpatches.errors import PatchError, PatchIndexError
 
 Padding: TypeAlias = Literal["valid", "same"] | tuple[int, int]
@@ -226,7 +226,7 @@ class PatchGrid:
         for axis in self.axes:
             if axis.dim == dim:
                 return axis
-        raise PatchError(f"the grid has the dims {self.dims}, got {dim!r}; name one of those")
+        raise PatchError(f"the grid has the dims {self.dims}, got {shown(dim)}; name one of those")
 
     def __iter__(self) -> Iterator[AxisGrid]:
         return iter(self.axes)
@@ -353,40 +353,19 @@ def halve(
         yield from halve((*box[:axis], half, *box[axis + 1 :]), fits, first)
 
 
-def as_integer(what: str, value: object, least: int | None = None) -> int:
-    """Normalise an integer of any library; refuse bools, floats and what is below `least`."""
-    if type(value) is int:  # nearly always, and fast: small images are cut in microseconds
-        number = value
-    else:
-        try:
-            if isinstance(value, bool):
-                raise TypeError
-            number = operator.index(value)  # type: ignore[arg-type]
-        except TypeError:
-            raise PatchError(
-                f"{what} must be an integer, got {value!r} ({type(value).__name__})"
-            ) from None
-    if least is not None and number < least:
-        raise PatchError(f"{what} must be >= {least}, got {number}")
-    return number
-
-
 def _as_padding(dim: Hashable, padding: object) -> Padding:
-    if isinstance(padding, str) and padding in ("valid", "same"):
-        return "valid" if padding == "valid" else "same"
     if isinstance(padding, tuple | list) and len(padding) == 2:
         before, after = padding
         return (
             as_integer(f"padding before {dim!r}", before, 0),
             as_integer(f"padding after {dim!r}", after, 0),
         )
-    raise PatchError(
-        f"padding on {dim!r} must be 'valid', 'same' or (before, after), got {padding!r}"
-    )
+    word = as_choice(f"padding on {dim!r}", padding, ("valid", "same"), "(before, after)")
+    return "valid" if word == "valid" else "same"
 
 
 def _as_index(what: str, value: object, count: int) -> int:
-    number = as_integer(what, value)
+    number = as_integer(what, value, most=inf)
     if not -count <= number < count:
-        raise PatchIndexError(f"{what} must lie in [{-count}, {count}), got {number}")
+        raise PatchIndexError(f"{what} must lie in [{-count}, {count}), got {shown(number)}")
     return number % count

@@ -139,7 +139,7 @@ def write_job(
         check_apart(run, sources)
         job = replace(job, run=run)
         with workers_for(job) as workers:  # which may refuse it, before anything is removed
-            ready = _begin(run, first, resume, overwrite)
+            ready = _begin(job, run, first, resume, overwrite)
             if ready is None:
                 by_mark = kept_checksums(folder)
                 known = {number: by_mark[job.mark(number)] for number in job.numbers(by_mark)}
@@ -179,12 +179,14 @@ def write_job(
         finish(run, {job.mark(number): of for number, of in _checksums(job, done).items()})
 
 
-def _begin(run: Run, first: Mapping[str, bytes], resume: bool, overwrite: bool) -> Ready | None:
+def _begin(
+    job: Job, run: Run, first: Mapping[str, bytes], resume: bool, overwrite: bool
+) -> Ready | None:
     """Set a dataset up, or go on with it; None if it is complete."""
     folder = run.folder
     state = check_state(folder, resume, overwrite)  # by now nobody else changes it
     if not resume or state not in ("writing", "complete"):
-        set_up(run, first)
+        set_up(run, first, [part.name for part in job.parts])
         return Ready((run.id,))
     before = ready_in(folder) if state == "writing" else None
     check_same(first, folder, repair=before is not None and before.repair)
@@ -192,7 +194,7 @@ def _begin(run: Run, first: Mapping[str, bytes], resume: bool, overwrite: bool) 
         return None
     for name, content in first.items() if before.repair else ():
         if folder.get(name) is None:
-            run.publish(name, content)
+            run.publish({name: content})
     return Ready((*before.runs, run.id), before.repair)
 
 

@@ -14,6 +14,7 @@ import xarray as xr
 from xarray.indexes import PandasMultiIndex
 
 from xpatches import lines
+from xpatches.arguments import by_dim
 from xpatches.arrays import is_dask
 from xpatches.errors import PatchError
 from xpatches.geometry import AxisGrid, PatchGrid, clip
@@ -65,10 +66,9 @@ def grid_of(
             f"size must name at least one dim, got none; the dims are {tuple(lengths)}, "
             "write for example size={'y': 256, 'x': 256} or y=256, x=256"
         )
-    _check_dims("size", size, lengths)
-    strides = {**size, **_per_dim("stride", stride, size)}
-    rates = {**dict.fromkeys(size, 1), **_per_dim("rate", rate, size)}
-    paddings = {**dict.fromkeys(size, "valid"), **_per_dim("padding", padding, size)}
+    strides = {**size, **by_dim("stride", stride, size)}
+    rates = {**dict.fromkeys(size, 1), **by_dim("rate", rate, size)}
+    paddings = {**dict.fromkeys(size, "valid"), **by_dim("padding", padding, size)}
     grid = PatchGrid(
         tuple(
             AxisGrid(dim, lengths[dim], size[dim], strides[dim], rates[dim], paddings[dim])
@@ -95,23 +95,6 @@ def _in_order(named: list[Hashable], arrays: Iterable[Sequence[Hashable]]) -> li
             return named
         ordered.append(following)
     return ordered
-
-
-def merge(argument: str, given: object, kwargs: Mapping[str, Any]) -> dict[Any, Any]:
-    """Join a mapping from dim to value and the same as keywords."""
-    if given is None:
-        return dict(kwargs)
-    if not isinstance(given, Mapping):
-        raise PatchError(
-            f"{argument} must be a mapping from dim to value, got {given!r}; "
-            f"write for example {{'y': 3, 'x': 3}} or y=3, x=3"
-        )
-    twice = [dim for dim in given if dim in kwargs]
-    if twice:
-        raise PatchError(
-            f"{argument} names {twice[0]!r} twice, in the mapping and as a keyword; name it once"
-        )
-    return {**given, **kwargs}
 
 
 def check_names(obj: xr.Dataset, names: Iterable[str]) -> None:
@@ -500,7 +483,7 @@ def _numbers(text: object) -> list[float]:
     """Parse numbers; none where it is not what GDAL writes."""
     try:
         return [float(number) for number in str(text).split()]
-    except ValueError:
+    except Exception:  # whatever a type raises that is asked for a text
         return []
 
 
@@ -513,25 +496,6 @@ def chunk_lazy(variable: xr.Variable) -> xr.Variable:
         stored = dict(zip(variable.dims, variable.encoding.get("chunks") or (), strict=False))
     rest = -1 if variable.dtype.hasobject else "auto"
     return variable.chunk({dim: stored.get(dim, rest) for dim in variable.dims})
-
-
-def _check_dims(argument: str, given: Iterable[Hashable], allowed: Iterable[Hashable]) -> None:
-    for dim in given:
-        if dim not in allowed:
-            raise PatchError(
-                f"{argument} names {dim!r}, which is not among the dims {tuple(allowed)}; "
-                "name one of those"
-            )
-
-
-def _per_dim(argument: str, value: Any, dims: Mapping[Hashable, Any]) -> Mapping[Hashable, Any]:
-    """One value per dim that was given one."""
-    if value is None:
-        return {}
-    if not isinstance(value, Mapping):
-        return dict.fromkeys(dims, value)
-    _check_dims(argument, value, dims)
-    return value
 
 
 def _check_not_empty(axis: AxisGrid) -> None:
@@ -554,7 +518,7 @@ def _assign(
 
     Only those in `indexed` get an index: making one reads the coord.
     """
-    made = xr.Coordinates({name: new[name] for name in indexed})
+    made = xr.Coordinates({name: _indexable(new[name]) for name in indexed})
     kept = {name: index for name, index in coords.xindexes.items() if name not in new}
     variables = {
         **coords.variables,
@@ -564,6 +528,11 @@ def _assign(
     return xr.Coordinates(variables, {**kept, **made.xindexes})
 
 
+def _indexable(variable: xr.Variable) -> xr.Variable:
+    """Give labels of a dtype of which pandas makes an index: none of half precision."""
+    return variable.astype("f4") if variable.dtype == np.dtype("f2") else variable
+
+
 def _pad_missing(variable: xr.Variable, pads: Mapping[Hashable, tuple[int, int]]) -> xr.Variable:
     """Surround a variable with missing labels, lazily where it is lazy."""
     variable = chunk_lazy(variable)
@@ -571,16 +540,17 @@ def _pad_missing(variable: xr.Variable, pads: Mapping[Hashable, tuple[int, int]]
     data = variable.data
     if kind not in "fcmM":
         data = data.astype(float if kind in "iu" else object)
-    padded = xr.Variable(variable.dims, data, variable.attrs)
+    padded = xr.Variable(list(map(str, range(data.ndim))), data)  # concat takes no other names
     missing = {"m": "NaT", "M": "NaT", "O": None}.get(padded.dtype.kind, np.nan)
-    for dim, lengths in pads.items():
-        parts = []
+    for along, lengths in pads.items():
+        dim, parts = str(variable.get_axis_num(along)), []
         for length in lengths:
             shape = {**padded.sizes, dim: length}
             filler = np.full([*shape.values()], missing, padded.dtype)
-            part = xr.Variable(padded.dims, filler, variable.attrs)
+            part = xr.Variable(padded.dims, filler)
             parts.append(part if padded.chunks is None else part.chunk(shape))
         padded = xr.Variable.concat([parts[0], padded, parts[1]], dim)
+    padded.dims, padded.attrs = variable.dims, variable.attrs
     return padded
 
 

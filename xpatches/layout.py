@@ -13,8 +13,9 @@ from itertools import product
 from math import prod
 from typing import Any, TypeVar
 
+from xpatches.arguments import among
 from xpatches.errors import PatchError
-from xpatches.geometry import AxisGrid, Span, as_integer, halve, split_run
+from xpatches.geometry import AxisGrid, Span, halve, split_run
 from xpatches.plan import grow
 
 T = TypeVar("T")
@@ -248,7 +249,7 @@ def lay_out(
             lengths = grow(lengths, order, longer, fits)
         return tuple(lengths)
 
-    fixed = given_lengths("chunks", what, chunks, dims, shape)
+    fixed = given_lengths(chunks, dims, shape)
     least = [fixed.get(dim, shape[dim] if dim in patch else 1) for dim in range(len(dims))]
     free = [[dim for dim in group if dim not in fixed] for group in (depth, counted, leading)]
     # A task writes whole patches, of which chunks may hold parts.
@@ -260,7 +261,7 @@ def lay_out(
     stored = grown(ones, free[2:], within(min(most, shard)), stored)
     stored = objects = grown(ones, free[1:2], within(min(CHUNK, shard)), stored)
     if shards is not False:
-        fixed = given_shards(what, shards, dims, shape, stored)
+        fixed = given_shards(shards, dims, shape, stored)
         free = [[dim for dim in group if dim not in fixed] for group in (counted, leading)]
         least = [fixed.get(dim, length) for dim, length in enumerate(stored)]
         objects = grown(stored, free, within(shard), least)
@@ -345,35 +346,25 @@ def check_not_empty(what: str, dims: Sequence[Hashable], shape: Sequence[int]) -
 
 
 def given_lengths(
-    argument: str,
-    what: str,
-    given: Mapping[Any, int] | bool | None,
-    dims: tuple[Hashable, ...],
-    shape: tuple[int, ...],
+    given: Mapping[Any, int] | bool | None, dims: tuple[Hashable, ...], shape: tuple[int, ...]
 ) -> dict[int, int]:
-    """Normalise lengths by dim that the user gives, -1 for a whole dim; by number of the dim."""
-    if given is not None and not isinstance(given, Mapping):
-        raise PatchError(f"{argument} must be a mapping from dim to length, got {given!r}")
-    lengths = {}
-    for dim, value in (given or {}).items():
-        if dim in dims:
-            number = dims.index(dim)
-            length = as_integer(f"{argument} on {dim!r}", value, -1)
-            if not length:
-                raise PatchError(f"{argument} on {dim!r} must be >= 1, or -1 for all, got 0")
-            lengths[number] = min(length, shape[number]) if length > 0 else shape[number]
-    return lengths
+    """Give lengths by number of the dim, of those by dim, where -1 is a whole dim."""
+    by_dim = given if isinstance(given, Mapping) else {}
+    lengths = {dims.index(dim): length for dim, length in by_dim.items() if among(dim, dims)}
+    return {
+        number: min(length, shape[number]) if length > 0 else shape[number]
+        for number, length in lengths.items()
+    }
 
 
 def given_shards(
-    what: str,
     given: Mapping[Any, int] | bool | None,
     dims: tuple[Hashable, ...],
     shape: tuple[int, ...],
     chunks: Sequence[int],
 ) -> dict[int, int]:
-    """Normalise lengths of shards by dim that the user gives; by number of the dim."""
-    fixed = given_lengths("shards", what, given, dims, shape)
+    """Give lengths of shards by number of the dim, whole chunks."""
+    fixed = given_lengths(given, dims, shape)
     for number, length in fixed.items():
         chunk = chunks[number]
         if length % chunk and length < shape[number]:

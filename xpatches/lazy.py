@@ -31,9 +31,9 @@ from dask.highlevelgraph import HighLevelGraph
 from dask.utils import parse_bytes
 
 from xpatches import lines
+from xpatches.arguments import as_integer, shown, told
 from xpatches.arrays import Array, as_promised, kind_of
 from xpatches.errors import PatchError
-from xpatches.geometry import as_integer
 from xpatches.kernel import Kernel, pad_block
 from xpatches.plan import Plan, Take, check_tasks
 
@@ -85,7 +85,8 @@ def as_budget(max_bytes: int | str | None) -> int:
             max_bytes = parse_bytes(max_bytes)
         except (ValueError, OverflowError):
             raise PatchError(
-                f"max_bytes must be a number of bytes or a string like '64 MiB', got {max_bytes!r}"
+                f"max_bytes must be a number of bytes or a string like '64 MiB', got "
+                f"{shown(max_bytes)}"
             ) from None
     return as_integer("max_bytes", max_bytes, 1)
 
@@ -242,7 +243,7 @@ def exchange(array: Any, plan: Blocks, kernel: Kernel, dtype: Any, *, large: boo
     """
     check_tasks(prod(plan.counts))
     check_tasks(exchanged_tasks(plan) + large)
-    name = f"patches-{tokenize(array.name, plan, kernel)}"
+    name = f"patches-{_token(array.name, plan, kernel)}"
     result = _result(plan.out_chunks, dtype)
     array = checked(array)
     if isinstance(plan, Plan) and plan.blocks_are_chunks:
@@ -299,7 +300,7 @@ def read(
         As for `exchange`.
     """
     check_tasks(read_tasks(plan))
-    name = f"patches-{tokenize(token, plan, kernel)}"
+    name = f"patches-{_token(token, plan, kernel)}"
     shared = f"{name}-source"  # sent to a worker once
     graph: dict[Any, Task | DataNode] = {shared: DataNode(shared, (source, kernel))}
     axes = [
@@ -341,6 +342,16 @@ def exchanged_tasks(plan: Blocks) -> int:
 def read_tasks(plan: Blocks) -> int:
     """Count the tasks of what `read` gives."""
     return prod(plan.counts) + 1
+
+
+def _token(*parts: Any) -> str:
+    try:
+        return tokenize(*parts)
+    except Exception as error:  # whatever a type raises that is to be pickled
+        raise PatchError(
+            f"dask cannot tell the function and the attrs of the image from others: {told(error)}; "
+            "drop those that are no plain data"
+        ) from error
 
 
 def grid_chunks(lengths: Sequence[int], counts: Sequence[int]) -> tuple[tuple[int, ...], ...]:

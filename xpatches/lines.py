@@ -175,7 +175,8 @@ def _between(lower: Array, upper: Array, share: Array) -> Array:
         return made
     if kind in "iu":
         lower, upper = lower.astype("f8"), upper.astype("f8")
-    return np.asarray(lower + (upper - lower) * share.astype(lower.real.dtype))
+    with np.errstate(over="ignore", invalid="ignore"):  # what is infinite stays so, or is NaN
+        return np.asarray(lower + (upper - lower) * share.astype(lower.real.dtype))
 
 
 def _between_times(lower: Array, upper: Array, share: Array) -> Array:

@@ -19,7 +19,7 @@ import time
 import uuid
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from filelock import FileLock, Timeout
@@ -27,7 +27,7 @@ from filelock import FileLock, Timeout
 from xpatches.errors import PatchError
 from xpatches.exclusive import in_memory_of_this_process
 from xpatches.store import JOB, Folder, create_file, parsed
-from xpatches.writer import CLAIMS, HOMES, REMOVED, LostError, Run, id_in
+from xpatches.writer import CLAIMS, HOMES, LostError, Run, id_in
 
 LEASE = 30.0
 """Seconds for which a heartbeat must stand still before its run counts as dead."""
@@ -153,39 +153,38 @@ def _begun(
         if not lock:
             return run, keeper
         try:
-            run = _claim(run, dead)
+            run, alone = _claim(run, dead)
         except BaseException:
             _leave(run, keeper)
             raise
-        if run.claim is not None:
+        if alone:
             return run, keeper
         _leave(run, keeper)
         time.sleep(random.uniform(0, LEASE / _LOOKS))  # someone else was as fast
 
 
-def _claim(run: Run, dead: Mapping[int, str | None]) -> Run:
-    """Claim a folder, and end those who are dead; the run has no claim if another was faster."""
+def _claim(run: Run, dead: Mapping[int, str | None]) -> tuple[Run, bool]:
+    """Claim a folder, and end those who are dead; the run, and whether nobody else was as fast."""
     folder, number = run.folder, max(dead, default=0) + 1
     name = f"{CLAIMS}/{number}"
     about = {"id": run.id, "host": socket.gethostname(), "pid": os.getpid(), "boot": _boot()}
     if not folder.create(name, json.dumps(about).encode()):
-        return run
+        return run, False
     if folder.create(name, json.dumps({**about, "pid": 0}).encode()):
         folder.remove(name)
         raise PatchError(
             f"store {folder} does not create objects exclusively, by which one writer keeps others "
             "out; give lock=False if nobody else writes there"
         )
+    run = replace(run, claim=number)
     others = {other: claim.id for other, claim in _claims(folder).items() if other != number}
-    claimed = Run(folder, run.id, number, run.fsync)
     if not others.items() <= dead.items() or _beat(folder, run) is None:
-        folder.remove(name)
-        return run
-    for other in sorted(others):
-        folder.remove(f"{CLAIMS}/{other}")
+        return run, False
+    for other in sorted(others):  # one by one: who holds the first must not miss the second
+        run.remove_all([f"{CLAIMS}/{other}"])
     for other_id in {*dead.values()} - {None}:
         _end_home(folder, str(other_id))
-    return claimed
+    return run, True
 
 
 def _claims(folder: Folder) -> dict[int, _Claim]:
@@ -235,7 +234,6 @@ def _make_home(run: Run) -> FileLock | None:
     if root is None:
         run.folder.put(f"{run.home}/{_BEAT}", b"%016d" % 0)
         return None
-    create_file(root / run.home / REMOVED, b"")
     create_file(root / run.home / _BEAT, b"%016d" % 0)
     keeper = FileLock(root / run.home / _LOCK, thread_local=False)
     try:
@@ -248,30 +246,47 @@ def _make_home(run: Run) -> FileLock | None:
 
 def _leave(run: Run, keeper: FileLock | None) -> None:
     """End a run, and then let others begin."""
-    folder = run.folder
-    _end_home(folder, run.id)
-    if run.claim is not None and id_in(folder.get(f"{CLAIMS}/{run.claim}")) == run.id:
-        folder.remove(f"{CLAIMS}/{run.claim}")
+    folder, root = run.folder, run.folder.root
+    claim = None if run.claim is None else f"{CLAIMS}/{run.claim}"
+    if root is None:
+        folder.remove(f"{run.home}/{_BEAT}")
+        if claim is not None and id_in(folder.get(claim)) == run.id:
+            folder.remove(claim)
+    else:
+        ended = _ended(root, run.id)
+        with contextlib.suppress(FileNotFoundError):
+            _home(root, run.id).rename(ended)
+            if claim is not None:  # moved, for who took over has removed where to
+                os.replace(root / claim, ended / "claim")
+        shutil.rmtree(ended, ignore_errors=True)
     _HELD.discard(run.id)
     if keeper is not None:
         keeper.release()
-    if folder.root is not None:
-        for name in (HOMES, CLAIMS, JOB):
+    for name in (HOMES, CLAIMS, JOB):
+        if root is not None:
             with contextlib.suppress(OSError):  # there is something in it
-                os.rmdir(folder.root / name)
+                os.rmdir(root / name)
 
 
 def _end_home(folder: Folder, run: str) -> None:
     """Take the home away from a run, all at once: it can publish nothing after this."""
-    if folder.root is None:
+    root = folder.root
+    if root is None:
         folder.remove(f"{HOMES}/{run}/{_BEAT}")
         return
-    home = folder.root / HOMES / run
-    ended = home.with_name(f"{run}.ended")
-    shutil.rmtree(ended, ignore_errors=True)
+    shutil.rmtree(_ended(root, run), ignore_errors=True)
     with contextlib.suppress(FileNotFoundError):
-        home.rename(ended)
-    shutil.rmtree(ended, ignore_errors=True)
+        _home(root, run).rename(_ended(root, run))
+    shutil.rmtree(_ended(root, run), ignore_errors=True)
+
+
+def _home(root: Path, run: str) -> Path:
+    return root / HOMES / run
+
+
+def _ended(root: Path, run: str) -> Path:
+    """Where the home of a run is moved, that ends."""
+    return root / HOMES / f"{run}.ended"
 
 
 def _beat(folder: Folder, run: _Claim | Run) -> bytes | None:

@@ -1,6 +1,6 @@
 """Maps: a model run on the patches of an image, and what it returns stitched into an image."""
 
-from collections.abc import Callable, Container, Hashable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Container, Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from functools import cached_property, partial
@@ -12,16 +12,26 @@ import xarray as xr
 
 from xpatches import labels, lines
 from xpatches.accumulate import Stitching
-from xpatches.arrays import Array, as_fill_value, check_dtype
+from xpatches.arguments import (
+    among,
+    as_integer,
+    as_mapping,
+    as_name,
+    as_tuple,
+    by_dim,
+    check_among,
+    shown,
+)
+from xpatches.arrays import Array, as_dtype, as_fill_value, check_dtype
 from xpatches.covers import AxisCover
 from xpatches.errors import PatchError
-from xpatches.geometry import PatchGrid, as_integer
+from xpatches.geometry import PatchGrid
 from xpatches.layout import SAMPLE_DIM
 from xpatches.models import Function, Made, Model, map_block
 from xpatches.packing import kept_attrs, of_another_quantity
 from xpatches.plan import check_tasks
 from xpatches.runs import MapCosts, MapPlan, block_lengths, cover_of
-from xpatches.stitching import as_reduction, check_reduce, dtype_of, stitching_of
+from xpatches.stitching import as_reduction, dtype_of, stitching_of
 from xpatches.tapers import Taper
 from xpatches.variables import in_memory, sliceable
 
@@ -245,9 +255,6 @@ def as_mapped(
     PatchError
         If one of them does not fit.
     """
-    if not callable(function.func):
-        raise PatchError(f"func must be a function of a batch of patches, got {function.func!r}")
-    check_reduce(reduce, taper)
     variable, grid, covers, made = outline.variable, outline.grid, outline.covers, outline.made
     how, taper = as_reduction(reduce, taper, "hann", covers, made.dtype, name)
     nodata = outline.answer.nodata
@@ -257,17 +264,24 @@ def as_mapped(
     kept = [key for key, of in patches.variables.items() if fitting.issuperset(of.dims)]
     model = Model(
         function, outline.batch_size, labelled, variable.dims, grid, patches[kept].coords,
-        name, variable.attrs, fill_value, made,
+        name, variable.attrs if labelled else {}, fill_value, made,
     )  # fmt: skip
     parts = (variable, grid, covers, made, stitching.dtype, outline.batch_size, outline.answer)
     return Mapped(*parts, model, stitching)
+
+
+def as_output(output: object) -> dict[str, Any]:
+    """Normalise the words of `output`."""
+    given = as_mapping("output", {} if output is None else output, "from word to value")
+    check_among("output", given, _KEYS, "words")
+    return {word: value for word, value in given.items() if value is not None}
 
 
 def as_outline(
     variable: xr.Variable,
     grid: PatchGrid,
     coords: Container[Hashable],
-    output: Mapping[str, Any] | None,
+    output: Mapping[str, Any],
     batch_size: int,
     reduce: str | None,
 ) -> Outline:
@@ -287,24 +301,21 @@ def as_outline(
     PatchError
         If they do not fit.
     """
-    batch_size = as_integer("batch_size", batch_size, 1)
-    check_reduce(reduce)
-    output = {} if output is None else output
-    if not isinstance(output, Mapping) or not set(output) <= set(_KEYS):
-        raise PatchError(f"output must be a mapping with keys of {_KEYS}, got {output!r}")
-    output = {key: value for key, value in output.items() if value is not None}
-    dims = output.get("dims", variable.dims)
-    if isinstance(dims, str) or not isinstance(dims, Iterable):
-        raise PatchError(f"output dims must be several dims, ('class', 'y', 'x'), got {dims!r}")
-    dims = tuple(dims)
+    dims = variable.dims
+    if "dims" in output:
+        dims = as_tuple("output dims", output["dims"], "several dims, ('class', 'y', 'x')")
+        dims = tuple(
+            dim if among(dim, variable.dims) else as_name("each of output dims", dim)
+            for dim in dims
+        )
     if len(set(dims)) < len(dims) or not set(grid.dims) <= set(dims):
         raise PatchError(
             f"output dims must name each of {grid.dims} once, and others, in the order in which "
-            f"func returns them behind the batch, got {dims}"
+            f"func returns them behind the batch, got {shown(dims)}"
         )
-    sizes, scales = output.get("sizes", {}), output.get("scale", 1)
-    if not isinstance(sizes, Mapping):
-        raise PatchError(f"output sizes must be a mapping from dim to length, got {sizes!r}")
+    sizes = as_mapping("output sizes", output.get("sizes", {}), "from dim to length")
+    check_among("output sizes", sizes, dims)
+    scales = by_dim("output scale", output.get("scale"), grid.dims)
     taken = {SAMPLE_DIM, *(f"{dim}_patch" for dim in grid.dims)} - set(variable.dims)
     for dim in dims:
         if dim in taken or (dim not in variable.dims and dim in coords):
@@ -312,17 +323,13 @@ def as_outline(
                 f"output dims names {dim!r}, which is taken by a coord of the image or of patches; "
                 "name it otherwise"
             )
-    for what, given, known in (("sizes", sizes, dims), ("scale", scales, grid.dims)):
-        for dim in given if isinstance(given, Mapping) else ():
-            if dim not in known:
-                raise PatchError(f"output {what} names {dim!r}, which is not among {known}")
     covers = []
     for axis in grid:
-        scale = scales.get(axis.dim, 1) if isinstance(scales, Mapping) else scales
         size = sizes.get(axis.dim)
         if size is not None:
             size = as_integer(f"output size on {axis.dim!r}", size, 1)
-        covers.append(cover_of(axis, as_scale(f"output scale on {axis.dim!r}", scale), size))
+        scale = as_scale(f"output scale on {axis.dim!r}", scales.get(axis.dim, 1))
+        covers.append(cover_of(axis, scale, size))
     shape = []
     for dim in dims:
         cover = next((cover for cover in covers if cover.dim == dim), None)
@@ -334,10 +341,7 @@ def as_outline(
             shape.append(variable.sizes[dim])
         else:
             raise PatchError(f"output sizes must hold the new dim {dim!r}, got {dict(sizes)}")
-    try:
-        dtype = np.dtype(output.get("dtype", variable.dtype))
-    except TypeError as error:
-        raise PatchError(f"output dtype must be a NumPy dtype, got {output['dtype']!r}") from error
+    dtype = as_dtype("output dtype", output.get("dtype", variable.dtype))
     check_dtype("the output", dtype)
     offsets = {
         axis.dim: axis.offsets[(axis.size - cover.size) // 2 :][: cover.size]
@@ -352,13 +356,11 @@ def as_outline(
 
 def _as_answer(output: Mapping[str, Any], dtype: np.dtype[Any]) -> Answer:
     """Normalise what `output` says of the numbers of a result."""
-    name, attrs, nodata = output.get("name"), output.get("attrs", {}), output.get("nodata")
-    if not isinstance(name, str | None):
-        raise PatchError(f"output name must be a string, got {name!r}")
-    if not isinstance(attrs, Mapping):
-        raise PatchError(f"output attrs must be a mapping, got {attrs!r}")
+    name, nodata = output.get("name"), output.get("nodata")
+    name = None if name is None else as_name("output name", name)
+    attrs = as_mapping("output attrs", output.get("attrs", {}), "from name to value")
     if nodata is None:
-        return Answer(name, dict(attrs), None)
+        return Answer(name, attrs, None)
     if "_FillValue" in attrs:
         raise PatchError("output nodata becomes the attr '_FillValue', which attrs has too")
     value = as_fill_value(nodata, dtype, "output nodata")
@@ -406,12 +408,13 @@ def as_scale(what: str, scale: Any) -> Fraction:
         about = 1.0 if isinstance(scale, str) and "/" in scale else float(scale)
         made = Fraction(scale if 0.5 / _LARGEST < about < 2 * _LARGEST else 0)
         made = made.limit_denominator(_LARGEST)
-    except (TypeError, ValueError, ArithmeticError):
+        made = Fraction(int(made.numerator), int(made.denominator))  # NumPy's overflow
+    except Exception:  # whatever a type raises that is no number
         made = Fraction(0)
     if not 0 < made <= _LARGEST or 1 not in (made.numerator, made.denominator):
         raise PatchError(
             f"{what} must be an integer or 1 divided by one, samples returned per sample of the "
-            f"patch, got {scale!r}"
+            f"patch, got {shown(scale)}"
         )
     return made
 

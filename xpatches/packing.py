@@ -84,7 +84,7 @@ def _scalar(value: Any) -> Any:
     """Give the number that an attr holds, the first of several; None for what is no number."""
     try:
         values = np.ravel(np.asarray(value))
-    except ValueError:  # a ragged list
+    except Exception:  # whatever a type raises that is no array
         return None
     return values[0].item() if values.size and values.dtype.kind in "biuf" else None
 
@@ -94,7 +94,7 @@ def of_other_numbers(attrs: Mapping[Any, Any]) -> dict[Any, Any]:
     return {
         key: value
         for key, value in attrs.items()
-        if key not in _NUMBERS and not str(key).startswith("STATISTICS_")
+        if not (isinstance(key, str) and (key in _NUMBERS or key.startswith("STATISTICS_")))
     }
 
 
@@ -126,7 +126,8 @@ def named_by_links(dataset: xr.Dataset) -> list[Hashable]:
     for variable in dataset.variables.values():
         for described in (variable.attrs, variable.encoding):
             for key in (_CRS, *_BOUNDS):
-                names.update(str(described.get(key, "")).replace(":", " ").split())
+                if isinstance(links := described.get(key), str):
+                    names.update(links.replace(":", " ").split())
     return [name for name in dataset.data_vars if name in names]
 
 

@@ -311,13 +311,13 @@ def stored_lengths(
         within = within or 2 * cost([max(pair) for pair in along]) <= max_bytes
         return itemsize * prod(lengths) <= most and within
 
-    fixed = given_lengths("chunks", what, chunks_given, dims, shape)
+    fixed = given_lengths(chunks_given, dims, shape)
     ones = [1 if number in spatial else n for number, n in enumerate(shape)]
     chunks = grown(ones, fixed, CHUNK)
     chunks = [min(length, max(1, n)) for length, n in zip(chunks, shape, strict=True)]
     if shards_given is False:
         return tuple(chunks), None
-    shards = grown(chunks, given_shards(what, shards_given, dims, shape, chunks), SHARD)
+    shards = grown(chunks, given_shards(shards_given, dims, shape, chunks), SHARD)
     return tuple(chunks), None if shards == chunks else tuple(shards)
 
 

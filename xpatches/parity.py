@@ -6,9 +6,10 @@ from typing import Any
 
 import numpy as np
 
+from xpatches.arguments import as_choice, as_integer, as_tuple, shown, told
 from xpatches.arrays import as_fill_value, check_dtype, is_dask, kind_of
 from xpatches.errors import PatchError
-from xpatches.geometry import AxisGrid, Padding, Span, as_integer
+from xpatches.geometry import AxisGrid, Padding, Span
 from xpatches.kernel import available_threads, extract_flat
 from xpatches.plan import plan_blocks
 
@@ -90,8 +91,8 @@ def _as_array(images: Any) -> Any:
         )
     try:
         array = images if is_dask(images) else np.asarray(images)
-    except ValueError as error:
-        raise PatchError(f"images must be an array, got lists that are none: {error}") from error
+    except Exception as error:  # whatever a type raises that is no array
+        raise PatchError(f"images must be an array, got {shown(images)}: {told(error)}") from error
     check_dtype("images", array.dtype)
     if array.ndim < 3:
         raise PatchError(
@@ -108,8 +109,7 @@ def _grids(
     rates: Sequence[int],
     padding: str,
 ) -> dict[int, AxisGrid]:
-    if not isinstance(padding, str) or padding not in _PADDINGS:
-        raise PatchError(f'padding must be "VALID" or "SAME", got {padding!r}')
+    padding = as_choice("padding", padding, (*_PADDINGS,))
     given = {"sizes": sizes, "strides": strides, "rates": rates}
     numbers = {name: _integers(name, values, len(shape)) for name, values in given.items()}
     grids = {}
@@ -129,9 +129,8 @@ def _grids(
 
 
 def _integers(name: str, values: Sequence[int], ndim: int) -> list[int]:
-    if isinstance(values, str) or np.ndim(values) != 1 or len(values) != ndim:
-        raise PatchError(f"{name} must hold {ndim} integers, one per dim of images, got {values!r}")
-    numbers = [as_integer(f"{name}[{axis}]", value, 1) for axis, value in enumerate(values)]
+    given = as_tuple(name, values, f"{ndim} integers, one per dim of images", ndim)
+    numbers = [as_integer(f"{name}[{axis}]", value, 1) for axis, value in enumerate(given)]
     for axis in (0, ndim - 1):
         if numbers[axis] != 1:
             raise PatchError(

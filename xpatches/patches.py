@@ -3,7 +3,7 @@
 import sys
 from collections.abc import Callable, Hashable, Iterator, Mapping
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from math import prod
 from typing import Any, Generic, TypeVar, cast
 
@@ -11,14 +11,26 @@ import numpy as np
 import xarray as xr
 
 from xpatches import labels, mapping, reprs, take, variables
+from xpatches.arguments import (
+    as_choice,
+    as_flag,
+    as_function,
+    as_integer,
+    as_lengths,
+    as_mapping,
+    as_optional_flag,
+    merge,
+    shown,
+)
 from xpatches.arrays import Array, is_dask
 from xpatches.errors import PatchError, PatchOverflowError
-from xpatches.geometry import PatchGrid, as_integer
+from xpatches.geometry import PatchGrid
 from xpatches.layout import SAMPLE_DIM
 from xpatches.lines import Line
 from xpatches.models import Function
 from xpatches.packing import NODATA, kept_encoding
 from xpatches.reductions import SEPARABLE
+from xpatches.stitching import as_reduce
 from xpatches.tapers import Taper
 
 T = TypeVar("T", xr.DataArray, xr.Dataset)
@@ -107,7 +119,8 @@ class Patches(Generic[T]):
             return self._take(self.grid.unravel(index))
         if len(index) != len(self.grid.axes):
             raise PatchError(
-                f"index must have one integer for each of the dims {self.grid.dims}, got {index}"
+                f"index must have one integer for each of the dims {self.grid.dims}, got "
+                f"{shown(index)}"
             )
         return self._take(self.grid.index(dict(zip(self.grid.dims, index, strict=True))))
 
@@ -178,6 +191,7 @@ class Patches(Generic[T]):
         array([[6, 7, 8],
                [0, 1, 2]])
         """
+        method = as_choice("method", method, take.METHODS)
         at = {
             dim: take.find(
                 self._dataset.coords, self.grid[dim], self._lines, label, method, tolerance
@@ -251,8 +265,8 @@ class Patches(Generic[T]):
         Attributes:
             xpatches:  {"version": 2, "dims": ["x"], "axes": [{"dim": "x", "length": ...
         """
-        _check_choice("flatten", flatten, (None, labels.FLAT_DIM))
-        _check_choice("label", label, _LABELS)
+        flatten = as_choice("flatten", flatten, (None, labels.FLAT_DIM))
+        label = as_choice("label", label, _LABELS)
         how = _how(engine, max_bytes)
         joined = self._joined_dims() if flatten else {}
         made = {
@@ -309,7 +323,10 @@ class Patches(Generic[T]):
         Raises
         ------
         PatchError
-            As `extract`; or if `how` is unknown or does not fit the dtype or `ignore_padding`.
+            As `extract`; or if `how` is unknown or does not fit the dtype, `min_count` or
+            `ignore_padding`.
+        MapError
+            If `how` is a function that fails.
 
         Examples
         --------
@@ -320,11 +337,12 @@ class Patches(Generic[T]):
                [20, 22, 21]])
         """
         if not callable(how):
-            _check_choice("how", how, (*SEPARABLE, "median"))
+            how = as_choice("how", how, (*SEPARABLE, "median"), "a function")
         if min_count is not None:
-            as_integer("min_count", min_count, 0)
-        _check_choice("label", label, _LABELS)
-        options = {"skipna": skipna, "min_count": min_count}
+            min_count = as_integer("min_count", min_count, 0)
+        options = {"skipna": as_optional_flag("skipna", skipna), "min_count": min_count}
+        ignore_padding = as_optional_flag("ignore_padding", ignore_padding)
+        label = as_choice("label", label, _LABELS)
         by = _how(engine, max_bytes)
         made = {
             name: variables.reduce_variable(
@@ -459,24 +477,31 @@ class Patches(Generic[T]):
         >>> bool((made[1] == image[0] + 1).all())
         True
         """
-        as_integer("retries", retries, 0)
+        max_bytes = variables.as_budget(max_bytes)
+        func = as_function("func", func, "of a batch of patches")
+        chunks, shards, encoding = _stored(chunks, shards, encoding)
+        report, job = _job(
+            progress, retries,
+            checksums=checksums, resume=resume, overwrite=overwrite, lock=lock, fsync=fsync,
+        )  # fmt: skip
+        reduce, taper = as_reduce(reduce, taper)
         if store is None and any(given is not None for given in (chunks, shards, encoding)):
             raise PatchError("chunks, shards and encoding are for store; give one, or leave them")
         outlines = self._outlines(output, batch_size, reduce)
         if store is None and materialize is None:
-            if resume or overwrite:
+            if job["resume"] or job["overwrite"]:
                 raise PatchError("resume and overwrite are for store or materialize; give one")
             for outline in outlines.values():
                 outline.check_size(max_bytes)
         every = self._mapped(
             func,
             outlines,
+            as_flag("factory", factory),
             taper=taper,
             reduce=reduce,
-            labelled=labelled,
-            factory=factory,
+            labelled=as_flag("labelled", labelled),
             missing=fill_value,
-            skipna=skipna,
+            skipna=as_optional_flag("skipna", skipna),
         )
         coords = mapping.mapped_coords(self._dataset, every)
         if store is None and materialize is None:
@@ -484,7 +509,11 @@ class Patches(Generic[T]):
             return self._made(every, data, coords)
         (called, *_) = (of.answer.name for of in every.values())
         from xpatches import painted  # zarr and dask are loaded for jobs only
+        from xpatches.store import open_folder
 
+        store = None if store is None else open_folder(store)
+        if materialize is not None:
+            materialize = open_folder(materialize, what="materialize")
         made: Any = painted.paint(
             self._written(called),
             every,
@@ -495,13 +524,8 @@ class Patches(Generic[T]):
             shards=shards,
             encoding=encoding,
             max_bytes=max_bytes,
-            report=_report(progress),
-            checksums=checksums,
-            resume=resume,
-            overwrite=overwrite,
-            retries=retries,
-            lock=lock,
-            fsync=fsync,
+            report=report,
+            **job,
         )
         return self._made(every, made, coords) if store is None else cast(T, made)
 
@@ -593,19 +617,13 @@ class Patches(Generic[T]):
         """
         from xpatches import datasets  # zarr and dask are loaded for jobs only
 
-        as_integer("retries", retries, 0)
-        made: Any = datasets.write_dataset(
-            self._cut(layout, chunks, shards, label),
-            store,
-            encoding,
-            _report(progress)(),
-            checksums=checksums,
-            resume=resume,
-            overwrite=overwrite,
-            retries=retries,
-            lock=lock,
-            fsync=fsync,
-        )
+        chunks, shards, encoding = _stored(chunks, shards, encoding)
+        report, job = _job(
+            progress, retries,
+            checksums=checksums, resume=resume, overwrite=overwrite, lock=lock, fsync=fsync,
+        )  # fmt: skip
+        written = self._cut(layout, chunks, shards, label)
+        made: Any = datasets.write_dataset(written, store, encoding, report(), **job)
         return cast(T, made)
 
     def plan_zarr(
@@ -649,6 +667,7 @@ class Patches(Generic[T]):
         """
         from xpatches import cuts  # zarr and dask are loaded for jobs only
 
+        chunks, shards, _ = _stored(chunks, shards)
         plans = cuts.plan_patches(self._cut(layout, chunks, shards))
         return plans[ARRAY] if isinstance(self.source, xr.DataArray) else plans
 
@@ -689,6 +708,8 @@ class Patches(Generic[T]):
         """
         from xpatches import painted  # zarr and dask are loaded for jobs only
 
+        max_bytes = variables.as_budget(max_bytes)
+        chunks, shards, _ = _stored(chunks, shards)
         outlines = self._outlines(output, batch_size, reduce)
         plans = painted.plan_paint(self._written(), outlines, max_bytes, chunks, shards)
         return plans[ARRAY] if isinstance(self.source, xr.DataArray) else plans
@@ -747,14 +768,14 @@ class Patches(Generic[T]):
         >>> image.chunk(y=4, x=8).patches(y=3, x=3, stride=1).plan()["halo"]
         {'y': [0, 2], 'x': [0, 0]}
         """
-        _check_choice("flatten", flatten, (None, labels.FLAT_DIM))
+        flatten = as_choice("flatten", flatten, (None, labels.FLAT_DIM))
         how = _how(engine, max_bytes)
         joined = self._joined_dims() if flatten else {}
         outlines = self._outlines(output, batch_size, reduce)
         plans = {
             name: {
                 **variables.plan_variable(variable, self.grid, joined, how),
-                "map": mapping.plan_map(outlines[name], max_bytes),
+                "map": mapping.plan_map(outlines[name], how["max_bytes"]),
             }
             for name, variable, _ in self._extracted()
         }
@@ -817,8 +838,8 @@ class Patches(Generic[T]):
     def _cut(self, layout: str, chunks: Any, shards: Any, label: str = "center") -> Any:
         from xpatches import cuts  # zarr and dask are loaded for jobs only
 
-        _check_choice("layout", layout, ("grid", "samples"))
-        _check_choice("label", label, _LABELS)
+        layout = as_choice("layout", layout, ("grid", "samples"))
+        label = as_choice("label", label, _LABELS)
         return cuts.Cut(self._written(), layout, chunks, shards, label)
 
     def _written(self, called: Hashable = None) -> Any:
@@ -833,10 +854,11 @@ class Patches(Generic[T]):
     def _one_each(
         self, method: str, indexers: Mapping[Any, Any] | None, kwargs: Mapping[str, Any]
     ) -> dict[Hashable, Any]:
-        merged = labels.merge(method, indexers, kwargs)
+        merged: dict[Hashable, Any] = merge(method, indexers, kwargs)
         if set(merged) != set(self.grid.dims):
             raise PatchError(
-                f"{method} must name each of the dims {self.grid.dims} once, got {tuple(merged)}"
+                f"{method} must name each of the dims {self.grid.dims} once, got "
+                f"{shown((*merged,))}"
             )
         return merged
 
@@ -866,20 +888,24 @@ class Patches(Generic[T]):
             return not callable(how) and self._fill_reasons[name] in NODATA
         return ignore_padding
 
-    def _check_name(self, output: object) -> None:
-        name = output.get("name") if isinstance(output, Mapping) else None
-        if name is not None and isinstance(self.source, xr.Dataset):
+    def _as_output(self, output: object) -> dict[str, Any]:
+        """Normalise the argument `output` of `map`."""
+        words = mapping.as_output(output)
+        if "name" in words and isinstance(self.source, xr.Dataset):
             raise PatchError(
-                f"output name is for a DataArray, got {name!r} for a Dataset, whose variables keep "
-                "their names; rename them afterwards"
+                f"output name is for a DataArray, got {shown(words['name'])} for a Dataset, whose "
+                "variables keep their names; rename them afterwards"
             )
+        return words
 
-    def _outlines(self, *how: Any) -> dict[Hashable, mapping.Outline]:
+    def _outlines(
+        self, output: object, batch_size: object, reduce: object
+    ) -> dict[Hashable, mapping.Outline]:
         """Normalise the arguments `output`, `batch_size` and `reduce` of `map`, by variable."""
-        coords = self._dataset.coords
-        self._check_name(how[0])
+        batch_size, (how, _) = as_integer("batch_size", batch_size, 1), as_reduce(reduce)
+        given = (self._dataset.coords, self._as_output(output), batch_size, how)
         return {
-            name: mapping.as_outline(variable, self.grid.restrict(variable.dims), coords, *how)
+            name: mapping.as_outline(variable, self.grid.restrict(variable.dims), *given)
             for name, variable, _ in self._extracted()
         }
 
@@ -936,20 +962,33 @@ _LABELS = ("center", "origin")
 """What of a patch may label it."""
 
 
-def _check_choice(argument: str, value: object, choices: tuple[object, ...]) -> None:
-    if value not in choices:
-        *most, last = map(repr, choices)
-        raise PatchError(f"{argument} must be {', '.join(most)} or {last}, got {value!r}")
+def _how(engine: object, max_bytes: object) -> dict[str, Any]:
+    engine = as_choice("engine", engine, ("auto", "map_overlap", "region"))
+    return {"engine": engine, "max_bytes": variables.as_budget(max_bytes)}
 
 
-def _report(progress: bool) -> Callable[[], Any]:
-    """Give what makes what is told of the progress of a job."""
+def _stored(chunks: object, shards: object, encoding: object = None) -> tuple[Any, Any, Any]:
+    """Normalise how a result is stored."""
+    if encoding is not None:
+        encoding = as_mapping("encoding", encoding, "from variable to a mapping")
+        for name, of in encoding.items():
+            encoding[name] = as_mapping(f"encoding of {shown(name)}", of, "from word to value")
+    shards = False if shards is False else as_lengths("shards", shards)
+    return as_lengths("chunks", chunks), shards, encoding
+
+
+def _job(
+    progress: object, retries: object, **flags: object
+) -> tuple[Callable[[], Any], dict[str, Any]]:
+    """Give what makes what is told of the progress of a job, and its other options."""
+    return partial(_report, as_flag("progress", progress)), {
+        "retries": as_integer("retries", retries, 0),
+        **{name: as_flag(name, flag) for name, flag in flags.items()},
+    }
+
+
+def _report(progress: bool) -> Any:
     from xpatches.jobs import Report  # zarr and dask are loaded for jobs only
     from xpatches.progress import Progress
 
-    return Progress if progress else Report
-
-
-def _how(engine: str, max_bytes: int | str | None) -> dict[str, Any]:
-    _check_choice("engine", engine, ("auto", "map_overlap", "region"))
-    return {"engine": engine, "max_bytes": max_bytes}
+    return Progress() if progress else Report()

@@ -6,6 +6,7 @@ from typing import Any
 
 import xarray as xr
 
+from xpatches.arguments import shown
 from xpatches.geometry import AxisGrid, PatchGrid
 
 _COLUMNS = ("dim", "count", "size", "stride", "rate", "padding")
@@ -64,7 +65,7 @@ def _about(source: xr.DataArray | xr.Dataset, fills: Mapping[Any, Any]) -> list[
     if isinstance(source, xr.Dataset):
         filled = ", ".join(f"{name} {value}" for name, value in fills.items())
         return [f"Source: Dataset ({sizes})", f"Fill:   {filled}"]
-    name = "" if source.name is None else f" {source.name!r}"
+    name = "" if source.name is None else f" {shown(source.name)}"
     (fill,) = fills.values()
     return [f"Source: DataArray{name} {source.dtype} ({sizes})", f"Fill:   {fill}"]
 

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from xpatches.arguments import shown
 from xpatches.arrays import Array
 from xpatches.documents import (
     MOST,
@@ -24,7 +25,6 @@ from xpatches.documents import (
     parse,
     record,
     refuse,
-    shown,
     text,
     tuple_of,
     version_of,

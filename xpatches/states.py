@@ -23,13 +23,14 @@ from typing import Any
 import xarray as xr
 from zarr.storage import MemoryStore
 
+from xpatches.arguments import shown, told
 from xpatches.descriptions import read_description
-from xpatches.documents import Unfit, parse, shown
+from xpatches.documents import Unfit, parse
 from xpatches.errors import PatchError
-from xpatches.nodes import foreign
+from xpatches.nodes import chunk_keys, foreign
 from xpatches.spec import SPEC_ATTR
 from xpatches.store import JOB, Folder, parsed
-from xpatches.writer import CLAIMS, HOMES, REMOVED, LostError, Run
+from xpatches.writer import CLAIMS, HOMES, LostError, Run
 
 MARKS = f"{JOB}/blocks"
 """Where the marks of blocks lie."""
@@ -39,7 +40,7 @@ _READY = f"{JOB}/ready"
 _RUN = "[0-9a-f]{32}"
 _OURS = re.compile(
     rf"{JOB}/(zarr\.json|ready|writer/[1-9][0-9]*|blocks/[^/]+/[0-9]+"
-    rf"|runs/{_RUN}(\.ended)?/(beat|lock|{REMOVED}|{_RUN}(/[^/]+/[0-9c./]+(\.{_RUN}\.partial)?)?))"
+    rf"|runs/{_RUN}(\.ended)?/(beat|claim|lock|removed|{_RUN}))"
 )
 """What jobs write beside a dataset."""
 
@@ -147,7 +148,7 @@ def check_apart(run: Run, sources: Iterable[Folder]) -> None:
 
 
 def check_files(folder: Folder) -> list[str]:
-    """List the objects in a folder that are to be removed: chunks first, metadata from below.
+    """List the objects in a folder, which may be removed.
 
     Raises
     ------
@@ -165,29 +166,55 @@ def check_files(folder: Folder) -> list[str]:
             f"store {folder} holds what is no zarr: {', '.join(unknown[:_SHOWN])}{more}; remove "
             "it, or give another path"
         )
-    last = sorted(metadata, key=lambda name: name.count("/"), reverse=True)
-    return [*(name for name in names if name not in documents), *last]
+    return names
 
 
 _SHOWN = 10
 """Names that a message lists."""
 
 
-def set_up(run: Run, objects: Mapping[str, bytes]) -> None:
-    """Remove what there is, as `check_files` lists it, and write everything but the patches."""
+def set_up(run: Run, objects: Mapping[str, bytes], made: Iterable[str]) -> None:
+    """Remove what there is, as `check_files` lists it, and write everything but the patches.
+
+    Chunks that blocks will replace stay until they do: object stores remove without conditions.
+
+    Parameters
+    ----------
+    run
+        Who writes.
+    objects
+        All but the chunks of the arrays that blocks make.
+    made
+        Names of these.
+    """
     folder, names = run.folder, check_files(run.folder)
     root = folder.document(_ROOT)
     group = {"zarr_format": 3, "node_type": "group", "attributes": {}}
-    run.publish(_GROUP, json.dumps(group).encode())
+    run.publish({_GROUP: json.dumps(group).encode()})
     if root is not None and description_in(root) is not None:
-        run.publish(_ROOT, _described(root, complete=False))
+        run.publish({_ROOT: _described(root, complete=False)})
     run.remove_all([_READY])
+    arrays = [f"{name}/zarr.json" for name in made]
+    before = {name: of for name, of in folder.contents(arrays).items() if of and _is_array(of)}
+    others = foreign(names, {name: objects[name] for name in before})
     kept = (_GROUP, f"{CLAIMS}/")
-    run.remove_all(name for name in names if not name.startswith(kept))
+    run.remove_all(name for name in _in_order(others) if not name.startswith(kept))
     folder.prune()
     for name in sorted(objects, key=lambda name: name == _ROOT):  # which says what this is
-        run.publish(name, objects[name])
+        run.publish({name: objects[name]})
     say_ready(run, Ready((run.id,)))
+
+
+def _in_order(names: Iterable[str]) -> list[str]:
+    """Sort objects: chunks first, and then what tells that they are, from below."""
+    return sorted(names, key=lambda name: (name.endswith("zarr.json"), -name.count("/")))
+
+
+def _is_array(document: bytes) -> bool:
+    try:
+        return chunk_keys(document) is not None
+    except ValueError:
+        return False
 
 
 @dataclass(frozen=True)
@@ -202,7 +229,7 @@ class Ready:
 
 def say_ready(run: Run, ready: Ready) -> None:
     """Say that everything but the patches is written."""
-    run.publish(_READY, json.dumps({"runs": ready.runs, "repair": ready.repair}).encode())
+    run.publish({_READY: json.dumps({"runs": ready.runs, "repair": ready.repair}).encode()})
 
 
 def ready_in(folder: Folder) -> Ready:
@@ -222,7 +249,7 @@ def say_incomplete(run: Run) -> None:
     """Take back that a dataset is complete: blocks whose objects are gone are to be written."""
     say_ready(run, Ready((), repair=True))
     root = run.folder.document(_ROOT) or {}
-    run.publish(_ROOT, _described(root, complete=False))
+    run.publish({_ROOT: _described(root, complete=False)})
 
 
 def check_same(objects: Mapping[str, bytes], folder: Folder, repair: bool = False) -> None:
@@ -261,7 +288,8 @@ def prepare(template: xr.Dataset, encoding: Mapping[str, Any]) -> dict[str, byte
     except Exception as error:  # whatever xarray and zarr raise for what they cannot store
         notes = " ".join(str(note).split("\n")[0] for note in getattr(error, "__notes__", []))
         raise PatchError(
-            f"the dataset cannot be stored: {error} {notes}; change the attrs, coords or encoding"
+            f"the dataset cannot be stored: {told(error)} {notes}; change the attrs, coords or "
+            "encoding"
         ) from error
     made = Folder(memory)
     return {name: made.get(name) or b"" for name in sorted(made.names())}
@@ -277,7 +305,7 @@ def finish(run: Run, checksums: Mapping[str, int]) -> None:
     root = run.folder.document(_ROOT)
     if root is None:
         raise LostError(f"zarr.json of store {run.folder} was removed; overwrite the store")
-    run.publish(_ROOT, _described(root, complete=True, checksums=checksums))
+    run.publish({_ROOT: _described(root, complete=True, checksums=checksums)})
     clear(run)
 
 

@@ -14,6 +14,7 @@ import zarr
 from zarr.codecs import Crc32cCodec
 from zarr.storage import MemoryStore
 
+from xpatches.arguments import is_name, shown, told
 from xpatches.errors import PatchError
 from xpatches.store import JOB
 from xpatches.variables import check_held
@@ -60,16 +61,14 @@ def check_storable(dataset: xr.Dataset) -> None:
             _check_attr(what, key, value)
 
 
-def encoding_of(what: str, dtype: np.dtype[Any], given: object) -> dict[str, Any]:
+def encoding_of(what: str, dtype: np.dtype[Any], given: Mapping[str, Any]) -> dict[str, Any]:
     """Normalise how a variable's values are encoded; times keep their units.
 
     Raises
     ------
     PatchError
-        If it is no mapping, or would change what is stored.
+        If it would change what is stored.
     """
-    if not isinstance(given, Mapping):
-        raise PatchError(f"encoding of {what} must be a mapping, got {given!r}")
     for key in ("chunks", "shards"):
         if key in given:
             raise PatchError(
@@ -162,10 +161,12 @@ def _not_of_zarr(what: str, dtype: np.dtype[Any]) -> PatchError:
 
 def _check_name(what: str, name: object, *, spaces: bool) -> None:
     if not isinstance(name, str):
-        raise PatchError(f"{what} {name!r} must have a string for a name to be stored; rename it")
+        raise PatchError(
+            f"{what} {shown(name)} must have a string for a name to be stored; rename it"
+        )
     bad = "/" in name or name in ("", ".", "..", "zarr.json", JOB) or name.startswith("__")
-    if bad or len(name.encode()) > 200 or (" " in name and not spaces):
-        raise PatchError(f"{what} {name!r} cannot be stored under this name; rename it")
+    if bad or not is_name(name) or len(name.encode()) > 200 or (" " in name and not spaces):
+        raise PatchError(f"{what} {shown(name)} cannot be stored under this name; rename it")
 
 
 def _check_attr(what: str, key: object, value: Any) -> None:
@@ -176,9 +177,9 @@ def _check_attr(what: str, key: object, value: Any) -> None:
         if _is_plain(value):
             value = value.tolist()
         json.dumps(value, default=_refuse)
-    except (TypeError, ValueError) as error:
+    except Exception as error:  # whatever JSON raises, and what it asks
         raise PatchError(
-            f"attr {key!r} of {what} cannot be stored, {error}; drop it, or convert it"
+            f"attr {shown(key)} of {what} cannot be stored, {told(error)}; drop it, or convert it"
         ) from error
 
 

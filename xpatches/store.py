@@ -5,6 +5,7 @@ import contextlib
 import os
 import time
 from collections.abc import Awaitable, Callable, Iterable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -15,6 +16,7 @@ from zarr.core.buffer import default_buffer_prototype
 from zarr.core.sync import sync
 from zarr.storage import LocalStore, StorePath, ZipStore
 
+from xpatches.arguments import shown
 from xpatches.documents import Unfit, parse
 from xpatches.errors import PatchError
 from xpatches.exclusive import exclusive, protocols
@@ -170,6 +172,16 @@ class Folder:
             return None if found is None else found.to_bytes()
 
         return self._many(read, names)
+
+    def views(self, names: Iterable[str]) -> dict[str, memoryview]:
+        """Look at many objects in memory, which are there."""
+
+        async def view(key: str) -> memoryview:
+            found = await self.store.get(key, default_buffer_prototype())
+            assert found is not None
+            return memoryview(found.as_buffer_like())
+
+        return self._many(view, names)
 
     def sizes(self, names: Iterable[str]) -> dict[str, int | None]:
         """Give the bytes of many objects; None where there is none."""
@@ -335,7 +347,7 @@ def _size(path: Path) -> int | None:
         return None
 
 
-def open_folder(store: Any, *, read_only: bool = False) -> Folder:
+def open_folder(store: Any, *, read_only: bool = False, what: str = "store") -> Folder:
     """Find the store of what the user names: a path, a zip file, a URL, or a store of zarr's.
 
     Raises
@@ -356,24 +368,42 @@ def open_folder(store: Any, *, read_only: bool = False) -> Folder:
     if isinstance(inner, Store):
         disk = None if read_only else _as_disk(inner)
         return Folder(disk or inner, store.path if isinstance(store, StorePath) else "")
-    if not isinstance(store, str | os.PathLike):
-        raise PatchError(
-            f"store must be a path, a URL or a zarr store, got {type(store).__name__}; "
-            "give one of those"
-        )
-    text = os.path.expanduser(os.fspath(store).removeprefix("file://"))
+    text = _as_path(what, store)
     if "://" in text:
         return Folder(_open_url(text, read_only))
     if text.endswith(".zip"):
         if not read_only:
             raise PatchError(
-                f"store must not be a zip file, got {redacted(text)!r}: zip is for reading only"
+                f"{what} must not be a zip file, got {redacted(text)!r}: zip is for reading only"
             )
         return Folder(sync(ZipStore.open(text, mode="r")))
+    if read_only and not os.path.exists(text):
+        raise PatchError(f"{what} {text} does not exist; check the path")
     if not read_only and os.path.isfile(text):
-        raise PatchError(f"store must be a folder, got the file {text!r}; give another path")
+        raise PatchError(f"{what} must be a folder, got the file {text!r}; give another path")
     # Absolute, for workers and later readers may stand in other folders.
     return Folder(LocalStore(Path(os.path.abspath(text)), read_only=read_only))
+
+
+def _as_path(what: str, store: Any) -> str:
+    """Normalise a path, of which there need not be anything, or a URL."""
+    try:
+        path = os.fspath(store)
+        if not path or isinstance(path, bytes):
+            raise TypeError
+        path = os.path.expanduser(str.__str__(path).removeprefix("file://"))
+        if "://" not in path:
+            with suppress(FileNotFoundError):
+                os.stat(path)
+    except OSError as error:
+        raise PatchError(
+            f"{what} {shown(store)} cannot be opened: {error.strerror}; give another path"
+        ) from error
+    except Exception:  # whatever a type raises that is no path
+        raise PatchError(
+            f"{what} must be a path, a URL or a zarr store, got {shown(store)}; give one of those"
+        ) from None
+    return path
 
 
 def _open_url(url: str, read_only: bool) -> Store:

@@ -8,6 +8,7 @@ import numpy as np
 import xarray as xr
 
 from xpatches import labels, lines
+from xpatches.arguments import shown, told
 from xpatches.arrays import Array, is_dask
 from xpatches.errors import PatchError
 from xpatches.geometry import AxisGrid, PatchGrid, clip
@@ -160,32 +161,37 @@ def find(
         If the dim has no coord, or a label is not that of exactly one patch.
     """
     dim = axis.dim
-    if dim not in coords:
-        raise PatchError(f"sel needs a coord on {dim!r}, got none; use isel, or assign one")
-    if method not in _METHODS:
-        raise PatchError(f"method must be one of {_METHODS}, got {method!r}")
+    dims = coords[dim].dims if dim in coords else "none"
+    if dims != (dim,):
+        raise PatchError(f"sel needs a coord on {dim!r}, got {dims}; use isel, or assign one")
     known = coords.to_dataset()[dim].coords
     centers = labels.patch_coords(known, PatchGrid((axis,)), "center", even).variables[dim]
     present = np.flatnonzero(centers.notnull())
     numbers = xr.DataArray(present, coords={dim: centers[present].to_base_variable()}, dims=[dim])
-    several = not isinstance(label, tuple) and np.ndim(label) > 0
+    given = (
+        shown(label) if tolerance is None else f"{shown(label)} with tolerance {shown(tolerance)}"
+    )
     index = numbers.indexes.get(dim)
     try:
+        several = not isinstance(label, tuple) and np.ndim(label) > 0
         if isinstance(index, xr.CFTimeIndex) and (method or several):
             label = _as_cftime(label, index)
         found = numbers.sel({dim: label}, method=method, tolerance=tolerance)
     except KeyError as error:
         raise PatchError(
-            f"sel found no patch whose center has {dim}={label!r}; "
+            f"sel found no patch whose center has {dim}={given}; "
             "use method='nearest' with a wide enough tolerance, or isel"
         ) from error
     except Exception as error:  # whatever an index raises for what it cannot look up
-        raise PatchError(f"sel on {dim!r} cannot look up {label!r}, {error!r}; use isel") from error
+        raise PatchError(
+            f"sel on {dim!r} cannot look up {given}, {type(error).__name__}: {told(error)}; "
+            "use isel"
+        ) from error
     if not several and found.size == 1:  # some indexes find a text as a range of times
         found = found.squeeze()
     if not found.size or (found.ndim and (not several or found.shape != np.shape(label))):
         raise PatchError(
-            f"sel on {dim!r} must name one patch, got {label!r}, which names {found.size}; "
+            f"sel on {dim!r} must name one patch, got {given}, which names {found.size}; "
             "give one label for each, or use isel"
         )
     if method == "nearest" and tolerance is None:
@@ -219,17 +225,20 @@ def _check_near(known: xr.DataArray, axis: AxisGrid, label: Any, centers: Array)
             wanted = wanted.astype(of_samples.dtype if kind in "mM" else float)
     except (TypeError, ValueError) as error:
         raise PatchError(
-            f"sel on {axis.dim!r} cannot tell how far {label!r} is from a center; give a tolerance"
+            f"sel on {axis.dim!r} cannot tell how far {shown(label)} is from a center; give a "
+            "tolerance"
         ) from error
     of_samples = of_samples[known.notnull().to_numpy()]
     low, high = of_samples.min(), of_samples.max()
-    steps = np.abs(np.diff(of_samples))
-    reach = max(steps[0], steps[-1]) * axis.stride / 2 if steps.size else high - low
-    outside = (wanted < low) | (wanted > high)
-    if (outside & (np.abs(wanted - centers) > reach)).any():
+    with np.errstate(over="ignore", invalid="ignore"):  # of infinite ones
+        steps = np.abs(np.diff(of_samples))
+        reach = max(steps[0], steps[-1]) * axis.stride / 2 if steps.size else high - low
+        outside = (wanted < low) | (wanted > high)
+        far = outside & (np.abs(wanted - centers) > reach)
+    if far.any():
         raise PatchError(
-            f"sel found no patch near {axis.dim}={label!r}, outside the image, whose labels go "
-            f"from {low} to {high}; give a tolerance to take the nearest one"
+            f"sel found no patch near {axis.dim}={shown(label)}, outside the image, whose labels "
+            f"go from {low} to {high}; give a tolerance to take the nearest one"
         )
 
 
@@ -331,7 +340,7 @@ def _patch(
     return xr.Variable(inside.dims, data, inside.attrs, kept_encoding(inside))
 
 
-_METHODS = (None, "nearest", "pad", "ffill", "backfill", "bfill")
+METHODS = (None, "nearest", "pad", "ffill", "backfill", "bfill")
 
 _PICKED = "<picked>"
 """Dim of several patches, until it is split."""

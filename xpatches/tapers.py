@@ -1,10 +1,11 @@
 """Tapers: weights of a patch's samples, by their position along every dim."""
 
-from collections.abc import Callable, Hashable, Iterable, Mapping
+from collections.abc import Callable, Hashable, Mapping
 from typing import Any, TypeAlias
 
 import numpy as np
 
+from xpatches.arguments import as_choice, by_dim, shown, told
 from xpatches.arrays import Array
 from xpatches.errors import PatchError
 
@@ -59,13 +60,20 @@ TAPERS: dict[str, Callable[[int], Array] | None] = {
 }
 
 
+def as_taper(taper: Any) -> Taper | None:
+    """Normalise the name of a taper; others are looked at with the sizes."""
+    if not isinstance(taper, str):
+        return taper
+    return as_choice("taper", taper, (*TAPERS,), "weights", "a function")
+
+
 def weights_of(taper: Taper, sizes: Mapping[Hashable, int]) -> dict[Hashable, Array] | None:
     """Normalise a taper: float64 weights for every dim, or None for "crop".
 
     Raises
     ------
     PatchError
-        If it is none of the known names, or its weights do not fit the sizes, are negative, not
+        If its weights do not fit the sizes, are negative, not
         finite, or all zero.
 
     Examples
@@ -74,39 +82,32 @@ def weights_of(taper: Taper, sizes: Mapping[Hashable, int]) -> dict[Hashable, Ar
     {'y': array([1., 1.]), 'x': array([1., 2., 1.])}
     """
     if isinstance(taper, str):
-        if taper not in TAPERS:
-            raise PatchError(
-                f"taper must be one of {', '.join(map(repr, TAPERS))}, weights or a function, "
-                f"got {taper!r}"
-            )
-        if taper == CROP:
-            return None
         taper = TAPERS[taper]
-    given: Mapping[Any, Any]
-    if isinstance(taper, Mapping):
-        _check_dims(taper, sizes)
-        given = {dim: taper.get(dim, np.ones(size)) for dim, size in sizes.items()}
-    elif callable(taper):
-        given = {dim: taper(size) for dim, size in sizes.items()}
+        if taper is None:
+            return None
+    if callable(taper):
+        given = {dim: _called(taper, dim, size) for dim, size in sizes.items()}
     else:
-        given = dict.fromkeys(sizes, taper)
+        ones = {dim: np.ones(size) for dim, size in sizes.items()}
+        given = {**ones, **by_dim("taper", taper, sizes)}
     return {dim: _checked(dim, given[dim], size) for dim, size in sizes.items()}
 
 
-def _check_dims(given: Iterable[Any], sizes: Mapping[Hashable, int]) -> None:
-    for dim in given:
-        if dim not in sizes:
-            raise PatchError(
-                f"taper names {dim!r}, which is not among the dims {tuple(sizes)}; "
-                "name one of those"
-            )
+def _called(taper: Callable[[int], Any], dim: Hashable, size: int) -> Any:
+    try:
+        return taper(size)
+    except Exception as error:  # whatever the user's function raises
+        raise PatchError(
+            f"taper on {dim!r} must be a function of the size, got {type(error).__name__} from "
+            f"{shown(taper)} of {size}: {told(error)}"
+        ) from error
 
 
 def _checked(dim: Hashable, given: Any, size: int) -> Array:
     try:
         weights = np.array(given, float)
-    except (TypeError, ValueError) as error:
-        raise PatchError(f"taper on {dim!r} must be {size} numbers, got {given!r}") from error
+    except Exception:  # whatever a type raises that is no array
+        raise PatchError(f"taper on {dim!r} must be {size} numbers, got {shown(given)}") from None
     if weights.shape != (size,):
         raise PatchError(
             f"taper on {dim!r} must have the shape ({size},), got {weights.shape}; give weights "

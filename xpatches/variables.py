@@ -10,8 +10,9 @@ import numpy as np
 import xarray as xr
 
 from xpatches import labels
+from xpatches.arguments import as_integer, shown, told
 from xpatches.arrays import Array, as_promised, check_dtype, is_dask, kind_of
-from xpatches.errors import PatchError
+from xpatches.errors import MapError, PatchError
 from xpatches.geometry import AxisGrid, PatchGrid, Span, clip
 from xpatches.kernel import Kernel, available_threads, extract_block, extract_flat
 from xpatches.lines import Line
@@ -19,6 +20,15 @@ from xpatches.packing import kept_attrs, kept_encoding, of_another_quantity, of_
 from xpatches.plan import Form, Plan, plan_blocks
 from xpatches.reductions import SEPARABLE, Reduction, reduce_block
 from xpatches.spec import SPEC_ATTR, write_spec
+
+
+def as_budget(max_bytes: object) -> int | None:
+    """Normalise a budget in bytes; None is dask's, which is asked for where it is needed."""
+    if not isinstance(max_bytes, str):
+        return None if max_bytes is None else as_integer("max_bytes", max_bytes, 1)
+    from xpatches import lazy  # dask is loaded for what it reads only
+
+    return lazy.as_budget(str.__str__(max_bytes))
 
 
 def check_variable(what: str, variable: xr.Variable) -> None:
@@ -33,10 +43,17 @@ def check_variable(what: str, variable: xr.Variable) -> None:
     check_dtype(what, variable.dtype)
     for dim in variable.dims:
         if not isinstance(dim, str | int):
-            raise PatchError(f"dims of {what} must be named by strings, got {dim!r}; rename it")
-    if len(set(variable.dims)) < variable.ndim:
-        raise PatchError(f"{what} must have every dim once, got {variable.dims}; rename one")
+            raise PatchError(
+                f"dims of {what} must be named by strings, got {shown(dim)}; rename it"
+            )
+    check_dims(what, variable.dims)
     check_held(what, variable)
+
+
+def check_dims(what: str, dims: Sequence[Hashable]) -> None:
+    """Refuse a dim that is there twice."""
+    if len(set(dims)) < len(dims):
+        raise PatchError(f"{what} must have every dim once, got {shown(dims)}; rename one")
 
 
 def check_held(what: str, variable: xr.Variable) -> None:
@@ -124,7 +141,10 @@ def reduce_variable(
     """
     grid = grid.arrange(variable.dims)
     dtype = variable.dtype
-    if dtype.kind == "V" and not callable(reduction):  # ml_dtypes' floats, too
+    if not callable(reduction) and (
+        dtype.kind == "V"  # ml_dtypes' floats, too
+        or (reduction in ("argmin", "argmax") and dtype.kind not in SEPARABLE[reduction])
+    ):
         raise PatchError(
             f"how={reduction!r} is not possible for {dtype}; convert the image first, for example "
             "with .astype('float32'), or give a function"
@@ -149,6 +169,8 @@ def reduce_variable(
             raise PatchError(
                 f"{next(iter(given))} is for the names of how, got a function; leave it out"
             )
+        if "min_count" in given and reduction != "sum":
+            raise PatchError(f"min_count is not for how={reduction!r} of {dtype}; leave it out")
         kernel = partial(_reduce_patches, fill_value=fill_value, reduction=reduction, options=given)
         spans = [Span(variable.dims.index(axis.dim), axis, 0, 1) for axis in grid.axes]
         one = [1] * variable.ndim
@@ -220,7 +242,13 @@ def _reduce_patches(
     first = spans[-1].axis + 1
     axes = tuple(range(first, first + len(spans)))
     if callable(reduction):
-        reduced = np.asarray(reduction(patches, axis=axes))
+        try:
+            reduced = np.asarray(reduction(patches, axis=axes))
+        except Exception as error:  # whatever the user's function raises
+            raise MapError(
+                f"how failed on patches of shape {patches.shape}, {type(error).__name__}: "
+                f"{told(error)}; it is called as how(patches, axis={axes})"
+            ) from error
         expected = tuple(n for axis, n in enumerate(patches.shape) if axis not in axes)
         if reduced.shape != expected:
             raise PatchError(
@@ -230,7 +258,14 @@ def _reduce_patches(
         return reduced
     dims = [str(axis) for axis in range(patches.ndim)]
     labelled = xr.Variable(dims, patches)
-    return np.asarray(getattr(labelled, reduction)([dims[axis] for axis in axes], **kept))
+    try:
+        return np.asarray(getattr(labelled, reduction)([dims[axis] for axis in axes], **kept))
+    except Exception as error:  # whatever xarray raises for what it cannot reduce so
+        given = "".join(f", {name}={value}" for name, value in kept.items())
+        raise PatchError(
+            f"how={reduction!r}{given} is not possible for {patches.dtype}: {told(error)}; leave "
+            "that out, or convert the image with .astype(...)"
+        ) from error
 
 
 def run(

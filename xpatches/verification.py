@@ -11,6 +11,7 @@ from typing import Any
 
 import zarr
 
+from xpatches.arguments import as_flag
 from xpatches.datasets import dataset_state
 from xpatches.jobs import Report
 from xpatches.kernel import available_cores
@@ -65,10 +66,11 @@ def verify(store: Any, *, repair: bool = False, progress: bool = True) -> dict[s
     >>> verify(store, progress=False)
     {'state': 'complete', 'objects': 5, 'missing': 0, 'damaged': {}}
     """
-    folder, tell = (
-        open_folder(store, read_only=not repair),
-        (Progress() if progress else Report()).wait,
+    repair, report = (
+        as_flag("repair", repair),
+        Progress if as_flag("progress", progress) else Report,
     )
+    folder, tell = open_folder(store, read_only=not repair), report().wait
     with ExitStack() as stack:
         if repair:
             folder.check_links()

@@ -6,24 +6,20 @@ one first. A run is lost as soon as its claim is gone, or the next one is there.
 
 Between a check and what follows it a process may sleep for hours. Objects on a disk are therefore
 made in the run's own directory, its home, and moved to their places: a successor removes the home
-before it begins, after which there is nothing to move. What a sleeper makes in a new home it makes
-before the check, which fails. Object stores create only what is not there, and replace only the
-version that was there before the check; a successor writes all objects itself, after which these
-conditions do not hold.
+before it begins, after which there is nothing to move. Object stores create only what is not there,
+and replace only the version that was there before the check; a successor writes all objects itself,
+after which these conditions do not hold.
 """
 
 import os
 import re
-import shutil
 import uuid
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 
 from zarr.core.sync import sync
-from zarr.storage import MemoryStore
 
 from xpatches.errors import PatchError
 from xpatches.exclusive import exclusive
@@ -34,8 +30,6 @@ CLAIMS = f"{JOB}/writer"
 HOMES = f"{JOB}/runs"
 """Where the homes of runs lie, by id."""
 
-REMOVED = "removed/object"
-"""Where a run moves what it removes, in its home."""
 _ID = re.compile("[0-9a-f]{32}")
 _REMOVED = 256
 """Objects that are removed between two checks, where they cannot be moved away."""
@@ -86,47 +80,35 @@ class Run:
                 "finish that job, or resume this one"
             )
 
-    def publish(self, name: str, content: bytes) -> None:
-        """Write an object whole, if the run is not lost."""
+    def publish(self, objects: Mapping[str, bytes | memoryview]) -> None:
+        """Write objects, each of them whole, if the run is not lost."""
         root = self.folder.root
         if root is None:
-            self._put(name, content)
+            for name, content in objects.items():
+                self._put(name, bytes(content))
             return
-        made = root / self.home / uuid.uuid4().hex
+        made = {name: root / self.home / uuid.uuid4().hex for name in objects}
         try:
-            made.write_bytes(content)
-            self._move([(made, root / name)])
+            for name, path in made.items():
+                with open(path, "xb") as file:
+                    file.write(objects[name])
+                    if self.fsync:
+                        file.flush()
+                        os.fsync(file.fileno())
+            self.check()
+            for name, path in made.items():
+                make_directory((root / name).parent)
+                os.replace(path, root / name)
         except FileNotFoundError as error:
             raise self._gone() from error
         finally:
-            made.unlink(missing_ok=True)
-
-    @contextmanager
-    def stage(self) -> Iterator[Folder]:
-        """Give an empty folder, in which objects are made that are published together."""
-        if self.folder.root is None:
-            yield Folder(MemoryStore())
-            return
-        stage = Folder(self.folder.store, self.folder.key(f"{self.home}/{uuid.uuid4().hex}"))
-        try:
-            yield stage
-        finally:
-            shutil.rmtree(str(stage.root), ignore_errors=True)
-
-    def publish_all(self, stage: Folder) -> dict[str, int]:
-        """Publish the objects in a stage, whole, if the run is not lost; their names and bytes."""
-        root, names = self.folder.root, stage.names()
-        sizes = {name: size or 0 for name, size in stage.sizes(names).items()}
-        if root is None:
-            for name in names:
-                self._put(name, stage.get(name) or b"")
-            return sizes
-        assert stage.root is not None
-        try:
-            self._move([(stage.root / name, root / name) for name in names])
-        except FileNotFoundError as error:
-            raise self._gone() from error
-        return sizes
+            for path in made.values():
+                path.unlink(missing_ok=True)
+        if self.fsync:
+            parents = {parent for name in objects for parent in (root / name).parents}
+            for folder in parents:
+                if folder.is_relative_to(root):
+                    _sync(folder)
 
     def remove_all(self, names: Iterable[str]) -> None:
         """Remove objects, if the run is not lost; those on a disk by moving them to its home."""
@@ -136,26 +118,13 @@ class Run:
                 self.check()
                 self.folder.remove_all(some)
             return
-        removed = root / self.home / REMOVED  # which nobody makes anew
+        home = root / self.home
         for name in left:
             try:
-                os.replace(root / name, removed)
+                os.replace(root / name, home / "removed")
             except FileNotFoundError as error:
-                if not removed.parent.is_dir():
+                if not home.is_dir():
                     raise self._gone() from error
-
-    def _move(self, moves: Sequence[tuple[Path, Path]]) -> None:
-        if self.fsync:
-            for made, _ in moves:
-                _sync(made)
-        self.check()
-        for made, target in moves:
-            make_directory(target.parent)
-            os.replace(made, target)
-        if self.fsync:
-            for folder in {parent for _, target in moves for parent in target.parents}:
-                if folder.is_relative_to(self.folder.root or ""):
-                    _sync(folder)
 
     def _put(self, name: str, content: bytes) -> None:
         conditions = None if self.claim is None else exclusive(self.folder.store)
@@ -183,7 +152,7 @@ class Run:
 
 
 def _sync(path: Path) -> None:
-    """Wait until a file, or the names in a directory, are on the disk."""
+    """Wait until the names in a directory are on the disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
