@@ -549,3 +549,23 @@ def test_names_in_a_store_do_not_steer_a_terminal(tmp_path: Path) -> None:
         ended = CliRunner().invoke(main, arguments, color=True)
         assert r"\x1b[2J" in ended.output
         assert "\x1b" not in ended.output
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b'{"zarr_format": 3, "node_type": "group", "attributes": 5}',
+        b'{"zarr_format": 3}',
+        b'{"zarr_format": 3, "node_type": "array", "shape": "x"}',
+        b'{"zarr_format": 3, "node_type": "group", "attributes": {"ome": {"multiscales": [7]}}}',
+    ],
+    ids=range(4),
+)
+def test_an_image_that_is_no_zarr_is_one_line_and_wrong_usage(
+    content: bytes, tmp_path: Path
+) -> None:
+    (tmp_path / "a.zarr").mkdir()
+    (tmp_path / "a.zarr" / "zarr.json").write_bytes(content)
+    ended = CliRunner().invoke(main, ["info", str(tmp_path / "a.zarr")])
+    assert (ended.exit_code, ended.output.count("\n")) == (2, 1)
+    assert "--debug" not in ended.output
