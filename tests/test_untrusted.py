@@ -22,6 +22,7 @@ from hypothesis import strategies as st
 from zarr.codecs import ZstdCodec
 
 import xpatches
+from xpatches.blocks import mark_in
 from xpatches.cli import main
 from xpatches.documents import TEXT, Unfit, parse
 from xpatches.errors import PatchError
@@ -208,11 +209,16 @@ def _add(value: Any, name: str, document: Any, key: Any) -> None:
         document[key].append(value)
 
 
+def timed() -> xr.DataArray:
+    times = np.arange(6).astype("M8[D]").astype("M8[ns]")
+    return image_of().assign_coords(time=("y", times))
+
+
 @pytest.fixture(scope="module")
 def written(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """Datasets of every kind: patches, an image, of a DataArray and of a Dataset, and one begun."""
     folder = tmp_path_factory.mktemp("written")
-    image = image_of().assign_coords(time=("y", np.arange(6).astype("M8[D]").astype("M8[ns]")))
+    image = timed()
     patches = image.patches(y=3, x=3)
     patches.to_zarr(folder / "grid", **QUIET)
     patches.to_zarr(folder / "samples", layout="samples", **QUIET)
@@ -351,20 +357,24 @@ def test_marks_that_are_none_of_the_jobs_count_for_nothing(
 
 
 @pytest.mark.parametrize(
-    "content", [b"[" * 10**5, b'{"id": 1, "host": [], "pid": -1, "time": "x"}', b'{"pid": 1e999}',
-                b'{"id": "a", "host": "b", "pid": 99999999999999999999, "time": 1e308}'],
+    "content",
+    [
+        b"[" * 10**5,
+        b'{"id": 1, "host": [], "pid": -1}',
+        b'{"pid": 1e999}',
+        b'{"id": "' + b"a" * 32 + b'", "host": "b", "pid": 1' + b"0" * 4000 + b', "boot": 7}',
+    ],
     ids=range(4),
-)  # fmt: skip
-def test_a_writer_that_says_nothing_sensible_is_taken_for_dead(
+)
+def test_a_claim_that_says_nothing_sensible_is_that_of_a_dead_writer(
     content: bytes, written: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("xpatches.lock.LEASE", 0.2)
+    monkeypatch.setattr("xpatches.lock.LEASE", 0.01)
     store = tmp_path / "out"
     shutil.copytree(written["begun"], store)
-    (store / JOB / "writer").mkdir(exist_ok=True)
+    (store / JOB / "writer").mkdir()
     (store / JOB / "writer" / "1").write_bytes(content)
-    made = image_of().assign_coords(time=("y", np.arange(6).astype("M8[D]").astype("M8[ns]")))
-    made.patches(y=3, x=3).to_zarr(store, resume=True, **QUIET)
+    timed().patches(y=3, x=3).to_zarr(store, resume=True, **QUIET)
     assert xpatches.open_patches(store).sizes["y"] == 2
 
 
@@ -381,6 +391,24 @@ def test_what_lies_where_claims_do_is_refused(
         with pytest.raises(PatchError, match=r"writer must be a directory|cannot be claimed"):
             image_of().patches(y=3, x=3).to_zarr(store, **how, **QUIET)
     assert (store / JOB / name).read_text() == "mine"
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"",
+        b"[" * 10**5,
+        b'{"run": "a", "checksum": 1e999, "objects": {}}',
+        b'{"run": [], "checksum": 1, "objects": {}}',
+        b'{"run": "a", "checksum": 1, "objects": {"../../etc/passwd": 1}}',
+        b'{"run": "a", "checksum": 1, "objects": {"image/c/0": -1}}',
+        b'{"run": "a", "checksum": 1, "objects": {}, "run": "b"}',
+        b'{"run": "a", "checksum": 1, "objects": {}, "more": 1}',
+    ],
+    ids=range(8),
+)
+def test_a_mark_that_is_not_as_jobs_write_it_is_none(content: bytes) -> None:
+    assert mark_in(content) is None
 
 
 def changed(store: Path, name: str, **changes: Any) -> None:
@@ -447,7 +475,8 @@ def frame(nbytes: int, *, told: bool = True, content: bool = True) -> bytes:
 def with_chunk(store: Path, codec: Any, content: bytes) -> None:
     """Write a dataset of one chunk, and put something else in its place."""
     encoding = {"image": {"compressors": [codec]}}
-    image_of().patches(y=3, x=3).to_zarr(store, shards=False, encoding=encoding, **QUIET)
+    plain: dict[str, Any] = {"shards": False, "checksums": False, **QUIET}
+    image_of().patches(y=3, x=3).to_zarr(store, encoding=encoding, **plain)
     chunks = [path for path in (store / "image/c").rglob("*") if path.is_file()]
     assert len(chunks) == 1
     chunks[0].write_bytes(content)
@@ -527,3 +556,23 @@ def test_names_in_a_store_do_not_steer_a_terminal(tmp_path: Path) -> None:
         ended = CliRunner().invoke(main, arguments, color=True)
         assert r"\x1b[2J" in ended.output
         assert "\x1b" not in ended.output
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b'{"zarr_format": 3, "node_type": "group", "attributes": 5}',
+        b'{"zarr_format": 3}',
+        b'{"zarr_format": 3, "node_type": "array", "shape": "x"}',
+        b'{"zarr_format": 3, "node_type": "group", "attributes": {"ome": {"multiscales": [7]}}}',
+    ],
+    ids=range(4),
+)
+def test_an_image_that_is_no_zarr_is_one_line_and_wrong_usage(
+    content: bytes, tmp_path: Path
+) -> None:
+    (tmp_path / "a.zarr").mkdir()
+    (tmp_path / "a.zarr" / "zarr.json").write_bytes(content)
+    ended = CliRunner().invoke(main, ["info", str(tmp_path / "a.zarr")])
+    assert (ended.exit_code, ended.output.count("\n")) == (2, 1)
+    assert "--debug" not in ended.output

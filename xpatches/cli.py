@@ -21,7 +21,7 @@ import zarr
 from zarr.errors import UnstableSpecificationWarning
 
 from xpatches import pictures, verification
-from xpatches.datasets import dataset_state, open_patches
+from xpatches.datasets import dataset_state, open_patches, undamaged
 from xpatches.errors import JobError, PatchError
 from xpatches.geometry import AxisGrid
 from xpatches.lock import writer_of
@@ -645,7 +645,8 @@ def _about(folder: Folder, given: str, source: Mapping[str, Any] | None = None) 
     job = state.pop("job")
     arrays = {}
     for name in job["blocks"]:
-        stored: Any = zarr.open_array(folder.store, path=folder.key(name), mode="r")
+        with undamaged(folder):
+            stored: Any = zarr.open_array(folder.store, path=folder.key(name), mode="r")
         axes = read_spec(stored.attrs).grid.axes if SPEC_ATTR in stored.attrs else ()
         arrays[name] = {
             "dtype": str(stored.dtype),

@@ -282,7 +282,7 @@ def open_patches(
             f"store {folder} is incomplete: {state['missing']} of {state['blocks']} blocks are "
             "missing; finish it with resume=True"
         )
-    with _whole(folder):
+    with undamaged(folder):
         dataset = _opened(folder, described)
     check_among("chunks", lengths or (), dataset.dims)
     for name in () if lengths is None else described["blocks"]:
@@ -369,7 +369,7 @@ def _opened(folder: Folder, described: Mapping[str, Any]) -> xr.Dataset:
 
 
 @contextmanager
-def _whole(folder: Folder) -> Iterator[None]:
+def undamaged(folder: Folder) -> Iterator[None]:
     """Say of a store that what lies in it is damaged, whatever zarr and xarray raise for that."""
     try:
         yield

@@ -84,7 +84,7 @@ def foreign(names: Iterable[str], metadata: Mapping[str, bytes]) -> list[str]:
 
     Examples
     --------
-    >>> group = json.dumps({"node_type": "group"}).encode()
+    >>> group = b'{"node_type": "group"}'
     >>> foreign(["zarr.json", "c/0", "a/zarr.json"], {"zarr.json": group, "a/zarr.json": b"{"})
     ['a/zarr.json', 'c/0']
     """

@@ -10,6 +10,7 @@ import xarray as xr
 import zarr
 from zarr.storage import LocalStore
 
+from xpatches.datasets import undamaged
 from xpatches.documents import Unfit, text
 from xpatches.errors import PatchError
 from xpatches.redaction import redacted
@@ -56,19 +57,20 @@ def open_image(
         return _open_file(source, group, decode)
     root = open_folder(source, read_only=True)
     folder = Folder(root.store, root.key(group.strip("/"))) if group else root
-    node = _node(folder)
-    if node is None:
-        inside = f"; it holds {_contents(root)}" if group and _node(root) == "group" else ""
-        where = f"no {group!r}" if inside else "no zarr group or array, and is no file"
-        raise PatchError(f"{redacted(source)} holds {where}{inside or '; check the path'}")
-    if node == "array":
-        return _open_array(folder, dims, decode)
-    if dims:
-        raise PatchError(
-            f"--dims names the dims of a zarr array, {folder} is a group; it holds "
-            f"{_contents(folder)}"
-        )
-    return _open_group(folder, decode)
+    with undamaged(folder):
+        node = _node(folder)
+        if node is None:
+            inside = f"; it holds {_contents(root)}" if group and _node(root) == "group" else ""
+            where = f"no {group!r}" if inside else "no zarr group or array, and is no file"
+            raise PatchError(f"{redacted(source)} holds {where}{inside or '; check the path'}")
+        if node == "array":
+            return _open_array(folder, dims, decode)
+        if dims:
+            raise PatchError(
+                f"--dims names the dims of a zarr array, {folder} is a group; it holds "
+                f"{_contents(folder)}"
+            )
+        return _open_group(folder, decode)
 
 
 def _open_file(source: str, group: str | None, decode: bool | None) -> xr.Dataset:

@@ -22,7 +22,7 @@ import cloudpickle  # which dask needs as well
 
 from xpatches.errors import MapError, PatchError
 from xpatches.kernel import available_cores
-from xpatches.redaction import redacted, told
+from xpatches.redaction import redacted
 
 TICK = 0.2
 """Seconds after which a wait looks around."""
@@ -168,8 +168,8 @@ def _cluster(client: Any, job: Any) -> Iterator[Workers]:
             client.register_plugin(carry, name=name)
         except Exception as error:  # whatever loading it raises
             raise PatchError(
-                f"the workers of the dask client cannot load the job: {told(error)}; install there "
-                "what func and the image need"
+                f"the workers of the dask client cannot load the job: {redacted(repr(error))}; "
+                "install there what func and the image need"
             ) from error
         del carry  # which holds the job once more
         yield Workers(submit, count, stop)
