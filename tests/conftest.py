@@ -9,7 +9,7 @@ from hypothesis import settings
 
 from stores import CountingStore
 
-settings.register_profile("quick", deadline=None, max_examples=40, print_blob=True)
+settings.register_profile("quick", deadline=None, max_examples=40, derandomize=True)
 settings.register_profile("long", deadline=None, max_examples=400, print_blob=True)
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "quick"))
 

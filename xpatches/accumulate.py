@@ -468,11 +468,9 @@ def _mean(rows: _Rows) -> Array:
         mean = rows.full(0, rows.stitching.within)
         for part in ("real", "imag"):  # Inf in one of them is nothing to the other
             getattr(mean, part)[...] = _mean_of_floats(rows.part(part))
-    elif rows.dtype.kind == "f":
-        mean = _mean_of_floats(rows)
     else:
-        mean = _sum(rows) / rows.totals(float)
-        if dtype.kind in "iu":
+        mean = _mean_of_floats(rows)
+        if rows.dtype.kind != "f" and dtype.kind in "iu":
             mean = _as_integers(mean, dtype)
     return _finished(rows, mean)
 
@@ -591,7 +589,7 @@ def _crop(rows: _Rows) -> Array:
 
 
 def _vote(rows: _Rows) -> Array:
-    """Take the label that most patches give, the least of several."""
+    """Take the label that most patches give, the least of several; of two zeros the positive."""
     steps = list(rows.steps())
     best = rows.full(rows.stitching.fill_value, rows.stitching.dtype)
     most = rows.full(0, np.int32)
@@ -608,7 +606,7 @@ def _vote(rows: _Rows) -> Array:
             votes = count(label)
             np.copyto(best, label, where=votes > most)
             np.maximum(most, votes, out=most)
-        return best
+        return _positive(best)
     for source, place, _, there in steps:
         label = rows.full(rows.stitching.fill_value, rows.stitching.dtype)
         given = rows.full(False, bool)
@@ -621,7 +619,14 @@ def _vote(rows: _Rows) -> Array:
         better = (votes > most) | ((votes == most) & given & (label < best))
         np.copyto(best, label, where=better)
         np.maximum(most, votes, out=most)
-    return best
+    return _positive(best)
+
+
+def _positive(made: Array) -> Array:
+    """Make all zeros positive: which of two that are equal comes first depends on blocks."""
+    if made.dtype.kind in "fc":
+        made[made == 0] = 0
+    return made
 
 
 def _finished(rows: _Rows, made: Array) -> Array:
