@@ -1,6 +1,7 @@
 """What Hypothesis draws: axes, chunkings, images."""
 
 import itertools
+import os
 from typing import Any
 
 import numpy as np
@@ -9,6 +10,8 @@ from hypothesis import strategies as st
 from reference import Array
 from xpatches.geometry import AxisGrid
 
+LONG = os.environ.get("HYPOTHESIS_PROFILE") == "long"
+"""Whether tests take all the time that they find something in."""
 DTYPES = [
     *("?", "i1", "i2", "i4", "i8", "u1", "u2", "u4", "u8", "f2", "f4", "f8", "c8", "c16"),
     *("M8[ns]", "M8[D]", "m8[ns]", "m8[s]", "U3", "S4", ">i2", ">f8"),

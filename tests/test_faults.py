@@ -1,5 +1,7 @@
 """Jobs that are killed, disks that fill up, stores that answer with errors."""
 
+import errno
+import os
 import random
 import shutil
 import signal
@@ -15,10 +17,12 @@ import pytest
 import xarray as xr
 
 import xpatches
+from strategies import LONG
 from test_jobs import files
-from xpatches.errors import JobError
+from xpatches.errors import JobError, PatchError
 from xpatches.kernel import available_cores
 from xpatches.store import JOB
+from xpatches.writer import LostError
 
 JOB_CODE = """
     import time
@@ -96,7 +100,7 @@ def test_a_job_killed_at_any_moment_is_finished(
     out, log = tmp_path / "out.zarr", tmp_path / "log"
     chance = random.Random(0)
     kills = 0
-    while kills < 20:
+    while kills < (100 if LONG else 20):
         job = start(image, out, log, pause=0.02)
         deadline = time.monotonic() + 60
         begun = len(log.read_text().split()) if log.exists() else 0
@@ -159,6 +163,57 @@ def test_a_full_disk_leaves_what_is_done(
         assert files(small / "out.zarr") == peace
     finally:
         subprocess.run(["umount", str(small)], check=True)
+
+
+@pytest.mark.parametrize("lost", ["everything", "zarr.json", "image/zarr.json"])
+def test_a_store_that_is_removed_under_a_job_is_what_is_told_of(
+    image: Path, tmp_path: Path, peace: dict[str, bytes], lost: str
+) -> None:
+    out, plain = tmp_path / "out.zarr", xpatches.blocks.Job.write
+
+    def remove(self: Any, number: int) -> int:
+        if number == 20:
+            if lost == "everything":
+                out.rename(tmp_path / "elsewhere")
+            else:
+                (out / lost).unlink()
+        if number == 3:
+            raise OSError("gone")
+        return plain(self, number)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("xpatches.blocks.Job.write", remove)
+        with pytest.raises((PatchError, JobError), match=r"removed|failed") as caught:
+            write(image, out, retries=0)
+    if lost == "everything":
+        assert isinstance(caught.value, LostError)
+        assert not out.exists()
+    else:
+        assert isinstance(caught.value, JobError | LostError)
+        assert any(failure.block == 3 for failure in caught.value.failures)
+    write(image, out, **({"resume": True} if "image" in lost else {"overwrite": True}))
+    assert files(out) == peace
+
+
+def test_a_disk_that_becomes_read_only_under_a_job(
+    image: Path, tmp_path: Path, peace: dict[str, bytes]
+) -> None:
+    out, moved, replace = tmp_path / "out.zarr", [0], os.replace
+
+    def refuse(source: Any, target: Any) -> None:
+        moved[0] += "image/c" in str(target)
+        if moved[0] > 20:
+            raise OSError(errno.EROFS, os.strerror(errno.EROFS))
+        replace(source, target)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("xpatches.writer.os.replace", refuse)
+        with pytest.raises((OSError, JobError), match="Read-only file system") as caught:
+            write(image, out, retries=0)
+    assert isinstance(caught.value, JobError)
+    assert caught.value.failures
+    write(image, out, resume=True)
+    assert files(out) == peace
 
 
 def test_an_unreadable_chunk_of_the_image(

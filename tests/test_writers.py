@@ -18,6 +18,7 @@ import xarray as xr
 from zarr.storage import LoggingStore, MemoryStore
 
 import xpatches
+from strategies import LONG
 from test_jobs import files
 from xpatches import lock
 from xpatches.errors import PatchError
@@ -175,7 +176,7 @@ def test_of_many_that_start_at_once_one_writes(places: Places) -> None:
     assert not (places.out / JOB).exists()
 
 
-@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("seed", range(25 if LONG else 3))
 def test_an_overwrite_that_is_killed_is_resumed_or_overwritten(places: Places, seed: int) -> None:
     chance = np.random.default_rng(seed)
     places.write(1)

@@ -189,10 +189,10 @@ def _begin(
         set_up(run, first, [part.name for part in job.parts])
         return Ready((run.id,))
     before = ready_in(folder) if state == "writing" else None
-    check_same(first, folder, repair=before is not None and before.repair)
+    check_same(first, folder, whole=before is None)
     if before is None:
         return None
-    for name, content in first.items() if before.repair else ():
+    for name, content in first.items():
         if folder.get(name) is None:
             run.publish({name: content})
     return Ready((*before.runs, run.id), before.repair)
@@ -309,6 +309,7 @@ def _run(
                 some_written = True
                 continue
             if isinstance(made, LostError):
+                made.failures = tuple(failures)
                 raise made
             last, kind = tries[number] >= retries, _kind(made)
             if kind is not None and not tries[number]:

@@ -9,6 +9,7 @@ released when its process ends: then nobody has to wait.
 
 import contextlib
 import json
+import logging
 import os
 import random
 import re
@@ -252,26 +253,34 @@ def _make_home(run: Run) -> FileLock | None:
 
 def _leave(run: Run, keeper: FileLock | None) -> None:
     """End a run, and then let others begin."""
+    try:
+        _take_back(run)
+    except Exception:  # of a store that takes nothing any more: what is left is as of the killed
+        logging.getLogger("xpatches").debug("leaving %s", run.folder, exc_info=True)
+    finally:
+        _HELD.discard(run.id)
+        if keeper is not None:
+            keeper.release()
+
+
+def _take_back(run: Run) -> None:
+    """Remove the home and the claim of a run, in this order."""
     folder, root = run.folder, run.folder.root
     claim = None if run.claim is None else f"{CLAIMS}/{run.claim}"
     if root is None:
         folder.remove(f"{run.home}/{_BEAT}")
         if claim is not None and id_in(folder.get(claim)) == run.id:
             folder.remove(claim)
-    else:
-        ended = _ended(root, run.id)
-        with contextlib.suppress(FileNotFoundError):
-            _home(root, run.id).rename(ended)
-            if claim is not None:  # moved, for who took over has removed where to
-                os.replace(root / claim, ended / "claim")
-        shutil.rmtree(ended, ignore_errors=True)
-    _HELD.discard(run.id)
-    if keeper is not None:
-        keeper.release()
+        return
+    ended = _ended(root, run.id)
+    with contextlib.suppress(FileNotFoundError):
+        _home(root, run.id).rename(ended)
+        if claim is not None:  # moved, for who took over has removed where to
+            os.replace(root / claim, ended / "claim")
+    shutil.rmtree(ended, ignore_errors=True)
     for name in (HOMES, CLAIMS, JOB):
-        if root is not None:
-            with contextlib.suppress(OSError):  # there is something in it
-                os.rmdir(root / name)
+        with contextlib.suppress(OSError):  # there is something in it
+            os.rmdir(root / name)
 
 
 def _end_home(folder: Folder, run: str) -> None:

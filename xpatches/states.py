@@ -254,13 +254,13 @@ def say_incomplete(run: Run) -> None:
     run.publish({_ROOT: _described(root, complete=False)})
 
 
-def check_same(objects: Mapping[str, bytes], folder: Folder, repair: bool = False) -> None:
-    """Refuse to resume what is not the same job; to repair it, objects may be missing."""
+def check_same(objects: Mapping[str, bytes], folder: Folder, whole: bool = True) -> None:
+    """Refuse to resume what is not the same job; of one that is not whole, objects may be gone."""
     differences: list[str] = []
     for name, ours in objects.items():
         stored = folder.get(name)
         if stored is None:
-            differences += [] if repair else [f"{name} is missing"]
+            differences += [f"{name} is missing"] if whole else []
         elif stored != ours and name.endswith("zarr.json"):
             what = name.removesuffix("zarr.json").strip("/")
             for difference in _different(what, folder.document(name), json.loads(ours)):

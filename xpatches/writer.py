@@ -21,7 +21,7 @@ from pathlib import Path
 
 from zarr.core.sync import sync
 
-from xpatches.errors import PatchError
+from xpatches.errors import BlockFailure, PatchError
 from xpatches.exclusive import exclusive
 from xpatches.store import JOB, Folder, make_directory, parsed
 
@@ -39,6 +39,9 @@ _TRIES = 10
 
 class LostError(PatchError):
     """Another run writes to the folder by now, or what this one needs was removed."""
+
+    failures: tuple[BlockFailure, ...] = ()
+    """Blocks that had failed before."""
 
 
 @dataclass(frozen=True)
