@@ -124,7 +124,7 @@ VALUES: dict[str, Callable[[], Any]] = {
     "large array": lambda: np.broadcast_to(np.int8(1), (2**20, 2**20)),
     "NA": lambda: pd.NA,
     "NaT": lambda: pd.NaT,
-    "np.NaT": lambda: np.datetime64("NaT"),
+    "np.NaT": lambda: np.datetime64("NaT", "s"),
     "Timestamp": lambda: pd.Timestamp("2020-01-01"),
     "Series": lambda: pd.Series([3, 3], index=["y", "x"]),
     "DataFrame": lambda: pd.DataFrame({"y": [3], "x": [3]}),
