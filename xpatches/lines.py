@@ -184,13 +184,19 @@ def _between_times(lower: Array, upper: Array, share: Array) -> Array:
     whole = (upper.view("i8") - lower.view("i8")) * share
     if (np.rint(whole) != whole)[~missing].any():
         finer = np.dtype(f"{lower.dtype.kind}8[ns]")
-        pair = lower.astype(finer), upper.astype(finer)
-        if all(
-            (fine.astype(t.dtype) == t)[~missing].all()
-            for fine, t in zip(pair, (lower, upper), strict=True)
-        ):
-            lower, upper = pair  # where they are not too far from now for that
+        pair = [fine for t in (lower, upper) if (fine := _refined(t, finer, missing)) is not None]
+        if len(pair) == 2:
+            lower, upper = pair
             whole = (upper.view("i8") - lower.view("i8")) * share
     made = (lower.view("i8") + np.rint(whole).astype("i8")).view(lower.dtype)
     made[missing] = "NaT"
     return np.asarray(made)
+
+
+def _refined(times: Array, finer: np.dtype[Any], missing: Array) -> Array | None:
+    """Convert times to another unit; None where some are too far from now for that."""
+    try:
+        fine = times.astype(finer)
+    except OverflowError:  # of NumPy 2.5; others wrap around
+        return None
+    return fine if (fine.astype(times.dtype) == times)[~missing].all() else None
