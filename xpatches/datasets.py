@@ -36,7 +36,7 @@ from xpatches.storable import (
     with_checksums,
     without_codecs,
 )
-from xpatches.store import JOB, Folder, open_folder
+from xpatches.store import JOB, Folder, open_folder, takes_zarr_alone
 from xpatches.variables import in_memory
 
 _LABELS = 1 << 31
@@ -125,6 +125,7 @@ def write_dataset(
         Folder(array.store, array.path)
         for variable in written.source.dataset.variables.values()
         for array in _arrays(variable)
+        if not takes_zarr_alone(array.store)  # where nothing is written either
     ]
     write_job(job, template, given, sources, report=report, **how)
     return open_patches(job.folder)
@@ -158,8 +159,12 @@ def _prepared(
     for name in given:  # what is given replaces the variable's own
         given[name] = {**links_of(template.variables[name]), **given[name]}
     for name, variable in template.variables.items():
-        if checksums and variable.dtype.kind in "biufcmM":
-            given[name] = with_checksums(given.get(name, variable.encoding))
+        if not checksums or variable.dtype.kind not in "biufcmM":
+            continue
+        if name in given:
+            given[name] = with_checksums(given[name])
+        else:  # of which xarray ignores what is of another format
+            variable.encoding = with_checksums(variable.encoding)
     folder = open_folder(store)
     check_apart(written.source.dataset, folder)
     # Their numbers are told of, and so do not depend on the order of variables.

@@ -351,6 +351,11 @@ def _size(path: Path) -> int | None:
         return None
 
 
+def takes_zarr_alone(store: Any) -> bool:
+    """Whether a store is an Icechunk session, which has no room for what jobs write beside."""
+    return type(store).__module__.partition(".")[0] == "icechunk"  # which is not imported for this
+
+
 def open_folder(store: Any, *, read_only: bool = False, what: str = "store") -> Folder:
     """Find the store of what the user names: a path, a zip file, a URL, or a store of zarr's.
 
@@ -362,7 +367,7 @@ def open_folder(store: Any, *, read_only: bool = False, what: str = "store") -> 
     if isinstance(store, Folder):
         return store
     inner = store.store if isinstance(store, StorePath) else store
-    if type(inner).__module__.partition(".")[0] == "icechunk":  # which is not imported for this
+    if takes_zarr_alone(inner):
         raise PatchError(
             "store must not be an Icechunk session, which takes objects of zarr alone, no marks "
             "of a job: write to a path or a URL, copy it with xarray.open_zarr(path, "
