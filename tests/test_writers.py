@@ -151,9 +151,9 @@ def test_a_holder_of_another_machine_is_waited_for(
     places: Places, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The same host name and process number in another container, and a lock that says nothing."""
-    monkeypatch.setattr(lock, "LEASE", 0.5)
-    job = places.start(1, pause=0.05)
-    places.wait(job, 4)
+    monkeypatch.setattr(lock, "LEASE", 60)
+    job = places.start(1, pause=5, lease=1)  # whose heart beats often
+    places.wait(job, 1)
     claim = places.out / JOB / "writer" / "1"
     claim.write_text(json.dumps({**json.loads(claim.read_text()), "boot": "another"}))
     told: list[str] = []
@@ -162,12 +162,13 @@ def test_a_holder_of_another_machine_is_waited_for(
     assert len(told) == 1
     job.kill()
     job.communicate()
+    monkeypatch.setattr(lock, "LEASE", 0.5)
     assert lock.wait_until_free(open_folder(places.out), told.append)
     assert len(told) == 2
 
 
 def test_of_many_that_start_at_once_one_writes(places: Places) -> None:
-    jobs = [places.start(value, pause=0.02) for value in range(1, 7)]
+    jobs = [places.start(value, pause=0.02, lease=20) for value in range(1, 7)]
     told = [job.communicate(timeout=120)[1] for job in jobs]
     won = [value for value, job in enumerate(jobs, 1) if job.returncode == 0]
     assert len(won) == 1, told
