@@ -40,7 +40,7 @@ def shown(value: object) -> str:
     return _shortened(_BRIEF.repr(value), _SHOWN)
 
 
-def told(error: BaseException) -> str:
+def said(error: BaseException) -> str:
     """Tell what an error says, shortened; one may raise where it is asked."""
     try:
         return _shortened(str(error), _TOLD)

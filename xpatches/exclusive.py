@@ -127,15 +127,7 @@ class _Fsspec:
     replaces: bool
 
     async def create(self, key: str, content: bytes) -> bool:
-        try:
-            await self._put(key, content, mode="create")
-        except FileExistsError:
-            return False
-        except OSError as error:
-            if _is_refused(error):
-                return False
-            raise
-        return True
+        return await self._put(key, content, FileExistsError, mode="create")
 
     async def version(self, key: str) -> Any:
         fresh = {"refresh": True} if self.replaces else {}
@@ -147,19 +139,19 @@ class _Fsspec:
 
     async def replace(self, key: str, content: bytes, version: Any) -> bool:
         condition = {"IfMatch": version} if self.replaces else {}
+        return await self._put(key, content, FileNotFoundError, **condition)
+
+    async def _put(
+        self, key: str, content: bytes, refusal: type[OSError], **condition: Any
+    ) -> bool:
+        whole = {"chunksize": _WHOLE} if self.replaces else {}  # uploads in parts know no condition
         try:
-            await self._put(key, content, **condition)
-        except FileNotFoundError:
-            return False
+            await self.store.fs._pipe_file(self._path(key), content, **whole, **condition)
         except OSError as error:
-            if _is_refused(error):
+            if isinstance(error, refusal) or _is_refused(error):
                 return False
             raise
         return True
-
-    async def _put(self, key: str, content: bytes, **condition: Any) -> None:
-        whole = {"chunksize": _WHOLE} if self.replaces else {}  # uploads in parts know no condition
-        await self.store.fs._pipe_file(self._path(key), content, **whole, **condition)
 
     def _path(self, key: str) -> str:
         return f"{self.store.path}/{key}" if self.store.path else key

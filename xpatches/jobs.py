@@ -189,12 +189,11 @@ def _begin(
         set_up(run, first, [part.name for part in job.parts])
         return Ready((run.id,))
     before = ready_in(folder) if state == "writing" else None
-    check_same(first, folder, whole=before is None)
+    missing = check_same(first, folder, whole=before is None)
     if before is None:
         return None
-    for name, content in first.items():
-        if folder.get(name) is None:
-            run.publish({name: content})
+    for name in missing:
+        run.publish({name: first[name]})
     return Ready((*before.runs, run.id), before.repair)
 
 

@@ -31,7 +31,7 @@ from dask.highlevelgraph import HighLevelGraph
 from dask.utils import parse_bytes
 
 from xpatches import lines
-from xpatches.arguments import as_integer, shown, told
+from xpatches.arguments import as_integer, said, shown
 from xpatches.arrays import Array, as_promised, kind_of
 from xpatches.errors import PatchError
 from xpatches.kernel import Kernel, pad_block
@@ -349,7 +349,7 @@ def _token(*parts: Any) -> str:
         return tokenize(*parts)
     except Exception as error:  # whatever a type raises that is to be pickled
         raise PatchError(
-            f"dask cannot tell the function and the attrs of the image from others: {told(error)}; "
+            f"dask cannot tell the function and the attrs of the image from others: {said(error)}; "
             "drop those that are no plain data"
         ) from error
 

@@ -28,7 +28,7 @@ from filelock import FileLock, Timeout
 from xpatches.errors import PatchError
 from xpatches.exclusive import in_memory_of_this_process
 from xpatches.store import JOB, Folder, create_file, parsed
-from xpatches.writer import CLAIMS, HOMES, LostError, Run, id_in
+from xpatches.writer import CLAIMS, HOMES, LostError, Run, beat_of, id_in
 
 LEASE = 30.0
 """Seconds for which a heartbeat must stand still before its run counts as dead."""
@@ -40,8 +40,8 @@ _STARTS = 50
 """How often a claim is tried to be made, while others are as fast."""
 _HELD: set[str] = set()
 """Runs of this process."""
-_BEAT, _LOCK = "beat", "lock"
-"""What lies in the home of a run, besides what it makes."""
+_LOCK = "lock"
+"""The lock of the system, in the home of a run."""
 _NUMBER = re.compile(r"[1-9][0-9]{0,17}")
 """Of a claim."""
 
@@ -213,7 +213,7 @@ def _is_dead(folder: Folder, claim: _Claim) -> bool:
         return True
     if folder.root is None or claim.id is None:
         return False
-    home = folder.root / HOMES / claim.id
+    home = _home(folder.root, claim.id)
     if not home.is_dir():
         return True  # it cannot write anything
     if claim.boot is None or claim.boot != _boot() or not (home / _LOCK).exists():
@@ -239,9 +239,9 @@ def _make_home(run: Run) -> FileLock | None:
     """Make the home of a run, and hold its lock where the system has such."""
     root = run.folder.root
     if root is None:
-        run.folder.put(f"{run.home}/{_BEAT}", b"%016d" % 0)
+        run.folder.put(beat_of(run.id), b"%016d" % 0)
         return None
-    create_file(root / run.home / _BEAT, b"%016d" % 0)
+    create_file(root / beat_of(run.id), b"%016d" % 0)
     keeper = FileLock(root / run.home / _LOCK, thread_local=False)
     try:
         keeper.acquire(blocking=False)
@@ -268,7 +268,7 @@ def _take_back(run: Run) -> None:
     folder, root = run.folder, run.folder.root
     claim = None if run.claim is None else f"{CLAIMS}/{run.claim}"
     if root is None:
-        folder.remove(f"{run.home}/{_BEAT}")
+        folder.remove(beat_of(run.id))
         if claim is not None and id_in(folder.get(claim)) == run.id:
             folder.remove(claim)
         return
@@ -287,7 +287,7 @@ def _end_home(folder: Folder, run: str) -> None:
     """Take the home away from a run, all at once: it can publish nothing after this."""
     root = folder.root
     if root is None:
-        folder.remove(f"{HOMES}/{run}/{_BEAT}")
+        folder.remove(beat_of(run))
         return
     shutil.rmtree(_ended(root, run), ignore_errors=True)
     with contextlib.suppress(FileNotFoundError):
@@ -306,17 +306,17 @@ def _ended(root: Path, run: str) -> Path:
 
 def _beat(folder: Folder, run: _Claim | Run) -> bytes | None:
     """Read a heartbeat; None where there is none."""
-    return folder.get(f"{HOMES}/{run.id}/{_BEAT}")
+    return folder.get(beat_of(run.id))
 
 
 def _renew(run: Run, number: int) -> None:
     """Let the heartbeat be another one."""
     content = b"%016d" % number
     if run.folder.root is None:
-        run.folder.put(f"{run.home}/{_BEAT}", content)
+        run.folder.put(beat_of(run.id), content)
         return
     # In its place: there may be no room on the disk for another file.
-    with open(run.folder.root / run.home / _BEAT, "r+b") as file:
+    with open(run.folder.root / beat_of(run.id), "r+b") as file:
         file.write(content)
 
 

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from xpatches.arguments import as_choice, as_integer, as_tuple, shown, told
+from xpatches.arguments import as_choice, as_integer, as_tuple, said, shown
 from xpatches.arrays import as_fill_value, check_dtype, is_dask, kind_of
 from xpatches.errors import PatchError
 from xpatches.geometry import AxisGrid, Padding, Span
@@ -92,7 +92,7 @@ def _as_array(images: Any) -> Any:
     try:
         array = images if is_dask(images) else np.asarray(images)
     except Exception as error:  # whatever a type raises that is no array
-        raise PatchError(f"images must be an array, got {shown(images)}: {told(error)}") from error
+        raise PatchError(f"images must be an array, got {shown(images)}: {said(error)}") from error
     check_dtype("images", array.dtype)
     if array.ndim < 3:
         raise PatchError(

@@ -23,14 +23,14 @@ from typing import Any
 import xarray as xr
 from zarr.storage import MemoryStore
 
-from xpatches.arguments import shown, told
+from xpatches.arguments import said, shown
 from xpatches.descriptions import read_description
 from xpatches.documents import Unfit, parse
 from xpatches.errors import PatchError
 from xpatches.nodes import chunk_keys, foreign
 from xpatches.spec import SPEC_ATTR
 from xpatches.store import JOB, Folder, parsed
-from xpatches.writer import CLAIMS, HOMES, LostError, Run
+from xpatches.writer import CLAIMS, HOMES, LostError, Run, beat_of
 
 MARKS = f"{JOB}/blocks"
 """Where the marks of blocks lie."""
@@ -135,7 +135,7 @@ def check_apart(run: Run, sources: Iterable[Folder]) -> None:
     Raises
     ------
     PatchError
-        If the folder holds one of them, or lies in an array.
+        If the folder holds one of them.
     """
     looked_at = set[tuple[Any, str]]()
     for source in sources:
@@ -145,7 +145,7 @@ def check_apart(run: Run, sources: Iterable[Folder]) -> None:
             if (id(source.store), path) in looked_at:
                 continue
             looked_at.add((id(source.store), path))
-            if Folder(source.store, path).get(f"{run.home}/beat") is not None:
+            if Folder(source.store, path).get(beat_of(run.id)) is not None:
                 raise PatchError(f"store {run.folder} is where the image lies; give another store")
 
 
@@ -254,13 +254,19 @@ def say_incomplete(run: Run) -> None:
     run.publish({_ROOT: _described(root, complete=False)})
 
 
-def check_same(objects: Mapping[str, bytes], folder: Folder, whole: bool = True) -> None:
-    """Refuse to resume what is not the same job; of one that is not whole, objects may be gone."""
-    differences: list[str] = []
-    for name, ours in objects.items():
-        stored = folder.get(name)
+def check_same(objects: Mapping[str, bytes], folder: Folder, whole: bool = True) -> list[str]:
+    """Refuse to resume what is not the same job; the objects that are missing, unless it is whole.
+
+    Raises
+    ------
+    PatchError
+        If anything differs, or is missing where all is to be there.
+    """
+    differences, missing = list[str](), list[str]()
+    for name, stored in folder.contents(objects).items():
+        ours = objects[name]
         if stored is None:
-            differences += [f"{name} is missing"] if whole else []
+            missing.append(name)
         elif stored != ours and name.endswith("zarr.json"):
             what = name.removesuffix("zarr.json").strip("/")
             for difference in _different(what, folder.document(name), json.loads(ours)):
@@ -268,12 +274,14 @@ def check_same(objects: Mapping[str, bytes], folder: Folder, whole: bool = True)
                     differences.append(difference)
         elif stored != ours:
             differences.append(f"values of {name.split('/c')[0]!r}")
+    differences += [f"{name} is missing" for name in missing] if whole else []
     if differences:
         shown = "; ".join(dict.fromkeys(differences[:5]))
         raise PatchError(
             f"store {folder} is of another job, it differs in: {shown}; "
             "resume with the same arguments, image and versions, or give another store"
         )
+    return missing
 
 
 _SAID_LAST = (f"attributes.{JOB}.checksums,", f"attributes.{JOB}.complete,")
@@ -290,11 +298,11 @@ def prepare(template: xr.Dataset, encoding: Mapping[str, Any]) -> dict[str, byte
     except Exception as error:  # whatever xarray and zarr raise for what they cannot store
         notes = " ".join(str(note).split("\n")[0] for note in getattr(error, "__notes__", []))
         raise PatchError(
-            f"the dataset cannot be stored: {told(error)} {notes}; change the attrs, coords or "
+            f"the dataset cannot be stored: {said(error)} {notes}; change the attrs, coords or "
             "encoding"
         ) from error
     made = Folder(memory)
-    return {name: made.get(name) or b"" for name in sorted(made.names())}
+    return {name: content or b"" for name, content in made.contents(sorted(made.names())).items()}
 
 
 def kept_checksums(folder: Folder) -> dict[str, int]:

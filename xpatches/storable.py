@@ -14,7 +14,7 @@ import zarr
 from zarr.codecs import Crc32cCodec
 from zarr.storage import MemoryStore
 
-from xpatches.arguments import is_name, shown, told
+from xpatches.arguments import is_name, said, shown
 from xpatches.errors import PatchError
 from xpatches.store import JOB
 from xpatches.variables import check_held
@@ -179,7 +179,7 @@ def _check_attr(what: str, key: object, value: Any) -> None:
         json.dumps(value, default=_refuse)
     except Exception as error:  # whatever JSON raises, and what it asks
         raise PatchError(
-            f"attr {shown(key)} of {what} cannot be stored, {told(error)}; drop it, or convert it"
+            f"attr {shown(key)} of {what} cannot be stored, {said(error)}; drop it, or convert it"
         ) from error
 
 

@@ -8,7 +8,7 @@ import numpy as np
 import xarray as xr
 
 from xpatches import labels, lines
-from xpatches.arguments import shown, told
+from xpatches.arguments import said, shown
 from xpatches.arrays import Array, is_dask
 from xpatches.errors import PatchError
 from xpatches.geometry import AxisGrid, PatchGrid, clip
@@ -184,7 +184,7 @@ def find(
         ) from error
     except Exception as error:  # whatever an index raises for what it cannot look up
         raise PatchError(
-            f"sel on {dim!r} cannot look up {given}, {type(error).__name__}: {told(error)}; "
+            f"sel on {dim!r} cannot look up {given}, {type(error).__name__}: {said(error)}; "
             "use isel"
         ) from error
     if not several and found.size == 1:  # some indexes find a text as a range of times

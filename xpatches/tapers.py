@@ -5,7 +5,7 @@ from typing import Any, TypeAlias
 
 import numpy as np
 
-from xpatches.arguments import as_choice, by_dim, shown, told
+from xpatches.arguments import as_choice, by_dim, said, shown
 from xpatches.arrays import Array
 from xpatches.errors import PatchError
 
@@ -99,7 +99,7 @@ def _called(taper: Callable[[int], Any], dim: Hashable, size: int) -> Any:
     except Exception as error:  # whatever the user's function raises
         raise PatchError(
             f"taper on {dim!r} must be a function of the size, got {type(error).__name__} from "
-            f"{shown(taper)} of {size}: {told(error)}"
+            f"{shown(taper)} of {size}: {said(error)}"
         ) from error
 
 

@@ -10,7 +10,7 @@ import numpy as np
 import xarray as xr
 
 from xpatches import labels
-from xpatches.arguments import as_integer, shown, told
+from xpatches.arguments import as_integer, said, shown
 from xpatches.arrays import Array, as_promised, check_dtype, is_dask, kind_of
 from xpatches.errors import MapError, PatchError
 from xpatches.geometry import AxisGrid, PatchGrid, Span, clip
@@ -247,7 +247,7 @@ def _reduce_patches(
         except Exception as error:  # whatever the user's function raises
             raise MapError(
                 f"how failed on patches of shape {patches.shape}, {type(error).__name__}: "
-                f"{told(error)}; it is called as how(patches, axis={axes})"
+                f"{said(error)}; it is called as how(patches, axis={axes})"
             ) from error
         expected = tuple(n for axis, n in enumerate(patches.shape) if axis not in axes)
         if reduced.shape != expected:
@@ -263,7 +263,7 @@ def _reduce_patches(
     except Exception as error:  # whatever xarray raises for what it cannot reduce so
         given = "".join(f", {name}={value}" for name, value in kept.items())
         raise PatchError(
-            f"how={reduction!r}{given} is not possible for {patches.dtype}: {told(error)}; leave "
+            f"how={reduction!r}{given} is not possible for {patches.dtype}: {said(error)}; leave "
             "that out, or convert the image with .astype(...)"
         ) from error
 

@@ -163,6 +163,11 @@ def _sync(path: Path) -> None:
         os.close(descriptor)
 
 
+def beat_of(run: str | None) -> str:
+    """Name the heartbeat of a run."""
+    return f"{HOMES}/{run}/beat"
+
+
 def id_in(claim: bytes | None) -> str | None:
     """Give the run that a claim names; None where it is torn, or there is none."""
     found = None if claim is None else (parsed(claim) or {}).get("id")
