@@ -1,6 +1,7 @@
 """Jobs that are killed, disks that fill up, stores that answer with errors."""
 
 import errno
+import itertools
 import os
 import random
 import shutil
@@ -22,7 +23,7 @@ from test_jobs import files
 from xpatches.errors import JobError, PatchError
 from xpatches.kernel import available_cores
 from xpatches.store import JOB
-from xpatches.writer import LostError
+from xpatches.writer import LostError, Run
 
 JOB_CODE = """
     import time
@@ -192,6 +193,25 @@ def test_a_store_that_is_removed_under_a_job_is_what_is_told_of(
         assert isinstance(caught.value, JobError | LostError)
         assert any(failure.block == 3 for failure in caught.value.failures)
     write(image, out, **({"resume": True} if "image" in lost else {"overwrite": True}))
+    assert files(out) == peace
+
+
+def test_a_store_that_is_removed_after_a_check_does_not_come_back(
+    image: Path, tmp_path: Path, peace: dict[str, bytes]
+) -> None:
+    out, checks, check = tmp_path / "out.zarr", itertools.count(), Run.check
+
+    def remove(self: Run) -> None:
+        check(self)
+        if next(checks) == 30:
+            out.rename(tmp_path / "elsewhere")
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("xpatches.writer.Run.check", remove)
+        with pytest.raises(LostError, match="removed"):
+            write(image, out, retries=0)
+    assert not out.exists()
+    write(image, out)
     assert files(out) == peace
 
 

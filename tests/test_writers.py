@@ -200,6 +200,55 @@ def test_an_overwrite_that_is_killed_is_resumed_or_overwritten(places: Places, s
         assert not (places.out / JOB).exists()
 
 
+@pytest.mark.parametrize(
+    ("there", "then"),
+    [("zarr", "overwrite"), ("patches", "overwrite"), ("patches", "resume")],
+)
+def test_a_job_that_ends_at_any_step_is_resumed_or_overwritten(
+    tmp_path: Path, there: str, then: str
+) -> None:
+    def write(value: int, out: Path, **options: Any) -> None:
+        p = image_of(value)[:24, :24].patches(y=8, x=8)
+        p.to_zarr(out, chunks={"y": 2, "x": 2}, shards=False, **options, **QUIET)
+
+    class EndError(BaseException):
+        """Nothing of the library takes it for a failure."""
+
+    before, peace, replace = tmp_path / "before.zarr", tmp_path / "peace.zarr", os.replace
+    if there == "zarr":
+        xr.Dataset({"x_origin": ("x", np.arange(6)), "other": ("x", np.ones(6))}).to_zarr(
+            before, zarr_format=3, consolidated=False, encoding={"x_origin": {"chunks": (2,)}}
+        )
+    else:
+        write(1, before)
+    write(2, peace)
+    for last in range(1000):
+        out, steps = tmp_path / f"{last}.zarr", iter(range(last))
+        shutil.copytree(before, out)
+
+        def step(source: Any, target: Any, steps: Iterator[int] = steps) -> None:
+            if next(steps, None) is None:
+                raise EndError
+            replace(source, target)
+
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr("xpatches.writer.os.replace", step)
+            try:
+                write(2, out, overwrite=True, retries=0)
+            except EndError:
+                pass
+            else:
+                break
+        try:
+            write(2, out, **{then: True})
+        except PatchError as error:
+            if then == "overwrite" or "image has changed" not in str(error):
+                raise
+            write(2, out, overwrite=True)  # it ended before it had begun
+        assert files(out) == files(peace)
+    assert 20 < last < 999
+
+
 def image_at(path: Path) -> xr.DataArray:
     image = xr.DataArray(
         np.arange(6400).reshape(80, 80).astype("u2"), dims=("y", "x"), name="image"

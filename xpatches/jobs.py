@@ -23,6 +23,7 @@ from xpatches.errors import BlockFailure, JobError, MapError, PatchError
 from xpatches.lock import wait_until_free, writing
 from xpatches.states import (
     Ready,
+    add,
     check_apart,
     check_files,
     check_same,
@@ -192,8 +193,7 @@ def _begin(
     missing = check_same(first, folder, whole=before is None)
     if before is None:
         return None
-    for name in missing:
-        run.publish({name: first[name]})
+    add(run, {name: first[name] for name in missing})
     return Ready((*before.runs, run.id), before.repair)
 
 

@@ -202,9 +202,15 @@ def set_up(run: Run, objects: Mapping[str, bytes], made: Iterable[str]) -> None:
     kept = (_GROUP, f"{CLAIMS}/")
     run.remove_all(name for name in _in_order(others) if not name.startswith(kept))
     folder.prune()
-    for name in sorted(objects, key=lambda name: name == _ROOT):  # which says what this is
-        run.publish({name: objects[name]})
+    add(run, {name: content for name, content in objects.items() if name != _ROOT})
+    run.publish({_ROOT: objects[_ROOT]})  # which says what this is
     say_ready(run, Ready((run.id,)))
+
+
+def add(run: Run, objects: Mapping[str, bytes]) -> None:
+    """Write objects one by one: what tells that there are chunks, and then these."""
+    for name in reversed(_in_order(objects)):
+        run.publish({name: objects[name]})
 
 
 def _in_order(names: Iterable[str]) -> list[str]:

@@ -298,17 +298,6 @@ def _as_disk(store: Store) -> LocalStore | None:
     return None
 
 
-def make_directory(path: Path) -> None:
-    """Make a directory and those above, also while others remove such as are empty."""
-    for left in reversed(range(_RACES)):
-        try:
-            return path.mkdir(parents=True, exist_ok=True)
-        except FileNotFoundError:
-            if not left:
-                raise
-    return None
-
-
 def create_file(path: Path, content: bytes) -> bool:
     """Create a file, also while others remove its directory if it is empty; False if there is one.
 
@@ -319,11 +308,15 @@ def create_file(path: Path, content: bytes) -> bool:
     """
     for left in reversed(range(_RACES)):
         try:
-            make_directory(path.parent)
+            path.parent.mkdir(parents=True, exist_ok=True)
         except (FileExistsError, NotADirectoryError) as error:
             raise PatchError(
                 f"{path.parent} must be a directory, to hold {path.name}, and is a file; remove it"
             ) from error
+        except FileNotFoundError:
+            if not left:
+                raise
+            continue
         try:
             with open(path, "xb") as file:
                 file.write(content)

@@ -15,6 +15,7 @@ import os
 import re
 import uuid
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -23,7 +24,7 @@ from zarr.core.sync import sync
 
 from xpatches.errors import BlockFailure, PatchError
 from xpatches.exclusive import exclusive
-from xpatches.store import JOB, Folder, make_directory, parsed
+from xpatches.store import JOB, Folder, parsed
 
 CLAIMS = f"{JOB}/writer"
 """Where the claims lie, by number."""
@@ -100,7 +101,7 @@ class Run:
                         os.fsync(file.fileno())
             self.check()
             for name, path in made.items():
-                make_directory((root / name).parent)
+                _make_directory((root / name).parent, root)
                 os.replace(path, root / name)
         except FileNotFoundError as error:
             raise self._gone() from error
@@ -152,6 +153,20 @@ class Run:
         return LostError(
             f"store {self.folder} was removed while it was being written; start the job again"
         )
+
+
+def _make_directory(path: Path, root: Path) -> None:
+    """Make a directory below a root, but not the root: it stays away where it was removed."""
+    if path == root:
+        return
+    try:
+        os.mkdir(path)
+    except FileExistsError:
+        pass
+    except FileNotFoundError:
+        _make_directory(path.parent, root)
+        with suppress(FileExistsError):  # another block was as fast
+            os.mkdir(path)
 
 
 def _sync(path: Path) -> None:
