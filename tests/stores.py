@@ -1,8 +1,12 @@
-"""Stores that count what is read from them."""
+"""Stores that count what is read from them, and disks on which writers end."""
 
+import os
 from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any, ClassVar
 
+import pytest
 from zarr.storage import LocalStore
 
 
@@ -21,3 +25,22 @@ class CountingStore(LocalStore):
         reads = {key: n for key, n in cls.reads.items() if "/c/" in key and key.startswith(name)}
         cls.reads.clear()
         return reads
+
+
+class EndError(BaseException):
+    """Nothing of the library takes it for a failure."""
+
+
+@contextmanager
+def ending_after(steps: int) -> Iterator[None]:
+    """Let writers on a disk end after some objects that they put in their places, or remove."""
+    left, replace = iter(range(steps)), os.replace
+
+    def step(source: Any, target: Any) -> None:
+        if next(left, None) is None:
+            raise EndError
+        replace(source, target)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("xpatches.writer.os.replace", step)
+        yield

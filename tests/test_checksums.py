@@ -1,3 +1,4 @@
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -8,6 +9,8 @@ import zarr
 from zarr.codecs import BloscCodec, Crc32cCodec, GzipCodec
 
 import xpatches
+from stores import EndError, ending_after
+from test_jobs import files
 
 QUIET: dict[str, Any] = {"progress": False}
 IMAGE = xr.DataArray(
@@ -152,6 +155,24 @@ def test_what_the_setup_wrote_is_repaired_too(tmp_path: Path, name: str) -> None
     xpatches.verify(out, repair=True, progress=False)
     p.to_zarr(out, resume=True, **QUIET)
     assert {path: path.read_bytes() for path in out.rglob("*") if path.is_file()} == before
+
+
+def test_a_repair_that_ends_at_any_step_is_finished(tmp_path: Path) -> None:
+    peace, p = tmp_path / "peace.zarr", IMAGE.patches(y=16, x=16)
+    p.to_zarr(peace, chunks={"y": 2, "x": 2}, shards=False, **QUIET)
+    for last in range(1, 100):
+        out = tmp_path / f"{last}.zarr"
+        shutil.copytree(peace, out)
+        harm(out / "image/c/0/0/0/0", "changed")
+        harm(out / "image/c/1/1/0/0", "changed")
+        try:
+            with ending_after(last):
+                xpatches.verify(out, repair=True, progress=False)
+            break
+        except EndError:
+            p.to_zarr(out, chunks={"y": 2, "x": 2}, shards=False, resume=True, **QUIET)
+            assert files(out) == files(peace)
+    assert 3 < last < 99
 
 
 def test_an_incomplete_dataset_is_repaired_as_far_as_it_is(tmp_path: Path) -> None:

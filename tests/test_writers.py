@@ -18,6 +18,7 @@ import xarray as xr
 from zarr.storage import LoggingStore, MemoryStore
 
 import xpatches
+from stores import EndError, ending_after
 from strategies import LONG
 from test_jobs import files
 from xpatches import lock
@@ -211,10 +212,7 @@ def test_a_job_that_ends_at_any_step_is_resumed_or_overwritten(
         p = image_of(value)[:24, :24].patches(y=8, x=8)
         p.to_zarr(out, chunks={"y": 2, "x": 2}, shards=False, **options, **QUIET)
 
-    class EndError(BaseException):
-        """Nothing of the library takes it for a failure."""
-
-    before, peace, replace = tmp_path / "before.zarr", tmp_path / "peace.zarr", os.replace
+    before, peace = tmp_path / "before.zarr", tmp_path / "peace.zarr"
     if there == "zarr":
         xr.Dataset({"x_origin": ("x", np.arange(6)), "other": ("x", np.ones(6))}).to_zarr(
             before, zarr_format=3, consolidated=False, encoding={"x_origin": {"chunks": (2,)}}
@@ -223,22 +221,14 @@ def test_a_job_that_ends_at_any_step_is_resumed_or_overwritten(
         write(1, before)
     write(2, peace)
     for last in range(1000):
-        out, steps = tmp_path / f"{last}.zarr", iter(range(last))
+        out = tmp_path / f"{last}.zarr"
         shutil.copytree(before, out)
-
-        def step(source: Any, target: Any, steps: Iterator[int] = steps) -> None:
-            if next(steps, None) is None:
-                raise EndError
-            replace(source, target)
-
-        with pytest.MonkeyPatch.context() as patch:
-            patch.setattr("xpatches.writer.os.replace", step)
-            try:
+        try:
+            with ending_after(last):
                 write(2, out, overwrite=True, retries=0)
-            except EndError:
-                pass
-            else:
-                break
+            break
+        except EndError:
+            pass
         try:
             write(2, out, **{then: True})
         except PatchError as error:

@@ -254,8 +254,7 @@ def ready_in(folder: Folder) -> Ready:
 
 
 def say_incomplete(run: Run) -> None:
-    """Take back that a dataset is complete: blocks whose objects are gone are to be written."""
-    say_ready(run, Ready((), repair=True))
+    """Take back that a dataset is complete."""
     root = run.folder.document(_ROOT) or {}
     run.publish({_ROOT: _described(root, complete=False)})
 

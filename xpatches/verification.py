@@ -19,7 +19,7 @@ from xpatches.lock import writing
 from xpatches.nodes import ChunkKeys, chunk_keys
 from xpatches.progress import Progress
 from xpatches.redaction import told
-from xpatches.states import say_incomplete
+from xpatches.states import Ready, say_incomplete, say_ready
 from xpatches.store import JOB, Folder, open_folder
 
 _AT_ONCE = 256
@@ -91,8 +91,10 @@ def verify(store: Any, *, repair: bool = False, progress: bool = True) -> dict[s
         if repair and damaged:
             if complete:
                 say_incomplete(run)
-                complete = False
             run.remove_all(damaged)
+            if complete:  # only now: a resumed job takes the blocks that are there for sound
+                say_ready(run, Ready((), repair=True))
+                complete = False
     return {
         "state": "complete" if complete else "incomplete",
         "objects": objects,
