@@ -21,7 +21,7 @@ import xpatches
 from xpatches import jobs
 from xpatches.errors import JobError, PatchError
 from xpatches.exclusive import exclusive
-from xpatches.store import JOB
+from xpatches.store import JOB, Folder
 
 pytest.importorskip("moto")
 pytest.importorskip("s3fs")
@@ -191,6 +191,24 @@ def test_conditions_are_decided_by_the_server(bucket: Any, library: str) -> None
     bucket.rm_file("bucket/conditions.zarr/a/b")
     assert not sync(conditions.replace("a/b", b"5", first))
     assert not bucket.exists("bucket/conditions.zarr/a/b")
+
+
+@pytest.mark.parametrize("path", ["", "inner"])
+def test_what_comes_while_a_folder_is_listed_is_no_file_of_others(
+    bucket: Any, server: tuple[Failing, str], path: str
+) -> None:
+    app, held, prefix = server[0], list[str](), f"{path}/" if path else ""
+
+    def hold(method: str, path: str) -> None:
+        if method == "HEAD" and not held:  # which follows a list of nothing
+            held.append(path)
+            bucket.pipe_file(f"bucket/out.zarr/{prefix}a/b", b"1")
+
+    folder = Folder(store_of("s3fs", "out.zarr"), path)
+    app.hold = hold
+    assert folder.names() in ([], ["a/b"])
+    assert held
+    assert folder.names() == ["a/b"]
 
 
 def store_of(library: str, name: str) -> Any:

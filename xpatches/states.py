@@ -62,7 +62,9 @@ def state_of(folder: Folder) -> str:
     others = (name for name in folder.names() if not name.startswith(f"{JOB}/"))
     if next(others, None) is None:
         return "nothing"
-    return "foreign" if folder.get(_GROUP) is None else "begun"  # by another, just now
+    if any(folder.contents([_ROOT, _GROUP]).values()):  # by another, just now
+        return state_of(folder)
+    return "foreign"
 
 
 def attrs_of(document: Mapping[str, Any] | None) -> dict[str, Any]:

@@ -277,9 +277,12 @@ class Folder:
     async def _list(self, prefix: str) -> list[str]:
         self._forget_lists()
         try:
-            return [key async for key in self.store.list_prefix(prefix)]
+            keys = [key async for key in self.store.list_prefix(prefix)]
         except FileNotFoundError:
             return []
+        # fsspec names the folder where its first object came between two requests of it.
+        own = getattr(self.store, "path", None)
+        return [key for key in keys if key.startswith(prefix) and key != own]
 
 
 _SCHEMES = {"S3Store": "s3", "GCSStore": "gcs"}
