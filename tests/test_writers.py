@@ -23,7 +23,8 @@ from strategies import LONG
 from test_jobs import files
 from xpatches import lock
 from xpatches.errors import PatchError
-from xpatches.store import JOB, open_folder
+from xpatches.states import state_of
+from xpatches.store import JOB, Folder, open_folder
 from xpatches.writer import LostError, Run
 
 QUIET: dict[str, Any] = {"progress": False}
@@ -176,6 +177,20 @@ def test_of_many_that_start_at_once_one_writes(places: Places) -> None:
     assert places.values() == {*won}
     assert places.written() == BLOCKS
     assert not (places.out / JOB).exists()
+
+
+def test_what_another_job_writes_while_a_store_is_looked_at_is_not_foreign(
+    places: Places, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plain = Folder.names
+
+    def names(self: Folder, prefix: str = "") -> list[str]:
+        monkeypatch.undo()  # for all that follow
+        places.write(1)
+        return plain(self, prefix)
+
+    monkeypatch.setattr(Folder, "names", names)
+    assert state_of(open_folder(places.out)) == "complete"
 
 
 @pytest.mark.parametrize("seed", range(25 if LONG else 3))
