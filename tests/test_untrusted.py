@@ -250,6 +250,17 @@ def opens_or_refuses(store: Path, kind: str) -> None:
             assert opened.sizes.items() <= sizes.items() or store.name == "array"
 
 
+@contextlib.contextmanager
+def copied(store: Path, name: str) -> Iterator[Path]:
+    """Copy a store for one example."""
+    copy = store.parent / name
+    shutil.copytree(store, copy)
+    try:
+        yield copy
+    finally:
+        shutil.rmtree(copy)
+
+
 KINDS = ["grid", "samples", "map", "dataset"]
 
 
@@ -259,16 +270,12 @@ KINDS = ["grid", "samples", "map", "dataset"]
 def test_a_description_that_was_tampered_with_opens_or_is_refused(
     kind: str, data: st.DataObject, written: dict[str, Path]
 ) -> None:
-    store = written[kind].parent / "tampered"
-    shutil.copytree(written[kind], store)
-    try:
+    with copied(written[kind], "tampered") as store:
         root = json.loads((store / "zarr.json").read_bytes())
         job = data.draw(tampered(json.loads(root["attributes"][JOB])))
         root["attributes"][JOB] = json.dumps(job) if data.draw(st.integers(0, 9)) else job
         (store / "zarr.json").write_text(json.dumps(root))
         opens_or_refuses(store, kind)
-    finally:
-        shutil.rmtree(store)
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -277,9 +284,7 @@ def test_a_description_that_was_tampered_with_opens_or_is_refused(
 def test_metadata_that_were_tampered_with_open_or_are_refused(
     kind: str, data: st.DataObject, written: dict[str, Path]
 ) -> None:
-    store = written[kind].parent / "array"
-    shutil.copytree(written[kind], store)
-    try:
+    with copied(written[kind], "array") as store:
         names = sorted(store.rglob("zarr.json"))
         path = data.draw(st.sampled_from(names))
         if data.draw(st.integers(0, 3)):
@@ -287,8 +292,6 @@ def test_metadata_that_were_tampered_with_open_or_are_refused(
         else:
             path.write_bytes(data.draw(st.binary()))
         opens_or_refuses(store, kind)
-    finally:
-        shutil.rmtree(store)
 
 
 @pytest.mark.parametrize(

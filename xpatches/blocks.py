@@ -388,7 +388,6 @@ class Job:
                 )
                 if all(key_of(i) in names for i in product(*index)):
                     found.append(first + number)
-            first += len(part)
         return found
 
 

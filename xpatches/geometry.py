@@ -331,6 +331,22 @@ def split_run(counts: Sequence[int], start: int, stop: int) -> Iterator[tuple[ra
         start = end
 
 
+def walk(ranges: Sequence[range]) -> Iterator[tuple[int, ...]]:
+    """Go through the product of ranges, the last one fastest; itertools would list each of them.
+
+    Examples
+    --------
+    >>> next(walk([range(10**18), range(4, 10**18)]))
+    (0, 4)
+    """
+    if not ranges:
+        yield ()
+        return
+    for first in ranges[0]:
+        for rest in walk(ranges[1:]):
+            yield first, *rest
+
+
 def halve(
     box: tuple[range, ...],
     fits: Callable[[tuple[range, ...]], bool],

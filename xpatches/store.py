@@ -24,8 +24,6 @@ from xpatches.redaction import redacted, told
 
 JOB = "xpatches_job"
 """Attr of a patch dataset that describes its job, and the group of the job's marks."""
-MARKS = f"{JOB}/blocks"
-"""Where the marks of blocks lie."""
 
 T = TypeVar("T")
 

@@ -11,7 +11,7 @@ from xpatches import labels, lines
 from xpatches.arguments import said, shown
 from xpatches.arrays import Array, is_dask
 from xpatches.errors import PatchError
-from xpatches.geometry import AxisGrid, PatchGrid, clip
+from xpatches.geometry import AxisGrid, PatchGrid, clip, walk
 from xpatches.kernel import pad_block
 from xpatches.lines import Line
 from xpatches.packing import kept_encoding
@@ -291,10 +291,10 @@ def read_ahead(
         if nbytes(counts) > budget or 2 * taken < prod(lengths(counts)):
             read = {}  # one patch is too large, or most samples are in none
     if not read:
-        yield (image, dict.fromkeys(grid.dims, 0)), _walk([range(axis.count) for axis in grid.axes])
+        yield (image, dict.fromkeys(grid.dims, 0)), walk([range(axis.count) for axis in grid.axes])
         return
     pairs = [*zip(grid.axes, counts, strict=True)]
-    for firsts in _walk([range(0, axis.count, count) for axis, count in pairs]):
+    for firsts in walk([range(0, axis.count, count) for axis, count in pairs]):
         block = [
             range(first, min(first + count, axis.count))
             for first, (axis, count) in zip(firsts, pairs, strict=True)
@@ -307,17 +307,7 @@ def read_ahead(
         for variable in map(part.variables.__getitem__, read):
             if variable.size:  # a store may refuse to read nothing
                 variable.load()
-        yield (part, {dim: of.start for dim, of in regions.items()}), _walk(block)
-
-
-def _walk(ranges: Sequence[range]) -> Iterator[tuple[int, ...]]:
-    """Go through the product of ranges, the last one fastest; itertools would list each of them."""
-    if not ranges:
-        yield ()
-        return
-    for first in ranges[0]:
-        for rest in _walk(ranges[1:]):
-            yield first, *rest
+        yield (part, {dim: of.start for dim, of in regions.items()}), walk(block)
 
 
 def _patch(

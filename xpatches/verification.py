@@ -1,6 +1,6 @@
 """Read everything of a dataset that a job wrote, and say what is damaged."""
 
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -13,6 +13,7 @@ import zarr
 
 from xpatches.arguments import as_flag
 from xpatches.datasets import dataset_state
+from xpatches.geometry import walk
 from xpatches.jobs import Report
 from xpatches.kernel import available_cores
 from xpatches.lock import writing
@@ -155,7 +156,7 @@ class _Array:
         """Name objects that are not there."""
         if self.count > len(self.stored):
             known = set(self.stored.values())
-            for index in _indices(self._keys.counts):
+            for index in walk([*map(range, self._keys.counts)]):
                 if index not in known:
                     yield f"{self.path}/{self._stored.metadata.encode_chunk_key(index)}"
 
@@ -194,13 +195,3 @@ def _arrays(folder: Folder, made: Collection[str]) -> Iterator[_Array]:
 
 def _text(error: Exception) -> str:
     return told(error)[:200]
-
-
-def _indices(counts: Sequence[int]) -> Iterator[tuple[int, ...]]:
-    """Count along all dims, one after the other: nothing is kept, however many there are."""
-    if not counts:
-        yield ()
-        return
-    for index in range(counts[0]):
-        for rest in _indices(counts[1:]):
-            yield (index, *rest)
