@@ -9,8 +9,9 @@ import xarray as xr
 
 import xpatches  # noqa: F401  registers .patches
 from benchmarks.cases import LISTED, SMALL, Case
-from xpatches import lazy, plan
-from xpatches.geometry import AxisGrid
+from xpatches.extraction import plan
+from xpatches.geometry.grid import AxisGrid
+from xpatches.lazy import graphs as lazy
 
 
 class Kernel:

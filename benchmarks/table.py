@@ -28,8 +28,9 @@ import xpatches  # noqa: F401  registers .patches
 from benchmarks import endtoend, peers, stitching, writing
 from benchmarks.cases import DTYPES, LISTED, OTHERS, SMALL, Case
 from benchmarks.peers import WAYS
-from xpatches import lazy, plan
-from xpatches.geometry import AxisGrid
+from xpatches.extraction import plan
+from xpatches.geometry.grid import AxisGrid
+from xpatches.lazy import graphs as lazy
 
 LIBRARIES = [
     "xpatches",

@@ -22,7 +22,7 @@ import zarr
 
 import xpatches
 from benchmarks.endtoend import in_processes, opened
-from xpatches.workers import Window, workers_for
+from xpatches.jobs.workers import Window, workers_for
 
 WAYS = ("patches in memory", "image in memory", "2 threads", "1 worker", "2 workers")
 
@@ -42,7 +42,7 @@ def run(way: str, image: Path, out: Path, layout: str, size: int, stride: int) -
                 n_workers=int(way[0]), threads_per_worker=1, dashboard_address=":0"
             )
             stack.enter_context(client)
-            client.run(importlib.import_module, "xpatches.datasets")
+            client.run(importlib.import_module, "xpatches.datasets.write")
             for core, worker in enumerate(client.scheduler_info()["workers"]):
                 client.run(_keep_to, core, workers=[worker])
         seconds = 0.0

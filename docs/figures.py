@@ -12,9 +12,9 @@ import matplotlib
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
-from xpatches.geometry import AxisGrid, Padding
-from xpatches.plan import AxisPlan, plan_blocks
-from xpatches.tapers import weights_of
+from xpatches.extraction.plan import AxisPlan, plan_blocks
+from xpatches.geometry.grid import AxisGrid, Padding
+from xpatches.stitching.tapers import weights_of
 
 # Okabe and Ito's colours, which colour-blind readers can tell apart.
 BLUE, ORANGE, GREEN, RED = "#0072b2", "#e69f00", "#009e73", "#d55e00"

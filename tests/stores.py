@@ -42,5 +42,5 @@ def ending_after(steps: int) -> Iterator[None]:
         replace(source, target)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("xpatches.writer.os.replace", step)
+        patch.setattr("xpatches.jobs.writer.os.replace", step)
         yield

@@ -8,7 +8,7 @@ import numpy as np
 from hypothesis import strategies as st
 
 from reference import Array
-from xpatches.geometry import AxisGrid
+from xpatches.geometry.grid import AxisGrid
 
 LONG = os.environ.get("HYPOTHESIS_PROFILE") == "long"
 """Whether tests take all the time that they find something in."""

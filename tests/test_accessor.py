@@ -14,9 +14,9 @@ import xpatches
 from reference import Array, four_loops, same_bits
 from strategies import arguments, chunkings, problems
 from xpatches import PatchError, Patches
-from xpatches.arrays import as_fill_value
-from xpatches.geometry import AxisGrid
-from xpatches.spec import read_spec
+from xpatches.dtypes import as_fill_value
+from xpatches.geometry.grid import AxisGrid
+from xpatches.images.spec import read_spec
 
 
 def image(ny: int = 20, nx: int = 31, depth: int = 2) -> xr.DataArray:

@@ -97,7 +97,7 @@ def harm(path: Path, way: str) -> None:
 def test_what_is_damaged_is_named_and_repaired(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, job: str, way: str
 ) -> None:
-    monkeypatch.setattr("xpatches.layout.BLOCKS", 10**9)
+    monkeypatch.setattr("xpatches.datasets.layout.BLOCKS", 10**9)
     out = tmp_path / "out.zarr"
     other = xr.DataArray(np.arange(2.0**18).reshape(512, 512), dims=("a", "b")).chunk(a=256)
 
@@ -133,13 +133,13 @@ def test_what_is_damaged_is_named_and_repaired(
     with pytest.raises(xpatches.PatchError, match="is incomplete: "):
         xpatches.open_patches(out)
     written: list[int] = []
-    plain = xpatches.blocks.Job.write
+    plain = xpatches.jobs.blocks.Job.write
 
     def counted(self: Any, number: int) -> int:
         written.append(number)
         return plain(self, number)
 
-    monkeypatch.setattr("xpatches.blocks.Job.write", counted)
+    monkeypatch.setattr("xpatches.jobs.blocks.Job.write", counted)
     go(resume=True)
     assert len(written) == 2
     assert {path: path.read_bytes() for path in out.rglob("*") if path.is_file()} == before
@@ -179,15 +179,15 @@ def test_an_incomplete_dataset_is_repaired_as_far_as_it_is(tmp_path: Path) -> No
     out, p = tmp_path / "out.zarr", IMAGE.patches(y=8, x=8)
     small: dict[str, Any] = {"chunks": {"y": 2, "x": 2}, "shards": False, **QUIET}
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("xpatches.layout.BLOCKS", 10**9)
-        plain = xpatches.blocks.Job.write
+        patch.setattr("xpatches.datasets.layout.BLOCKS", 10**9)
+        plain = xpatches.jobs.blocks.Job.write
 
         def fails(self: Any, number: int) -> int:
             if number > 10:
                 raise OSError("gone")
             return plain(self, number)
 
-        patch.setattr("xpatches.blocks.Job.write", fails)
+        patch.setattr("xpatches.jobs.blocks.Job.write", fails)
         with pytest.raises(xpatches.JobError):
             p.to_zarr(out, retries=0, **small)
         harm(out / "image" / "c" / "0" / "0" / "0" / "0", "changed")
@@ -198,7 +198,7 @@ def test_an_incomplete_dataset_is_repaired_as_far_as_it_is(tmp_path: Path) -> No
             "missing": 0,
             "damaged": {"image/c/0/0/0/0": told["damaged"]["image/c/0/0/0/0"]},
         }
-        patch.setattr("xpatches.blocks.Job.write", plain)
+        patch.setattr("xpatches.jobs.blocks.Job.write", plain)
         p.to_zarr(out, resume=True, **small)
     np.testing.assert_array_equal(xpatches.open_patches(out), p.extract())
     assert not xpatches.verify(out, progress=False)["damaged"]

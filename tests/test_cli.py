@@ -15,8 +15,9 @@ import zarr
 from click.testing import CliRunner, Result
 
 import xpatches
-from xpatches import PatchError, pictures
-from xpatches.cli import main
+from xpatches import PatchError
+from xpatches.cli.main import main
+from xpatches.display import plots as pictures
 
 
 @pytest.fixture(scope="module")

@@ -13,7 +13,7 @@ import xpatches
 from stores import CountingStore
 from test_jobs import FailingStore, failing, files  # noqa: F401
 from xpatches.errors import JobError, PatchError
-from xpatches.kernel import available_cores
+from xpatches.extraction.kernel import available_cores
 
 QUIET: dict[str, Any] = {"progress": False}
 RNG = np.random.default_rng(0)
@@ -50,7 +50,7 @@ def test_every_stored_chunk_is_read_once_and_few_are_held(
     chunks: Any,
 ) -> None:
     shard = 4 << 20
-    monkeypatch.setattr("xpatches.copies.SHARD", shard)
+    monkeypatch.setattr("xpatches.datasets.copies.SHARD", shard)
     opened = xr.open_zarr(counting_store(scene), chunks=chunks, consolidated=False)
     counting_store.chunk_reads()
     tracemalloc.start()
@@ -93,7 +93,7 @@ def test_what_is_copied_is_a_part_of_the_job(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     shard = 4 << 20
-    monkeypatch.setattr("xpatches.copies.SHARD", shard)
+    monkeypatch.setattr("xpatches.datasets.copies.SHARD", shard)
     opened = xr.open_zarr(scene, chunks=None, consolidated=False)
     write(opened, "grid", tmp_path / "peace.zarr")
     failing.refuse = staticmethod(lambda key: key in ("noise/c/2/1", "noise/c/3/0"))
@@ -171,10 +171,14 @@ def test_large_coords_are_copied_and_small_ones_are_not(
     assert set(counting_store.chunk_reads("lat").values()) == {1}
     xr.testing.assert_identical(made.compute(), image)
     assert made.lat.chunks is not None
-    marks = xpatches.datasets.dataset_state(xpatches.store.open_folder(tmp_path / "out.zarr"))
+    marks = xpatches.datasets.write.dataset_state(
+        xpatches.jobs.folder.open_folder(tmp_path / "out.zarr")
+    )
     assert set(marks["job"]["blocks"]) == {"image", "lat", "lon"}
     assert set(p.to_zarr(tmp_path / "patches.zarr", **QUIET).coords) >= {"lat", "lon", "y"}
-    marks = xpatches.datasets.dataset_state(xpatches.store.open_folder(tmp_path / "patches.zarr"))
+    marks = xpatches.datasets.write.dataset_state(
+        xpatches.jobs.folder.open_folder(tmp_path / "patches.zarr")
+    )
     assert set(marks["job"]["blocks"]) == {"image"}
 
 

@@ -21,14 +21,15 @@ import xpatches
 from strategies import LONG
 from test_jobs import files
 from xpatches.errors import JobError, PatchError
-from xpatches.kernel import available_cores
-from xpatches.store import JOB
-from xpatches.writer import LostError, Run
+from xpatches.extraction.kernel import available_cores
+from xpatches.jobs.folder import JOB
+from xpatches.jobs.writer import LostError, Run
 
 JOB_CODE = """
     import time
     import xarray as xr, xpatches
-    from xpatches import blocks, layout
+    from xpatches.jobs import blocks
+    from xpatches.datasets import layout
     layout.BLOCKS = 10**9
     plain = blocks.Job.write
     def write(self, number):
@@ -69,7 +70,7 @@ def peace(image: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, by
     """The objects of a dataset that nothing disturbed."""
     out = tmp_path_factory.mktemp("peace") / "out.zarr"
     monkeypatch = pytest.MonkeyPatch()
-    monkeypatch.setattr("xpatches.layout.BLOCKS", 10**9)
+    monkeypatch.setattr("xpatches.datasets.layout.BLOCKS", 10**9)
     write(image, out)
     monkeypatch.undo()
     return files(out)
@@ -77,7 +78,7 @@ def peace(image: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, by
 
 @pytest.fixture(autouse=True)
 def _many_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("xpatches.layout.BLOCKS", 10**9)
+    monkeypatch.setattr("xpatches.datasets.layout.BLOCKS", 10**9)
 
 
 def code(image: Path, out: Path, log: Path, pause: float) -> str:
@@ -151,14 +152,14 @@ def test_a_full_disk_leaves_what_is_done(
         assert done
         subprocess.run(["mount", "-o", "remount,size=20M", str(small)], check=True)
         written: list[int] = []
-        plain = xpatches.blocks.Job.write
+        plain = xpatches.jobs.blocks.Job.write
 
         def counted(self: Any, number: int) -> int:
             written.append(number)
             return plain(self, number)
 
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr("xpatches.blocks.Job.write", counted)
+            patch.setattr("xpatches.jobs.blocks.Job.write", counted)
             write(image, small / "out.zarr", resume=True)
         assert not set(map(str, written)) & done
         assert files(small / "out.zarr") == peace
@@ -170,7 +171,7 @@ def test_a_full_disk_leaves_what_is_done(
 def test_a_store_that_is_removed_under_a_job_is_what_is_told_of(
     image: Path, tmp_path: Path, peace: dict[str, bytes], lost: str
 ) -> None:
-    out, plain = tmp_path / "out.zarr", xpatches.blocks.Job.write
+    out, plain = tmp_path / "out.zarr", xpatches.jobs.blocks.Job.write
 
     def remove(self: Any, number: int) -> int:
         if number == 20:
@@ -183,7 +184,7 @@ def test_a_store_that_is_removed_under_a_job_is_what_is_told_of(
         return plain(self, number)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("xpatches.blocks.Job.write", remove)
+        patch.setattr("xpatches.jobs.blocks.Job.write", remove)
         with pytest.raises((PatchError, JobError), match=r"removed|failed") as caught:
             write(image, out, retries=0)
     if lost == "everything":
@@ -207,7 +208,7 @@ def test_a_store_that_is_removed_after_a_check_does_not_come_back(
             out.rename(tmp_path / "elsewhere")
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("xpatches.writer.Run.check", remove)
+        patch.setattr("xpatches.jobs.writer.Run.check", remove)
         with pytest.raises(LostError, match="removed"):
             write(image, out, retries=0)
     assert not out.exists()
@@ -227,7 +228,7 @@ def test_a_disk_that_becomes_read_only_under_a_job(
         replace(source, target)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("xpatches.writer.os.replace", refuse)
+        patch.setattr("xpatches.jobs.writer.os.replace", refuse)
         with pytest.raises((OSError, JobError), match="Read-only file system") as caught:
             write(image, out, retries=0)
     assert isinstance(caught.value, JobError)
@@ -298,7 +299,9 @@ def test_the_command_is_stopped_by_sigterm(image: Path, tmp_path: Path) -> None:
 MAP_CODE = """
     import time
     import xarray as xr, xpatches
-    from xpatches import blocks, layout, painted
+    from xpatches.jobs import blocks
+    from xpatches.datasets import layout
+    from xpatches.datasets import image as painted
     layout.BLOCKS = painted.BLOCKS = 10**9
     plain = blocks.Job.write
     def write(self, number):

@@ -20,8 +20,8 @@ import xarray as xr
 
 import xpatches
 from test_jobs import files
-from xpatches import jobs
 from xpatches.errors import JobError, PatchError
+from xpatches.jobs import job as jobs
 
 distributed = pytest.importorskip("distributed")
 

@@ -12,58 +12,116 @@ PACKAGE = Path(__file__).parents[1] / "xpatches"
 
 # Imports point up this list only: a module may import those above it.
 ORDER = [
-    *("redaction", "errors", "arguments", "documents", "arrays", "lines", "packing"),
-    *("geometry", "plan", "covers", "tiles", "kernel"),
-    *("reductions", "tapers", "accumulate", "lazy", "labels", "spec", "variables", "take"),
-    *("reprs", "parity", "layout", "workers", "exclusive", "store", "descriptions"),
-    *("writer", "lock", "nodes", "states", "blocks", "jobs", "storable", "copies"),
-    *("datasets", "cuts"),
-    *("located", "gather", "stitching", "runs", "models", "mapping", "parts", "painted"),
-    *("progress", "verification", "patches", "accessor", "pictures", "opening", "cli", "__init__"),
+    *("redaction", "errors", "arguments", "documents", "dtypes", "images.lines", "images.packing"),
+    *(
+        "geometry.grid",
+        "extraction.plan",
+        "geometry.coverage",
+        "extraction.small_patches",
+        "extraction.kernel",
+    ),
+    *(
+        "reduction.kernel",
+        "stitching.tapers",
+        "stitching.overlay",
+        "lazy.graphs",
+        "images.labels",
+        "images.spec",
+        "extraction.labelled",
+        "extraction.single",
+    ),
+    *(
+        "display.text",
+        "tensorflow",
+        "datasets.layout",
+        "jobs.workers",
+        "jobs.exclusive",
+        "jobs.folder",
+        "datasets.descriptions",
+    ),
+    *(
+        "jobs.writer",
+        "jobs.lock",
+        "jobs.nodes",
+        "jobs.state",
+        "jobs.blocks",
+        "jobs.job",
+        "datasets.encoding",
+        "datasets.copies",
+    ),
+    *("datasets.write", "datasets.patches"),
+    *(
+        "stitching.locate",
+        "stitching.gather",
+        "stitching.labelled",
+        "mapping.plan",
+        "mapping.model",
+        "mapping.labelled",
+        "datasets.outputs",
+        "datasets.image",
+    ),
+    *(
+        "jobs.progress",
+        "datasets.verification",
+        "patches",
+        "accessor",
+        "display.plots",
+        "cli.opening",
+        "cli.main",
+        "__init__",
+    ),
 ]
 ARRAY_LIBRARIES = {"numpy", "dask", "xarray", "zarr"}
 CORE = {"numpy", "dask", "xarray", "xpatches"}
 OTHERS = {
-    "workers": {"cloudpickle", "distributed"},
-    "exclusive": {"zarr", "obstore"},
-    "store": {"zarr", "obstore"},
-    "writer": {"zarr"},
-    "lock": {"filelock"},
-    "blocks": {"zarr", "google_crc32c"},
-    "states": {"zarr"},
-    "storable": {"zarr"},
-    "datasets": {"zarr"},
-    "progress": {"click"},
-    "verification": {"zarr"},
-    "pictures": {"matplotlib"},
-    "opening": {"zarr"},
-    "cli": {"click", "zarr", "distributed"},
+    "jobs.workers": {"cloudpickle", "distributed"},
+    "jobs.exclusive": {"zarr", "obstore"},
+    "jobs.folder": {"zarr", "obstore"},
+    "jobs.writer": {"zarr"},
+    "jobs.lock": {"filelock"},
+    "jobs.blocks": {"zarr", "google_crc32c"},
+    "jobs.state": {"zarr"},
+    "datasets.encoding": {"zarr"},
+    "datasets.write": {"zarr"},
+    "jobs.progress": {"click"},
+    "datasets.verification": {"zarr"},
+    "display.plots": {"matplotlib"},
+    "cli.opening": {"zarr"},
+    "cli.main": {"click", "zarr", "distributed"},
 }
 EXTRAS = {"distributed", "obstore", "matplotlib"}
 
 
+def path_of(module: str) -> Path:
+    return PACKAGE / f"{module.replace('.', '/')}.py"
+
+
 def imported(module: str, *, top_level: bool = False) -> set[str]:
     """Full names of what a module imports."""
-    tree = ast.parse((PACKAGE / f"{module}.py").read_text())
+    tree = ast.parse(path_of(module).read_text())
     names = set()
     for node in tree.body if top_level else ast.walk(tree):
         if isinstance(node, ast.Import):
             names |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
             assert node.level == 0, "imports are absolute"
-            plain = node.module == "xpatches"
-            names |= {f"xpatches.{a.name}" if plain else str(node.module) for a in node.names}
+            for alias in node.names:
+                full = f"{node.module}.{alias.name}"
+                is_module = path_of(full.removeprefix("xpatches.")).exists()
+                names.add(full if is_module else str(node.module))
     return names
 
 
 def test_every_module_has_its_place() -> None:
-    assert {path.stem for path in PACKAGE.glob("*.py")} == set(ORDER)
+    modules = {path.relative_to(PACKAGE).with_suffix("") for path in PACKAGE.rglob("*.py")}
+    wings = {path for path in modules if path.name == "__init__" and path.parent.name}
+    assert {".".join(path.parts) for path in modules - wings} == set(ORDER)
 
 
 @pytest.mark.parametrize("module", ORDER)
 def test_imports_point_up_only(module: str) -> None:
     above = set(ORDER[: ORDER.index(module)])
-    ours = {name.split(".")[1] for name in imported(module) if name.startswith("xpatches.")}
+    ours = {n.removeprefix("xpatches.") for n in imported(module) if n.startswith("xpatches.")}
     assert ours <= above, f"{module} imports {ours - above} from below it"
 
 
@@ -78,7 +136,9 @@ def test_extras_are_imported_where_they_are_used(module: str) -> None:
     assert not EXTRAS & {name.split(".")[0] for name in imported(module, top_level=True)}
 
 
-@pytest.mark.parametrize("module", ["redaction", "errors", "arguments", "geometry", "plan"])
+@pytest.mark.parametrize(
+    "module", ["redaction", "errors", "arguments", "geometry.grid", "extraction.plan"]
+)
 def test_geometry_and_plans_are_integers_only(module: str) -> None:
     assert not {name.split(".")[0] for name in imported(module)} & ARRAY_LIBRARIES
 
@@ -91,14 +151,10 @@ def test_dir_shows_the_public_names_alone() -> None:
 
 def test_lazy_is_the_only_module_that_knows_dask() -> None:
     knows = {m for m in ORDER if any(name.split(".")[0] == "dask" for name in imported(m))}
-    assert knows == {"lazy"}
-    top = {m for m in ORDER if "xpatches.lazy" in imported(m, top_level=True)}
-    assert top == {
-        "datasets",
-        "cuts",
-        "parts",
-        "painted",
-    }  # which are themselves imported for jobs only
+    assert knows == {"lazy.graphs"}
+    top = {m for m in ORDER if "xpatches.lazy.graphs" in imported(m, top_level=True)}
+    written = {"write", "patches", "outputs", "image"}  # which are imported for jobs only
+    assert top == {f"datasets.{name}" for name in written}
 
 
 def run(code: str) -> None:
@@ -128,7 +184,7 @@ def test_images_in_memory_need_no_dask() -> None:
         p.extract(), p.extract(flatten="patch", label="origin"), p[0], p.plan(), repr(p)
         assert len(list(p)) == 12
         assert p.map(lambda batch: batch + 0 * batch.x, labelled=True).equals(image)
-        assert "xpatches.lazy" not in sys.modules
+        assert "xpatches.lazy.graphs" not in sys.modules
         """
     )
 

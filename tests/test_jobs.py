@@ -11,10 +11,11 @@ import xarray as xr
 from zarr.storage import LocalStore
 
 import xpatches
-from xpatches import blocks, jobs
 from xpatches.errors import JobError, PatchError
-from xpatches.store import JOB
-from xpatches.writer import Run
+from xpatches.jobs import blocks
+from xpatches.jobs import job as jobs
+from xpatches.jobs.folder import JOB
+from xpatches.jobs.writer import Run
 
 QUIET: dict[str, Any] = {"progress": False}
 
@@ -47,7 +48,7 @@ def files(folder: Path) -> dict[str, bytes]:
 
 @pytest.fixture(autouse=True)
 def _many_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("xpatches.layout.BLOCKS", 10**9)  # blocks are single objects
+    monkeypatch.setattr("xpatches.datasets.layout.BLOCKS", 10**9)  # blocks are single objects
 
 
 def test_the_dataset_is_what_extract_gives(tmp_path: Path) -> None:
@@ -360,7 +361,7 @@ def test_a_job_that_lost_its_store_does_not_finish_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     out, plain = tmp_path / "out.zarr", blocks.Job.write
-    monkeypatch.setattr("xpatches.lock.LEASE", 0.1)
+    monkeypatch.setattr("xpatches.jobs.lock.LEASE", 0.1)
 
     def lose(job: blocks.Job, number: int) -> int:
         if number == len(job) - 1:
@@ -427,7 +428,7 @@ LEFT: dict[str, Any] = {"id": "0" * 32, "host": "far", "pid": 1, "boot": "anothe
 def test_who_is_silent_for_a_lease_is_dead(
     half: Path, claim: bytes, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr("xpatches.lock.LEASE", 0.2)
+    monkeypatch.setattr("xpatches.jobs.lock.LEASE", 0.2)
     (half / JOB / "writer").mkdir()
     (half / JOB / "writer" / "7").write_bytes(claim)
     home = half / JOB / "runs" / LEFT["id"]
@@ -446,7 +447,7 @@ def test_whose_heart_beats_is_alive(half: Path, monkeypatch: pytest.MonkeyPatch)
     def beat(*_: Any) -> bytes:
         return b"%d" % next(beats)
 
-    monkeypatch.setattr("xpatches.lock._beat", beat)
+    monkeypatch.setattr("xpatches.jobs.lock._beat", beat)
     (half / JOB / "writer").mkdir()
     (half / JOB / "writer" / "7").write_text(json.dumps(LEFT))
     (half / JOB / "runs" / LEFT["id"]).mkdir(parents=True)

@@ -11,10 +11,12 @@ from hypothesis import strategies as st
 
 from reference import Array, four_loops, same_bits
 from strategies import DTYPES, arguments, image_of, problems
-from xpatches import PatchError, kernel, tiles
-from xpatches.arrays import as_fill_value, check_dtype
-from xpatches.geometry import AxisGrid, Span
-from xpatches.kernel import extract_block
+from xpatches import PatchError
+from xpatches.dtypes import as_fill_value, check_dtype
+from xpatches.extraction import kernel
+from xpatches.extraction import small_patches as tiles
+from xpatches.extraction.kernel import extract_block
+from xpatches.geometry.grid import AxisGrid, Span
 
 
 def whole(image: Array, grids: dict[int, AxisGrid], fill: Array, threads: int = 1) -> Array:

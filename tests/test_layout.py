@@ -10,10 +10,10 @@ from hypothesis import strategies as st
 
 from reference import Array, four_loops
 from strategies import arguments, problems
-from xpatches.blocks import PatchPart, Samples
+from xpatches.datasets.layout import BLOCKS, CHUNK, SHARD, Layout, lay_out
 from xpatches.errors import PatchError
-from xpatches.geometry import AxisGrid, split_run
-from xpatches.layout import BLOCKS, CHUNK, SHARD, Layout, lay_out
+from xpatches.geometry.grid import AxisGrid, split_run
+from xpatches.jobs.blocks import PatchPart, Samples
 
 
 def layout_of(

@@ -15,11 +15,12 @@ from hypothesis import strategies as st
 
 from reference import Array, four_loops, same_bits
 from strategies import arguments, chunkings, problems
-from xpatches import JobError, PatchError, extract_patches, lazy
-from xpatches.arrays import as_fill_value
-from xpatches.geometry import AxisGrid
-from xpatches.kernel import extract_block, extract_flat
-from xpatches.plan import Engine, Form, Plan, plan_blocks
+from xpatches import JobError, PatchError, extract_patches
+from xpatches.dtypes import as_fill_value
+from xpatches.extraction.kernel import extract_block, extract_flat
+from xpatches.extraction.plan import Engine, Form, Plan, plan_blocks
+from xpatches.geometry.grid import AxisGrid
+from xpatches.lazy import graphs as lazy
 
 
 def planned(

@@ -14,9 +14,9 @@ import xpatches
 from reference import Array
 from test_map import CUT, IMAGE, FailsOn, above_least, identity, opened
 from xpatches import JobError, MapError, PatchError
-from xpatches.kernel import available_cores
-from xpatches.lock import writing
-from xpatches.store import open_folder
+from xpatches.extraction.kernel import available_cores
+from xpatches.jobs.folder import open_folder
+from xpatches.jobs.lock import writing
 
 
 class Failing:
@@ -366,8 +366,8 @@ def blocks_of(func: FailsOn) -> set[int]:
 
 
 def one_core(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("xpatches.workers.available_cores", lambda: 1)
-    monkeypatch.setattr("xpatches.jobs._PAUSE", 0.0)
+    monkeypatch.setattr("xpatches.jobs.workers.available_cores", lambda: 1)
+    monkeypatch.setattr("xpatches.jobs.job._PAUSE", 0.0)
 
 
 @pytest.mark.parametrize("retries", [0, 2])
@@ -430,7 +430,7 @@ def test_other_errors_in_every_block_do_not_stop_a_job(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     one_core(monkeypatch)
-    monkeypatch.setattr("xpatches.blocks.Job.write", lambda job, number: 1 / 0)
+    monkeypatch.setattr("xpatches.jobs.blocks.Job.write", lambda job, number: 1 / 0)
     with pytest.raises(JobError, match=r"^16 of 16 blocks"):
         lines().patches(y=1, x=16).map(np.copy, store=tmp_path / "a", retries=0, **ROWS)
 
@@ -439,7 +439,7 @@ def test_a_function_that_fails_on_all_workers_fails_fast(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     distributed = pytest.importorskip("distributed")
-    monkeypatch.setattr("xpatches.jobs._PAUSE", 0.0)
+    monkeypatch.setattr("xpatches.jobs.job._PAUSE", 0.0)
     with (
         distributed.Client(
             processes=True, n_workers=1, threads_per_worker=1, dashboard_address=None

@@ -15,7 +15,7 @@ import zarr
 
 from reference import Array, four_loops, same_bits
 from xpatches import PatchError, extract_patches
-from xpatches.geometry import AxisGrid
+from xpatches.geometry.grid import AxisGrid
 
 # Random chunkings of each golden: some 500 in all; more on demand.
 CHUNKINGS = int(os.environ.get("XPATCHES_CHUNKINGS", "4"))

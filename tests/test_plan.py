@@ -7,8 +7,8 @@ from hypothesis import strategies as st
 
 from strategies import axis_grids, chunkings
 from xpatches import PatchError
-from xpatches.geometry import AxisGrid
-from xpatches.plan import AxisPlan, Engine, Plan, plan_blocks
+from xpatches.extraction.plan import AxisPlan, Engine, Plan, plan_blocks
+from xpatches.geometry.grid import AxisGrid
 
 ENGINES = pytest.mark.parametrize("engine", ["map_overlap", "region"])
 Image = tuple[dict[int, AxisGrid], tuple[tuple[int, ...], ...]]

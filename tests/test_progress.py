@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 import xarray as xr
 
-from xpatches import jobs
-from xpatches.progress import Progress
-from xpatches.workers import Window, Workers
+from xpatches.jobs import job as jobs
+from xpatches.jobs.progress import Progress
+from xpatches.jobs.workers import Window, Workers
 
 
 class Clock:
@@ -27,8 +27,10 @@ class Clock:
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     clock = Clock()
-    for module in ("jobs", "workers", "progress"):
-        monkeypatch.setattr(f"xpatches.{module}.time", SimpleNamespace(monotonic=clock.monotonic))
+    for module in ("job", "workers", "progress"):
+        monkeypatch.setattr(
+            f"xpatches.jobs.{module}.time", SimpleNamespace(monotonic=clock.monotonic)
+        )
     return clock
 
 
@@ -53,7 +55,7 @@ def test_a_block_that_takes_minutes_is_told_of_every_minute(
         return batch
 
     monkeypatch.setattr(Window, "take", later)
-    monkeypatch.setattr("xpatches.progress.Progress", Told)
+    monkeypatch.setattr("xpatches.jobs.progress.Progress", Told)
     image = xr.DataArray(np.arange(100.0).reshape(10, 10), dims=("y", "x"), name="image")
     image.patches(y=5, x=5).map(model, store=tmp_path / "out.zarr", chunks={"y": 5, "x": 5})
     block = "0, 'image', y=0:10, x=0:10"

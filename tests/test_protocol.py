@@ -1,9 +1,9 @@
 """The protocol of writers as a model, small enough to look at every state that there can be.
 
 Two writers overwrite a dataset of one chunk, each with chunks of its own, or the second resumes.
-Every step is one request of the store, as `xpatches.lock`, `xpatches.writer`, `xpatches.states` and
-`xpatches.blocks` make it. Between any two steps a writer may sleep for as long as the other takes,
-or be killed; whoever finds a claim may take its holder for dead, for it may have slept for a lease.
+Every step is one request of the store, as `lock`, `writer`, `state` and `blocks` in `xpatches.jobs`
+make it. Between any two steps a writer may sleep for as long as the other takes, or be killed;
+whoever finds a claim may take its holder for dead, for it may have slept for a lease.
 """
 
 from collections.abc import Iterator

@@ -17,10 +17,10 @@ from hypothesis import strategies as st
 from zarr.storage import FsspecStore, ObjectStore
 
 import xpatches
-from xpatches.cli import main
+from xpatches.cli.main import main
 from xpatches.errors import BlockFailure, JobError, MapError, PatchError
+from xpatches.jobs.folder import Folder, open_folder
 from xpatches.redaction import redacted
-from xpatches.store import Folder, open_folder
 
 SECRET = "c3cr3t+word"
 QUIET: dict[str, Any] = {"progress": False}
@@ -106,7 +106,7 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 
 @pytest.fixture(autouse=True)
 def _hasty(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("xpatches.store._PAUSES", ())
+    monkeypatch.setattr("xpatches.jobs.folder._PAUSES", ())
 
 
 def image() -> xr.DataArray:

@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 from reference import Array, same_bits
 from strategies import axis_grids, chunkings, problems
 from xpatches import MapError, PatchError
-from xpatches.geometry import AxisGrid
-from xpatches.reductions import SEPARABLE
+from xpatches.geometry.grid import AxisGrid
+from xpatches.reduction.kernel import SEPARABLE
 
 NAMES = [*SEPARABLE, "median"]
 DTYPES = ["?", "u1", "i2", "u8", "f2", "f4", "f8"]

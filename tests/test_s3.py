@@ -18,10 +18,10 @@ from zarr.core.sync import sync
 from zarr.storage import FsspecStore, ObjectStore
 
 import xpatches
-from xpatches import jobs
 from xpatches.errors import JobError, PatchError
-from xpatches.exclusive import exclusive
-from xpatches.store import JOB, Folder
+from xpatches.jobs import job as jobs
+from xpatches.jobs.exclusive import exclusive
+from xpatches.jobs.folder import JOB, Folder
 
 pytest.importorskip("moto")
 pytest.importorskip("s3fs")
@@ -98,7 +98,7 @@ def bucket(
         "AWS_MAX_ATTEMPTS": "1",
     }.items():
         monkeypatch.setenv(name, value)
-    monkeypatch.setattr("xpatches.layout.BLOCKS", 10**9)
+    monkeypatch.setattr("xpatches.datasets.layout.BLOCKS", 10**9)
     monkeypatch.setattr(jobs, "_PAUSE", 0.0)
     monkeypatch.setattr(s3fs.S3FileSystem, "retries", 1)
     app.share, app.hold = 0.0, lambda method, path: None
@@ -254,7 +254,8 @@ def test_of_two_that_find_a_store_free_at_once_one_writes(
 
 SLEEPER = """
     import numpy as np, xarray as xr, xpatches
-    from xpatches import layout, lock
+    from xpatches.datasets import layout
+    from xpatches.jobs import lock
     layout.BLOCKS, lock.LEASE = 10**9, 0.5
     image = xr.DataArray(np.full((60, 70), 7, "u2"), dims=("y", "x"), name="image")
     small = {"chunks": {"y": 1, "x": 1}, "shards": {"y": 2, "x": 2}, "progress": False}
@@ -280,7 +281,7 @@ def test_a_request_of_a_writer_that_slept_changes_nothing(
             assert go_on.wait(120)
 
     app.hold = hold
-    monkeypatch.setattr("xpatches.lock.LEASE", 0.5)
+    monkeypatch.setattr("xpatches.jobs.lock.LEASE", 0.5)
     code = f"HOW = {how!r}\n" + textwrap.dedent(SLEEPER)
     sleeper = subprocess.Popen([sys.executable, "-c", code], stderr=subprocess.PIPE, text=True)
     try:

@@ -15,10 +15,12 @@ from hypothesis import strategies as st
 from zarr.storage import MemoryStore
 
 from strategies import axis_grids, chunkings
-from xpatches import PatchError, lazy, plan, stitch
-from xpatches.geometry import AxisGrid, PatchGrid
-from xpatches.jobs import Report
-from xpatches.spec import SPEC_ATTR, write_spec
+from xpatches import PatchError, stitch
+from xpatches.extraction import plan
+from xpatches.geometry.grid import AxisGrid, PatchGrid
+from xpatches.images.spec import SPEC_ATTR, write_spec
+from xpatches.jobs.job import Report
+from xpatches.lazy import graphs as lazy
 
 SIDE, FEW = 10**9, 976
 """Both leave the same pads for "same"."""
@@ -223,7 +225,7 @@ def test_too_many_runs_of_a_model_are_not_materialized() -> None:
 def test_a_result_that_does_not_fit_memory_is_refused_before_patches_get_labels(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("xpatches.labels.patch_coords", None)
+    monkeypatch.setattr("xpatches.images.labels.patch_coords", None)
     p = HUGE.patches(y=1, x=1)
     asks: list[Callable[[], Any]] = [p.extract, lambda: p.reduce("max"), lambda: p.map(np.copy)]
     for ask in asks:

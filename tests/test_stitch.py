@@ -18,11 +18,11 @@ from hypothesis import strategies as st
 import xpatches
 from reference import Array, same_bits, terms_over
 from strategies import arguments, chunkings, image_of, problems
-from xpatches.covers import AxisCover
 from xpatches.errors import PatchError
-from xpatches.geometry import AxisGrid
-from xpatches.stitching import rebuilt, stitch
-from xpatches.tapers import TAPERS, weights_of
+from xpatches.geometry.coverage import AxisCover
+from xpatches.geometry.grid import AxisGrid
+from xpatches.stitching.labelled import rebuilt, stitch
+from xpatches.stitching.tapers import TAPERS, weights_of
 
 GOLDENS = Path(__file__).parent / "data" / "tf_goldens.npz"
 

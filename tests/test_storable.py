@@ -15,7 +15,7 @@ from zarr.storage import FsspecStore, LocalStore, MemoryStore, ObjectStore, Stor
 import xpatches
 from test_jobs import files
 from xpatches.errors import JobError, PatchError
-from xpatches.store import Folder
+from xpatches.jobs.folder import Folder
 
 QUIET: dict[str, Any] = {"progress": False}
 

@@ -22,12 +22,12 @@ from hypothesis import strategies as st
 from zarr.codecs import ZstdCodec
 
 import xpatches
-from xpatches.blocks import mark_in
-from xpatches.cli import main
+from xpatches.cli.main import main
 from xpatches.documents import TEXT, Unfit, parse
 from xpatches.errors import PatchError
-from xpatches.spec import read_spec
-from xpatches.store import JOB
+from xpatches.images.spec import read_spec
+from xpatches.jobs.blocks import mark_in
+from xpatches.jobs.folder import JOB
 
 QUIET: dict[str, Any] = {"progress": False}
 
@@ -372,7 +372,7 @@ def test_marks_that_are_none_of_the_jobs_count_for_nothing(
 def test_a_claim_that_says_nothing_sensible_is_that_of_a_dead_writer(
     content: bytes, written: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("xpatches.lock.LEASE", 0.01)
+    monkeypatch.setattr("xpatches.jobs.lock.LEASE", 0.01)
     store = tmp_path / "out"
     shutil.copytree(written["begun"], store)
     (store / JOB / "writer").mkdir()
@@ -385,7 +385,7 @@ def test_a_claim_that_says_nothing_sensible_is_that_of_a_dead_writer(
 def test_what_lies_where_claims_do_is_refused(
     name: str, written: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("xpatches.lock.LEASE", 0.01)
+    monkeypatch.setattr("xpatches.jobs.lock.LEASE", 0.01)
     store = tmp_path / "out"
     shutil.copytree(written["begun"], store)
     (store / JOB / name).parent.mkdir(parents=True, exist_ok=True)

@@ -14,10 +14,11 @@ import pytest
 import xarray as xr
 
 from test_jobs import files
-from xpatches import blocks, jobs
 from xpatches.errors import JobError
-from xpatches.store import JOB
-from xpatches.workers import Window, Workers, workers_for
+from xpatches.jobs import blocks
+from xpatches.jobs import job as jobs
+from xpatches.jobs.folder import JOB
+from xpatches.jobs.workers import Window, Workers, workers_for
 
 distributed = pytest.importorskip("distributed")
 
@@ -105,7 +106,7 @@ def write(image: Any, out: Path, **given: Any) -> None:
 
 @pytest.fixture(autouse=True)
 def _many_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("xpatches.layout.BLOCKS", 10**9)
+    monkeypatch.setattr("xpatches.datasets.layout.BLOCKS", 10**9)
 
 
 def test_workers_of_a_cluster_write_the_same_objects(
@@ -143,7 +144,7 @@ def test_a_worker_that_is_killed_loses_nothing(
     client: Any, image: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     write(image, tmp_path / "peace.zarr")
-    monkeypatch.setattr("xpatches.datasets.Job", Slow)
+    monkeypatch.setattr("xpatches.datasets.write.Job", Slow)
     victims = [*client.run(pid).values()]
 
     def kill() -> None:
@@ -162,7 +163,7 @@ def test_a_worker_that_is_killed_loses_nothing(
 def test_blocks_that_have_begun_are_waited_for_when_the_job_is_stopped(
     client: Any, image: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("xpatches.datasets.Job", Slow)
+    monkeypatch.setattr("xpatches.datasets.write.Job", Slow)
     out = tmp_path / "out.zarr"
 
     class Stop(jobs.Report):
@@ -170,14 +171,14 @@ def test_blocks_that_have_begun_are_waited_for_when_the_job_is_stopped(
             if number == 3:
                 raise KeyboardInterrupt
 
-    monkeypatch.setattr("xpatches.progress.Progress", Stop)
+    monkeypatch.setattr("xpatches.jobs.progress.Progress", Stop)
     p = image.patches(y=16, x=16, stride=8)
     with client.as_current(), pytest.raises(KeyboardInterrupt, match="blocks of store"):
         p.to_zarr(out, chunks={"y": 2, "x": 2}, shards={"y": 4, "x": 4})
     found = files(out)
     time.sleep(0.5)
     assert files(out) == found  # nobody writes on
-    monkeypatch.setattr("xpatches.datasets.Job", blocks.Job)
+    monkeypatch.setattr("xpatches.datasets.write.Job", blocks.Job)
     write(image, out, resume=True)
     write(image, tmp_path / "peace.zarr")
     assert files(out) == files(tmp_path / "peace.zarr")
@@ -186,7 +187,7 @@ def test_blocks_that_have_begun_are_waited_for_when_the_job_is_stopped(
 def test_a_worker_that_leaves_does_not_take_the_job_from_others_of_its_process(
     image: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("xpatches.datasets.Job", Slow)
+    monkeypatch.setattr("xpatches.datasets.write.Job", Slow)
     with (
         distributed.LocalCluster(
             n_workers=2, threads_per_worker=1, processes=False, dashboard_address=":0"
@@ -227,7 +228,7 @@ def test_a_scheduler_that_dies_ends_the_job_which_can_be_resumed(
     image: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     write(image, tmp_path / "peace.zarr")
-    monkeypatch.setattr("xpatches.datasets.Job", Slow)
+    monkeypatch.setattr("xpatches.datasets.write.Job", Slow)
     with distributed.LocalCluster(
         n_workers=1, threads_per_worker=1, dashboard_address=":0", silence_logs=50
     ) as cluster:
@@ -238,7 +239,7 @@ def test_a_scheduler_that_dies_ends_the_job_which_can_be_resumed(
             write(image, tmp_path / "out.zarr", retries=0)
         closer.join()
         client.close()
-    monkeypatch.setattr("xpatches.datasets.Job", blocks.Job)
+    monkeypatch.setattr("xpatches.datasets.write.Job", blocks.Job)
     write(image, tmp_path / "out.zarr", resume=True)
     assert files(tmp_path / "out.zarr") == files(tmp_path / "peace.zarr")
 

@@ -21,18 +21,20 @@ import xpatches
 from stores import EndError, ending_after
 from strategies import LONG
 from test_jobs import files
-from xpatches import lock
 from xpatches.errors import PatchError
-from xpatches.states import state_of
-from xpatches.store import JOB, Folder, open_folder
-from xpatches.writer import LostError, Run
+from xpatches.jobs import lock
+from xpatches.jobs.folder import JOB, Folder, open_folder
+from xpatches.jobs.state import state_of
+from xpatches.jobs.writer import LostError, Run
 
 QUIET: dict[str, Any] = {"progress": False}
 CODE = """
     import sys, time
     from pathlib import Path
     import numpy as np, xarray as xr, xpatches
-    from xpatches import blocks, layout, lock
+    from xpatches.jobs import blocks
+    from xpatches.datasets import layout
+    from xpatches.jobs import lock
     layout.BLOCKS = 10**9
     lock.LEASE = {lease}
     plain = blocks.Job.write
@@ -90,7 +92,7 @@ class Places:
 
 @pytest.fixture
 def places(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Places]:
-    monkeypatch.setattr("xpatches.layout.BLOCKS", 10**9)
+    monkeypatch.setattr("xpatches.datasets.layout.BLOCKS", 10**9)
     places = Places(tmp_path)
     yield places
     for job in places.jobs:

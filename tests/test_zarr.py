@@ -8,7 +8,7 @@ import xarray as xr
 import zarr
 
 from stores import CountingStore
-from xpatches.spec import read_spec
+from xpatches.images.spec import read_spec
 
 
 def dataset(n: int = 100) -> xr.Dataset:

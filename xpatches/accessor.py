@@ -6,14 +6,15 @@ from typing import Any, Generic
 import numpy as np  # noqa: F401  for the examples
 import xarray as xr
 
-from xpatches import labels, packing, variables
 from xpatches.arguments import as_mapping, check_among, merge, shown
-from xpatches.arrays import Array, as_fill_value
+from xpatches.dtypes import Array, as_fill_value
 from xpatches.errors import PatchError
-from xpatches.geometry import Padding, PatchGrid
-from xpatches.packing import default_fill
+from xpatches.extraction import labelled as variables
+from xpatches.geometry.grid import Padding, PatchGrid
+from xpatches.images import labels, packing
+from xpatches.images.packing import default_fill
 from xpatches.patches import ARRAY, Patches, T
-from xpatches.stitching import stitch
+from xpatches.stitching.labelled import stitch
 
 
 class PatchesAccessor(Generic[T]):

@@ -13,7 +13,7 @@ class PatchError(ValueError):
 
     Examples
     --------
-    >>> from xpatches.geometry import AxisGrid
+    >>> from xpatches.geometry.grid import AxisGrid
     >>> AxisGrid("x", length=10, size=3, stride=0)
     Traceback (most recent call last):
     ...

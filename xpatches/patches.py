@@ -10,7 +10,6 @@ from typing import Any, Generic, TypeVar, cast
 import numpy as np
 import xarray as xr
 
-from xpatches import labels, mapping, reprs, take, variables
 from xpatches.arguments import (
     as_choice,
     as_flag,
@@ -22,16 +21,21 @@ from xpatches.arguments import (
     merge,
     shown,
 )
-from xpatches.arrays import Array, is_dask
+from xpatches.datasets.layout import SAMPLE_DIM
+from xpatches.display import text as reprs
+from xpatches.dtypes import Array, is_dask
 from xpatches.errors import PatchError, PatchOverflowError
-from xpatches.geometry import PatchGrid
-from xpatches.layout import SAMPLE_DIM
-from xpatches.lines import Line
-from xpatches.models import Function
-from xpatches.packing import NODATA, kept_encoding
-from xpatches.reductions import SEPARABLE
-from xpatches.stitching import as_reduce
-from xpatches.tapers import Taper
+from xpatches.extraction import labelled as variables
+from xpatches.extraction import single as take
+from xpatches.geometry.grid import PatchGrid
+from xpatches.images import labels
+from xpatches.images.lines import Line
+from xpatches.images.packing import NODATA, kept_encoding
+from xpatches.mapping import labelled as mapping
+from xpatches.mapping.model import Function
+from xpatches.reduction.kernel import SEPARABLE
+from xpatches.stitching.labelled import as_reduce
+from xpatches.stitching.tapers import Taper
 
 T = TypeVar("T", xr.DataArray, xr.Dataset)
 
@@ -508,8 +512,8 @@ class Patches(Generic[T]):
             data = {name: of.compute(max_bytes) for name, of in every.items()}
             return self._made(every, data, coords)
         (called, *_) = (of.answer.name for of in every.values())
-        from xpatches import painted  # zarr and dask are loaded for jobs only
-        from xpatches.store import open_folder
+        from xpatches.datasets import image as painted  # zarr and dask are loaded for jobs only
+        from xpatches.jobs.folder import open_folder
 
         store = None if store is None else open_folder(store)
         if materialize is not None:
@@ -615,7 +619,7 @@ class Patches(Generic[T]):
         Coordinates:
         ...
         """
-        from xpatches import datasets  # zarr and dask are loaded for jobs only
+        from xpatches.datasets import write as datasets  # zarr and dask are loaded for jobs only
 
         chunks, shards, encoding = _stored(chunks, shards, encoding)
         report, job = _job(
@@ -665,7 +669,7 @@ class Patches(Generic[T]):
         >>> plan["dims"], plan["chunks"], plan["tasks"]
         ({'sample': 961, 'y_patch': 64, 'x_patch': 64}, (256, 64, 64), 1)
         """
-        from xpatches import cuts  # zarr and dask are loaded for jobs only
+        from xpatches.datasets import patches as cuts  # zarr and dask are loaded for jobs only
 
         chunks, shards, _ = _stored(chunks, shards)
         plans = cuts.plan_patches(self._cut(layout, chunks, shards))
@@ -706,7 +710,7 @@ class Patches(Generic[T]):
         >>> plan["tasks"], plan["patches"], plan["runs"]
         (1, 961, 961)
         """
-        from xpatches import painted  # zarr and dask are loaded for jobs only
+        from xpatches.datasets import image as painted  # zarr and dask are loaded for jobs only
 
         max_bytes = variables.as_budget(max_bytes)
         chunks, shards, _ = _stored(chunks, shards)
@@ -836,7 +840,7 @@ class Patches(Generic[T]):
             yield name, self._dataset.variables[name], fill_value
 
     def _cut(self, layout: str, chunks: Any, shards: Any, label: str = "center") -> Any:
-        from xpatches import cuts  # zarr and dask are loaded for jobs only
+        from xpatches.datasets import patches as cuts  # zarr and dask are loaded for jobs only
 
         layout = as_choice("layout", layout, ("grid", "samples"))
         label = as_choice("label", label, _LABELS)
@@ -844,7 +848,7 @@ class Patches(Generic[T]):
 
     def _written(self, called: Hashable = None) -> Any:
         """Give what jobs take of the image, which calls a DataArray by its own name by default."""
-        from xpatches import datasets  # zarr and dask are loaded for jobs only
+        from xpatches.datasets import write as datasets  # zarr and dask are loaded for jobs only
 
         array = None
         if isinstance(self.source, xr.DataArray):
@@ -988,7 +992,7 @@ def _job(
 
 
 def _report(progress: bool) -> Any:
-    from xpatches.jobs import Report  # zarr and dask are loaded for jobs only
-    from xpatches.progress import Progress
+    from xpatches.jobs.job import Report  # zarr and dask are loaded for jobs only
+    from xpatches.jobs.progress import Progress
 
     return Progress() if progress else Report()

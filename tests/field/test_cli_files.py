@@ -9,7 +9,7 @@ import xarray as xr
 from click.testing import CliRunner, Result
 
 import xpatches
-from xpatches.cli import main
+from xpatches.cli.main import main
 
 
 def run(*arguments: Any) -> Result:

@@ -1,0 +1,133 @@
+"""What describes the job of a patch dataset: JSON in an attr of its group, all of it checked."""
+
+from collections.abc import Mapping
+from functools import partial
+from typing import Any
+
+from xpatches.documents import (
+    Unfit,
+    dtype,
+    either,
+    flag,
+    integer,
+    list_of,
+    long_text,
+    mapping_of,
+    number,
+    one_of,
+    parse,
+    record,
+    refuse,
+    text,
+    version_of,
+)
+from xpatches.errors import PatchError
+from xpatches.images.packing import LINKS
+from xpatches.jobs.folder import JOB
+
+VERSION = 5
+"""Of what describes a dataset."""
+
+_CHECKSUM = (1 << 32) - 1
+
+
+def _stored(place: str, value: Any) -> str:
+    """Check the name of a stored variable: one path below the group."""
+    name = text(place, value)
+    if name in ("", ".", "..") or "/" in name or "\0" in name or len(name.encode()) > 200:
+        refuse(place, "the name of a variable", name)
+    return name
+
+
+_lengths = list_of(integer, most=64)
+_names = list_of(text, most=64)
+_mapped = record(
+    {
+        "func": long_text, "factory": flag, "labelled": flag, "patches": long_text,
+        "dims": _names, "shape": _lengths, "dtype": text,
+    },
+    {
+        "reduce": text, "fill_value": text, "skipna": flag,
+        "taper": either(one_of(None), list_of(list_of(number), most=64)),
+    },
+)  # fmt: skip
+_description = record(
+    {
+        "version": integer,
+        "xpatches": text,
+        "layout": one_of("grid", "samples", "image", "runs"),
+        "array": either(
+            one_of(None), record({"stored": _stored, "name": either(one_of(None), text)})
+        ),
+        "blocks": mapping_of(_stored, record({"count": integer, "shape": _lengths}), least=1),
+        "source": mapping_of(
+            _stored,
+            record({"dims": _names, "shape": _lengths, "dtype": long_text}),
+        ),
+        "coords": list_of(_stored),
+        "links": mapping_of(_stored, list_of(one_of(*LINKS))),
+        "dtypes": mapping_of(_stored, dtype),
+        "packed": list_of(_stored),
+    },
+    {
+        "map": mapping_of(_stored, _mapped),
+        "complete": flag,
+        "checksums": mapping_of(text, partial(integer, most=_CHECKSUM)),
+    },
+)
+
+
+def read_description(attrs: Mapping[str, Any], store: object) -> dict[str, Any]:
+    """Read what describes the job of a patch dataset from the attrs of its group.
+
+    Parameters
+    ----------
+    attrs
+        Of the group.
+    store
+        What errors name.
+
+    Returns
+    -------
+    dict
+        The document as it is; all that it holds is of the kind and size that it must be.
+
+    Raises
+    ------
+    PatchError
+        If anything in it is not, or it is of another version.
+
+    Examples
+    --------
+    >>> read_description({"xpatches_job": '{"version": 5}'}, "tiles.zarr")
+    Traceback (most recent call last):
+    ...
+    xpatches.errors.PatchError: attr 'xpatches_job' of store tiles.zarr is damaged, it lacks ...
+    """
+    try:
+        job: dict[str, Any] = parse(attrs.get(JOB))
+        if version_of(job) != VERSION:
+            raise PatchError(
+                f"store {store} is a patch dataset of version {job['version']}, this xpatches "
+                f"reads {VERSION}; write it anew"
+            )
+        _description("", job)
+        _check_names(job)
+    except Unfit as error:
+        raise PatchError(
+            f"attr {JOB!r} of store {store} is damaged, {error}; write the dataset anew, with "
+            "overwrite=True, or take it from where it came again"
+        ) from error
+    return job
+
+
+def _check_names(job: Mapping[str, Any]) -> None:
+    """Check that what is made of the image is what blocks are of."""
+    blocks, array = job["blocks"], job["array"]
+    if array is not None and array["stored"] not in blocks:
+        refuse("array.stored", "a name of blocks", array["stored"])
+    if (job["layout"] in ("image", "runs")) != ("map" in job):
+        raise Unfit(f"the layout {job['layout']!r} {'has no' if 'map' in job else 'needs a'} map")
+    for name in job.get("map", ()):
+        if name not in blocks:
+            refuse("a key of map", "a name of blocks", name)

@@ -1,0 +1,290 @@
+"""Which patches a model is run on for every block of the image that it makes: integers only.
+
+A block of the result needs all patches that reach into it. Those that reach into several blocks are
+run several times, so blocks are as large as the budget allows, or until few patches are. Within a
+block every patch is run once: rows of patches are run one after the other, and the rows of samples
+that they complete are stitched before the next.
+"""
+
+from collections.abc import Hashable, Mapping, Sequence
+from dataclasses import dataclass
+from fractions import Fraction
+from itertools import pairwise
+from math import prod
+from typing import NamedTuple
+
+from xpatches.errors import PatchError
+from xpatches.extraction.plan import check_tasks, grow
+from xpatches.geometry.coverage import AxisCover, Cover
+from xpatches.geometry.grid import AxisGrid, Span
+
+_FEW = 1.1
+"""Runs per patch from which on blocks need not be larger: several can be made at once."""
+
+
+class Run(NamedTuple):
+    """Along one dim: the patches that a model is run on, and the samples that they make."""
+
+    span: Span
+    """The patches in the region of the image that is read."""
+    cover: Cover
+    """The samples of the block, and the same patches over them."""
+
+
+def cover_of(grid: AxisGrid, scale: Fraction, size: int | None) -> AxisCover:
+    """Lay what a model makes of the patches along a dim over the image that it makes.
+
+    Parameters
+    ----------
+    grid
+        The patches that the model is given.
+    scale
+        Samples made per sample of the image: an integer, or 1 divided by one.
+    size
+        Samples of a patch that the model returns; None for all, which is `scale` times the size.
+        The samples that are left out were cut off on both sides, as many on each.
+
+    Raises
+    ------
+    PatchError
+        If the samples of all patches do not lie on one line.
+
+    Examples
+    --------
+    >>> grid = AxisGrid("x", length=100, size=32, stride=16, padding=(16, 16))
+    >>> made = cover_of(grid, Fraction(1, 4), size=6)
+    >>> made.length, made.size, made.stride, made.origin
+    (25, 6, 4, -3)
+    """
+    up, down, dim = scale.numerator, scale.denominator, grid.dim
+    if up != 1 and grid.rate != 1:
+        raise PatchError(
+            f"scale on {dim!r} must be at most 1 for patches with a rate, got {scale} and the rate "
+            f"{grid.rate}; use rate 1"
+        )
+    for what, value in (("size", grid.size), ("stride", grid.stride), ("padding", grid.before)):
+        if value % down:
+            raise PatchError(
+                f"{what} on {dim!r} must be a multiple of {down}, as the output has the scale "
+                f"1/{down}, got {value}; choose another {what}"
+                + ", (before, after) in samples"
+                * (what == "padding")
+            )
+    whole = grid.size * up // down
+    size = whole if size is None else size
+    margin, odd = divmod(whole - size, 2)
+    if margin < 0 or odd:
+        raise PatchError(
+            f"output size on {dim!r} must be {whole}, the size times the scale, or less by an even "
+            f"number, as many cut off on each side, got {size}; give the scale, if there is one"
+        )
+    origin = -grid.before * up // down + margin * grid.rate
+    length = -(-grid.length * up // down)
+    stride = grid.stride * up // down
+    return AxisCover(dim, length, size, stride, grid.rate, origin, grid.count)
+
+
+@dataclass(frozen=True, slots=True)
+class MapPlan:
+    """How an image is made by a model, block by block.
+
+    Examples
+    --------
+    >>> grid = AxisGrid("x", length=64, size=8, stride=4)
+    >>> cover = cover_of(grid, Fraction(1), None)
+    >>> plan = MapPlan(((32, 32),), (0,), (grid,), (cover,), ("x",), {}, (40,))
+    >>> plan.out_chunks, plan.regions
+    (((40, 24),), (((0, 44), (36, 64)),))
+    >>> plan.runs, round(plan.runs_per_patch, 3)
+    (16, 1.067)
+    """
+
+    chunks: tuple[tuple[int, ...], ...]
+    """Chunk lengths of the source, along each of its axes."""
+    axes: tuple[int, ...]
+    """Axis of the source of every spatial dim."""
+    grids: tuple[AxisGrid, ...]
+    """The patches that the model is given, for each of them."""
+    covers: tuple[AxisCover, ...]
+    """What it makes of them."""
+    dims: tuple[Hashable, ...]
+    """Dims of the result."""
+    others: Mapping[Hashable, int]
+    """Lengths of those that are not spatial."""
+    lengths: tuple[int, ...]
+    """Samples of a block, along every spatial dim of the result."""
+
+    @property
+    def counts(self) -> tuple[int, ...]:
+        """Number of blocks along each axis of the source."""
+        along = dict.fromkeys(range(len(self.chunks)), 1)
+        for axis, cover, length in zip(self.axes, self.covers, self.lengths, strict=True):
+            along[axis] = -(-cover.length // length)
+        return tuple(along.values())
+
+    @property
+    def blocks(self) -> tuple[list[tuple[int, int]], ...]:
+        """Where every block begins and ends, along each spatial dim."""
+        for count in self.counts:
+            check_tasks(count, "one dim")
+        return tuple(
+            list(pairwise([*range(0, cover.length, length), cover.length]))
+            for cover, length in zip(self.covers, self.lengths, strict=True)
+        )
+
+    @property
+    def regions(self) -> tuple[tuple[tuple[int, int], ...], ...]:
+        """Samples ``[start, stop)`` of the source that every block reads, along each axis."""
+        found: list[tuple[tuple[int, int], ...]] = [((0, sum(lengths)),) for lengths in self.chunks]
+        for axis, grid, cover, blocks in self._spatial():
+            over = (cover.over(*block) for block in blocks)
+            found[axis] = tuple(grid.region(of.start, len(of))[:2] for of in over)
+        return tuple(found)
+
+    @property
+    def takes(self) -> tuple[list[list[tuple[int, Run | slice]]], ...]:
+        """Along each axis, for every block: its number, and what it takes of its region."""
+        found: list[list[list[tuple[int, Run | slice]]]] = [
+            [[(0, slice(0, sum(lengths)))]] for lengths in self.chunks
+        ]
+        for axis, grid, cover, blocks in self._spatial():
+            found[axis] = [
+                [(number, run_of(axis, grid, cover, *block))] for number, block in enumerate(blocks)
+            ]
+        return tuple(found)
+
+    @property
+    def out_chunks(self) -> tuple[tuple[int, ...], ...]:
+        """Chunk lengths of the result."""
+        along = {
+            cover.dim: tuple(stop - start for start, stop in blocks)
+            for _, _, cover, blocks in self._spatial()
+        }
+        return tuple(along[dim] if dim in along else (self.others[dim],) for dim in self.dims)
+
+    def out_index(self, numbers: Sequence[int]) -> tuple[int, ...]:
+        """Index of a chunk of the result, from its number along every axis of the source."""
+        by_dim = {grid.dim: axis for axis, grid in zip(self.axes, self.grids, strict=True)}
+        return tuple(numbers[by_dim[dim]] if dim in by_dim else 0 for dim in self.dims)
+
+    @property
+    def runs(self) -> int:
+        """How many patches the model is run on, those that several blocks need several times."""
+        return prod(
+            sum(len(cover.over(*block)) for block in blocks)
+            for _, _, cover, blocks in self._spatial()
+        )
+
+    @property
+    def runs_per_patch(self) -> float:
+        """How often the model is run on a patch, on average over the patches that are needed."""
+        needed = prod(len(cover.over(0, cover.length)) for cover in self.covers)
+        return self.runs / needed if needed else 1.0
+
+    def _spatial(self) -> "zip[tuple[int, AxisGrid, AxisCover, list[tuple[int, int]]]]":
+        return zip(self.axes, self.grids, self.covers, self.blocks, strict=True)
+
+
+def run_of(axis: int, grid: AxisGrid, cover: AxisCover, start: int, stop: int) -> Run:
+    """Find the patches that the samples ``[start, stop)`` of the result are made of."""
+    over = cover.over(start, stop)
+    _, _, origin = grid.region(over.start, len(over))
+    return Run(Span(axis, grid, origin, len(over)), cover.block(start, stop))
+
+
+@dataclass(frozen=True, slots=True)
+class MapCosts:
+    """Bytes of a task, from the samples of its block."""
+
+    grids: Sequence[AxisGrid]
+    covers: Sequence[AxisCover]
+    region: int
+    """Bytes read per sample of the image along the spatial dims."""
+    made: int
+    """Bytes that the model makes per sample of the result along the spatial dims."""
+    result: int
+    """Bytes of the result per sample along them."""
+
+    def nbytes(self, lengths: Sequence[int]) -> int:
+        """Count what is read, the rows of patches that must be held, and the block, at most.
+
+        Batches are not counted: what is stored is to be the same for all.
+        """
+        return self._nbytes(lengths, self.covers[0].stride)
+
+    def nbytes_with(self, lengths: Sequence[int], batch_size: int, given: int) -> int:
+        """Count the same with all rows that are held for full batches, and one of those.
+
+        `given` are the bytes of a patch that the model is given.
+        """
+        counts = list(map(AxisCover.most_over, self.covers, lengths))
+        band = band_of(self.covers[0], counts[1:], batch_size)
+        patch = self.made * prod(cover.size for cover in self.covers)
+        return self._nbytes(lengths, band) + batch_size * (given + patch)
+
+    def _nbytes(self, lengths: Sequence[int], band: int) -> int:
+        counts = list(map(AxisCover.most_over, self.covers, lengths))
+        region = self.region * prod(
+            min(grid.length, max(0, count - 1) * grid.stride + grid.effective_size)
+            for grid, count in zip(self.grids, counts, strict=True)
+        )
+        rows = min(counts[0], self.covers[0].most_over(band))
+        patch = self.made * prod(cover.size for cover in self.covers)
+        return region + patch * rows * prod(counts[1:]) + self.result * prod(lengths)
+
+
+def band_of(cover: AxisCover, counts: Sequence[int], batch_size: int) -> int:
+    """Choose the samples along the first dim that are stitched at once.
+
+    The rows of patches that begin in them fill one batch, or up to four where less is left over.
+
+    Parameters
+    ----------
+    cover
+        The patches along the first dim.
+    counts
+        Number of patches along the other dims.
+    batch_size
+        Patches of a batch.
+
+    Examples
+    --------
+    >>> cover = AxisCover("y", 999, size=8, stride=4, rate=1, origin=0, count=99)
+    >>> band_of(cover, [20], 32), band_of(cover, [40], 32), band_of(cover, [3], 32)
+    (12, 12, 56)
+    """
+    row = max(1, prod(counts))
+    least = -(-batch_size // row)
+    most = max(least, 4 * batch_size // row)
+
+    def batches_per_patch(rows: int) -> float:
+        return -(-rows * row // batch_size) / (rows * row)
+
+    return cover.stride * min(range(least, most + 1)[:4], key=batches_per_patch)
+
+
+def block_lengths(costs: MapCosts, units: Sequence[int], max_bytes: int) -> tuple[int, ...]:
+    """Choose the samples of a block: multiples of `units`, a stride or more, along every dim.
+
+    They are the least of those if no more fit the budget, or not even those.
+    """
+    covers = costs.covers
+    pairs = zip(covers, units, strict=True)
+    lengths = [-(-min(cover.stride, cover.length) // unit) * unit for cover, unit in pairs]
+
+    def again(axis: int, length: int) -> float:
+        """Estimate how often a patch is run because blocks are no longer."""
+        cover = covers[axis]
+        return max(1.0, cover.most_over(length) * cover.stride / min(length, cover.length))
+
+    def order(lengths: Sequence[int]) -> list[int]:
+        factors = [again(axis, length) for axis, length in enumerate(lengths)]
+        axes = sorted(range(len(lengths)), key=lambda axis: -factors[axis])
+        return [] if prod(factors) <= _FEW else axes
+
+    def longer(axis: int, length: int) -> int:
+        unit = units[axis]
+        whole = -(-covers[axis].length // unit) * unit
+        return min(whole, length + unit * max(1, length // unit // 4))
+
+    return tuple(grow(lengths, order, longer, lambda of: costs.nbytes(of) <= max_bytes))
