@@ -13,7 +13,7 @@ import xpatches
 from stores import CountingStore
 from test_jobs import FailingStore, failing, files  # noqa: F401
 from xpatches.errors import JobError, PatchError
-from xpatches.extraction.kernel import available_cores
+from xpatches.threads import available_cores
 
 QUIET: dict[str, Any] = {"progress": False}
 RNG = np.random.default_rng(0)

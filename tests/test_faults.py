@@ -21,9 +21,9 @@ import xpatches
 from strategies import LONG
 from test_jobs import files
 from xpatches.errors import JobError, PatchError
-from xpatches.extraction.kernel import available_cores
 from xpatches.jobs.folder import JOB
 from xpatches.jobs.writer import LostError, Run
+from xpatches.threads import available_cores
 
 JOB_CODE = """
     import time

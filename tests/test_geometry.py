@@ -8,7 +8,8 @@ from hypothesis import strategies as st
 from reference import pads_of, starts_on_line
 from strategies import axis_grids, chunkings
 from xpatches import PatchError, PatchIndexError
-from xpatches.geometry.grid import AxisGrid, PatchGrid, clip
+from xpatches.geometry.boxes import clip
+from xpatches.geometry.grid import AxisGrid, PatchGrid
 
 
 def reads(axis: AxisGrid) -> list[list[int]]:

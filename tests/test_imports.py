@@ -2,6 +2,7 @@ import ast
 import subprocess
 import sys
 import textwrap
+from graphlib import TopologicalSorter
 from pathlib import Path
 
 import pytest
@@ -10,67 +11,25 @@ import xpatches
 
 PACKAGE = Path(__file__).parents[1] / "xpatches"
 
-# Imports point up this list only: a module may import those above it.
-ORDER = [
-    *("redaction", "errors", "arguments", "documents", "dtypes", "images.lines", "images.packing"),
-    *(
-        "geometry.grid",
-        "extraction.plan",
-        "geometry.coverage",
-        "extraction.small_patches",
-        "extraction.kernel",
-    ),
-    *(
-        "reduction.kernel",
-        "stitching.tapers",
-        "stitching.overlay",
-        "lazy.graphs",
-        "images.labels",
-        "images.spec",
-        "extraction.labelled",
-        "extraction.single",
-    ),
-    *(
-        "display.text",
-        "tensorflow",
-        "datasets.layout",
-        "jobs.workers",
-        "jobs.exclusive",
-        "jobs.folder",
-        "datasets.descriptions",
-    ),
-    *(
-        "jobs.writer",
-        "jobs.lock",
-        "jobs.nodes",
-        "jobs.state",
-        "jobs.blocks",
-        "jobs.job",
-        "datasets.encoding",
-        "datasets.copies",
-    ),
-    *("datasets.write", "datasets.patches"),
-    *(
-        "stitching.locate",
-        "stitching.gather",
-        "stitching.labelled",
-        "mapping.plan",
-        "mapping.model",
-        "mapping.labelled",
-        "datasets.outputs",
-        "datasets.image",
-    ),
-    *(
-        "jobs.progress",
-        "datasets.verification",
-        "patches",
-        "accessor",
-        "display.plots",
-        "cli.opening",
-        "cli.main",
-        "__init__",
-    ),
+# A module imports from its own room and those above it in this list.
+ROOMS = [
+    *("redaction", "errors", "arguments", "documents", "dtypes", "threads"),
+    *("geometry", "edges", "display", "lazy", "jobs", "images"),
+    *("extraction", "reduction", "stitching", "mapping", "datasets"),
+    *("tensorflow", "patches", "accessor", "cli", "__init__"),
 ]
+PACKAGE_FILES = {
+    path.relative_to(PACKAGE).with_suffix("").as_posix().replace("/", "."): path
+    for path in sorted(PACKAGE.rglob("*.py"))
+    if path.name != "__init__.py" or path.parent == PACKAGE
+}
+MODULES = [*PACKAGE_FILES]
+# What is passed down in the end.
+STILL = {
+    "jobs.state": {"datasets.descriptions", "images.spec"},
+    "lazy.graphs": {"images.lines", "extraction.plan"},
+}
+LAYERS = ["plan", "kernel", "labelled"]
 ARRAY_LIBRARIES = {"numpy", "dask", "xarray", "zarr"}
 CORE = {"numpy", "dask", "xarray", "xpatches"}
 OTHERS = {
@@ -112,26 +71,44 @@ def imported(module: str, *, top_level: bool = False) -> set[str]:
     return names
 
 
-def test_every_module_has_its_place() -> None:
-    modules = {path.relative_to(PACKAGE).with_suffix("") for path in PACKAGE.rglob("*.py")}
-    wings = {path for path in modules if path.name == "__init__" and path.parent.name}
-    assert {".".join(path.parts) for path in modules - wings} == set(ORDER)
+def room_of(module: str) -> str:
+    return module.split(".")[0]
 
 
-@pytest.mark.parametrize("module", ORDER)
+def test_every_module_lies_in_a_room() -> None:
+    assert {room_of(module) for module in MODULES} == set(ROOMS)
+
+
+@pytest.mark.parametrize("module", MODULES)
 def test_imports_point_up_only(module: str) -> None:
-    above = set(ORDER[: ORDER.index(module)])
     ours = {n.removeprefix("xpatches.") for n in imported(module) if n.startswith("xpatches.")}
-    assert ours <= above, f"{module} imports {ours - above} from below it"
+    above = ROOMS[: ROOMS.index(room_of(module)) + 1]
+    below = {name for name in ours if room_of(name) not in above} - STILL.get(module, set())
+    assert not below, f"{module} imports {below} from below it"
 
 
-@pytest.mark.parametrize("module", ORDER)
+@pytest.mark.parametrize("module", [m for m in MODULES if m.split(".")[-1] in LAYERS])
+def test_in_a_wing_plans_know_no_kernel_and_kernels_no_labels(module: str) -> None:
+    wing, layer = module.split(".")
+    below = {f"xpatches.{wing}.{name}" for name in LAYERS[LAYERS.index(layer) + 1 :]}
+    assert not imported(module) & below
+
+
+def test_imports_go_in_no_circle() -> None:
+    ours = {
+        module: {name.removeprefix("xpatches.") for name in imported(module)} & {*MODULES}
+        for module in MODULES
+    }
+    TopologicalSorter(ours).prepare()
+
+
+@pytest.mark.parametrize("module", MODULES)
 def test_only_core_dependencies_are_imported(module: str) -> None:
     roots = {name.split(".")[0] for name in imported(module)}
     assert roots - set(sys.stdlib_module_names) <= CORE | OTHERS.get(module, set())
 
 
-@pytest.mark.parametrize("module", ORDER)
+@pytest.mark.parametrize("module", MODULES)
 def test_extras_are_imported_where_they_are_used(module: str) -> None:
     assert not EXTRAS & {name.split(".")[0] for name in imported(module, top_level=True)}
 
@@ -150,11 +127,14 @@ def test_dir_shows_the_public_names_alone() -> None:
 
 
 def test_lazy_is_the_only_module_that_knows_dask() -> None:
-    knows = {m for m in ORDER if any(name.split(".")[0] == "dask" for name in imported(m))}
-    assert knows == {"lazy.graphs"}
-    top = {m for m in ORDER if "xpatches.lazy.graphs" in imported(m, top_level=True)}
-    written = {"write", "patches", "outputs", "image"}  # which are imported for jobs only
-    assert top == {f"datasets.{name}" for name in written}
+    knows = {m for m in MODULES if any(name.split(".")[0] == "dask" for name in imported(m))}
+    assert knows == {"lazy.graphs", "lazy.sources"}
+    top = {
+        room_of(module)
+        for module in MODULES
+        if any(name.startswith("xpatches.lazy.") for name in imported(module, top_level=True))
+    }
+    assert top == {"lazy", "datasets"}  # the latter is itself imported for jobs only
 
 
 def run(code: str) -> None:

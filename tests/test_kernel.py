@@ -16,7 +16,8 @@ from xpatches.dtypes import as_fill_value, check_dtype
 from xpatches.extraction import kernel
 from xpatches.extraction import small_patches as tiles
 from xpatches.extraction.kernel import extract_block
-from xpatches.geometry.grid import AxisGrid, Span
+from xpatches.geometry.boxes import Span
+from xpatches.geometry.grid import AxisGrid
 
 
 def whole(image: Array, grids: dict[int, AxisGrid], fill: Array, threads: int = 1) -> Array:

@@ -11,9 +11,11 @@ from hypothesis import strategies as st
 from reference import Array, four_loops
 from strategies import arguments, problems
 from xpatches.datasets.layout import BLOCKS, CHUNK, SHARD, Layout, lay_out
+from xpatches.datasets.patches import PatchPart
 from xpatches.errors import PatchError
-from xpatches.geometry.grid import AxisGrid, split_run
-from xpatches.jobs.blocks import PatchPart, Samples
+from xpatches.geometry.boxes import split_run
+from xpatches.geometry.grid import AxisGrid
+from xpatches.jobs.blocks import Samples
 
 
 def layout_of(

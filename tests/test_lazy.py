@@ -18,9 +18,11 @@ from strategies import arguments, chunkings, problems
 from xpatches import JobError, PatchError, extract_patches
 from xpatches.dtypes import as_fill_value
 from xpatches.extraction.kernel import extract_block, extract_flat
-from xpatches.extraction.plan import Engine, Form, Plan, plan_blocks
+from xpatches.extraction.plan import Plan, plan_blocks
+from xpatches.geometry.blocks import Engine, Form
 from xpatches.geometry.grid import AxisGrid
 from xpatches.lazy import graphs as lazy
+from xpatches.lazy.sources import check_chunks
 
 
 def planned(
@@ -193,13 +195,13 @@ def test_chunks_of_unknown_length_are_refused() -> None:
     with pytest.raises(
         PatchError, match=r"images has chunks of unknown length; call compute_chunk"
     ):
-        lazy.check_chunks("images", image[image > 3])
+        check_chunks("images", image[image > 3])
 
 
 def test_chunks_of_other_libraries_are_refused() -> None:
     masked = da.ma.masked_array(da.zeros(9, chunks=3), mask=False)
     with pytest.raises(PatchError, match="images must hold NumPy chunks, got MaskedArray"):
-        lazy.check_chunks("images", masked)
+        check_chunks("images", masked)
 
 
 def labelled(blocks: Any) -> xr.DataArray:

@@ -22,9 +22,10 @@ from reference import Array, same_bits
 from stores import CountingStore
 from strategies import DTYPES, axis_grids, chunkings, image_of, problems
 from xpatches import MapError, PatchError, stitch
+from xpatches.geometry.coverage import cover_of
 from xpatches.geometry.grid import AxisGrid
 from xpatches.mapping.model import Function
-from xpatches.mapping.plan import MapCosts, block_lengths, cover_of
+from xpatches.mapping.plan import MapCosts, block_lengths
 
 
 def patches_of(labelled: xr.DataArray, grids: dict[int, AxisGrid], **given: Any) -> Any:

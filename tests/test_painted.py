@@ -14,9 +14,9 @@ import xpatches
 from reference import Array
 from test_map import CUT, IMAGE, FailsOn, above_least, identity, opened
 from xpatches import JobError, MapError, PatchError
-from xpatches.extraction.kernel import available_cores
 from xpatches.jobs.folder import open_folder
 from xpatches.jobs.lock import writing
+from xpatches.threads import available_cores
 
 
 class Failing:

@@ -7,7 +7,8 @@ from hypothesis import strategies as st
 
 from strategies import axis_grids, chunkings
 from xpatches import PatchError
-from xpatches.extraction.plan import AxisPlan, Engine, Plan, plan_blocks
+from xpatches.extraction.plan import AxisPlan, Plan, plan_blocks
+from xpatches.geometry.blocks import Engine
 from xpatches.geometry.grid import AxisGrid
 
 ENGINES = pytest.mark.parametrize("engine", ["map_overlap", "region"])

@@ -20,7 +20,7 @@ from xpatches.extraction import plan
 from xpatches.geometry.grid import AxisGrid, PatchGrid
 from xpatches.images.spec import SPEC_ATTR, write_spec
 from xpatches.jobs.job import Report
-from xpatches.lazy import graphs as lazy
+from xpatches.lazy.sources import promised
 
 SIDE, FEW = 10**9, 976
 """Both leave the same pads for "same"."""
@@ -123,7 +123,7 @@ def test_a_job_of_many_blocks_is_set_up_with_no_more_than_the_coords(
 
 def opened(shape: tuple[int, ...], chunks: Any) -> Any:
     """Give a dask array that reads storage, of which nothing is to be read."""
-    return lazy.promised(shape, np.dtype("uint8"), chunks)
+    return promised(shape, np.dtype("uint8"), chunks)
 
 
 @given(axis_grids(25, "y"), axis_grids(25, "x"), st.data())

@@ -9,10 +9,10 @@ import xarray as xr
 from xpatches.arguments import as_mapping, check_among, merge, shown
 from xpatches.dtypes import Array, as_fill_value
 from xpatches.errors import PatchError
-from xpatches.extraction import labelled as variables
 from xpatches.geometry.grid import Padding, PatchGrid
 from xpatches.images import labels, packing
 from xpatches.images.packing import default_fill
+from xpatches.images.samples import check_dims, check_held, check_variable
 from xpatches.patches import ARRAY, Patches, T
 from xpatches.stitching.labelled import stitch
 
@@ -82,7 +82,7 @@ class PatchesAccessor(Generic[T]):
         >>> image.patches({"y": 4, "x": 4}, stride=2, rate={"x": 3}).grid.counts
         {'y': 4, 'x': 2}
         """
-        variables.check_dims("the image", tuple(self._obj.dims))
+        check_dims("the image", tuple(self._obj.dims))
         source = self._obj.copy(deep=False)  # what is done to the image later changes nothing
         merged = merge("size", size, sizes)
         dataset = source.to_dataset(name=ARRAY) if isinstance(source, xr.DataArray) else source
@@ -93,7 +93,7 @@ class PatchesAccessor(Generic[T]):
         for name, variable in dataset.data_vars.variables.items():
             if not merged.keys().isdisjoint(variable.dims):
                 what = "the image" if name == ARRAY else shown(name)
-                variables.check_variable(what, variable)
+                check_variable(what, variable)
                 if variable.ndim > _MOST_DIMS:
                     raise PatchError(
                         f"{what} must have at most {_MOST_DIMS} dims, got {variable.ndim}; patches "
@@ -102,7 +102,7 @@ class PatchesAccessor(Generic[T]):
                 arrays.append(variable.dims)
         for name, variable in dataset.coords.variables.items():
             if not merged.keys().isdisjoint(variable.dims):
-                variables.check_held(f"coord {shown(name)}", variable)
+                check_held(f"coord {shown(name)}", variable)
         grid = labels.grid_of(lengths, arrays, merged, stride, rate, padding)
         labels.check_names(dataset, (f"{dim}_{word}" for dim in merged for word in _ADDED))
         fills = _fill_values(dataset, grid, fill_value)

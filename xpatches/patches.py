@@ -21,7 +21,6 @@ from xpatches.arguments import (
     merge,
     shown,
 )
-from xpatches.datasets.layout import SAMPLE_DIM
 from xpatches.display import text as reprs
 from xpatches.dtypes import Array, is_dask
 from xpatches.errors import PatchError, PatchOverflowError
@@ -29,11 +28,14 @@ from xpatches.extraction import labelled as variables
 from xpatches.extraction import single as take
 from xpatches.geometry.grid import PatchGrid
 from xpatches.images import labels
+from xpatches.images.labels import SAMPLE_DIM
 from xpatches.images.lines import Line
 from xpatches.images.packing import NODATA, kept_encoding
+from xpatches.images.samples import as_budget, checked_lazy
 from xpatches.mapping import labelled as mapping
 from xpatches.mapping.model import Function
 from xpatches.reduction.kernel import SEPARABLE
+from xpatches.reduction.labelled import reduce_variable
 from xpatches.stitching.labelled import as_reduce
 from xpatches.stitching.tapers import Taper
 
@@ -349,7 +351,7 @@ class Patches(Generic[T]):
         label = as_choice("label", label, _LABELS)
         by = _how(engine, max_bytes)
         made = {
-            name: variables.reduce_variable(
+            name: reduce_variable(
                 variable,
                 self.grid,
                 fill,
@@ -481,7 +483,7 @@ class Patches(Generic[T]):
         >>> bool((made[1] == image[0] + 1).all())
         True
         """
-        max_bytes = variables.as_budget(max_bytes)
+        max_bytes = as_budget(max_bytes)
         func = as_function("func", func, "of a batch of patches")
         chunks, shards, encoding = _stored(chunks, shards, encoding)
         report, job = _job(
@@ -712,7 +714,7 @@ class Patches(Generic[T]):
         """
         from xpatches.datasets import image as painted  # zarr and dask are loaded for jobs only
 
-        max_bytes = variables.as_budget(max_bytes)
+        max_bytes = as_budget(max_bytes)
         chunks, shards, _ = _stored(chunks, shards)
         outlines = self._outlines(output, batch_size, reduce)
         plans = painted.plan_paint(self._written(), outlines, max_bytes, chunks, shards)
@@ -806,7 +808,7 @@ class Patches(Generic[T]):
         dataset = self._dataset
         for name, variable, _ in self._extracted():
             if is_dask(variable._data):
-                dataset = dataset.assign({name: variables.checked_lazy(variable)})
+                dataset = dataset.assign({name: checked_lazy(variable)})
         room = (
             xr.Variable((axis.dim,), np.broadcast_to(np.int64(0), axis.length))
             for axis in self.grid
@@ -968,7 +970,7 @@ _LABELS = ("center", "origin")
 
 def _how(engine: object, max_bytes: object) -> dict[str, Any]:
     engine = as_choice("engine", engine, ("auto", "map_overlap", "region"))
-    return {"engine": engine, "max_bytes": variables.as_budget(max_bytes)}
+    return {"engine": engine, "max_bytes": as_budget(max_bytes)}
 
 
 def _stored(chunks: object, shards: object, encoding: object = None) -> tuple[Any, Any, Any]:

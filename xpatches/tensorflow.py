@@ -9,9 +9,11 @@ import numpy as np
 from xpatches.arguments import as_choice, as_integer, as_tuple, said, shown
 from xpatches.dtypes import as_fill_value, check_dtype, is_dask, kind_of
 from xpatches.errors import PatchError
-from xpatches.extraction.kernel import available_threads, extract_flat
+from xpatches.extraction.kernel import extract_flat
 from xpatches.extraction.plan import plan_blocks
-from xpatches.geometry.grid import AxisGrid, Padding, Span
+from xpatches.geometry.boxes import Span
+from xpatches.geometry.grid import AxisGrid, Padding
+from xpatches.threads import available_threads
 
 _PADDINGS: dict[str, Padding] = {"VALID": "valid", "SAME": "same"}
 
@@ -69,9 +71,13 @@ def extract_patches(
     fill_value = as_fill_value(None, array.dtype)
     if is_dask(array):
         from xpatches.lazy import graphs as lazy  # dask is loaded for dask arrays only
+        from xpatches.lazy.sources import (  # dask is loaded for dask arrays only
+            as_budget,
+            check_chunks,
+        )
 
-        lazy.check_chunks("images", array)
-        budget = lazy.as_budget(None)
+        check_chunks("images", array)
+        budget = as_budget(None)
         plan = plan_blocks("map_overlap", grids, array.chunks, array.dtype.itemsize, budget, "flat")
         kernel = partial(extract_flat, fill_value=fill_value)
         return lazy.exchange(array, plan, kernel, array.dtype)

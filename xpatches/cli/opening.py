@@ -128,7 +128,7 @@ def _open_group(folder: Folder, decode: bool | None) -> xr.Dataset:
 
 
 def _open_array(folder: Folder, dims: tuple[str, ...] | None, decode: bool | None) -> xr.Dataset:
-    from xpatches.lazy import graphs as lazy
+    from xpatches.lazy.sources import opened
 
     array: Any = zarr.open_array(folder.store, path=folder.path, mode="r")
     names = dims or _stored_dims(array) or _axes(folder)
@@ -142,7 +142,7 @@ def _open_array(folder: Folder, dims: tuple[str, ...] | None, decode: bool | Non
     if _DIMS_ATTR in array.attrs and array.fill_value is not None:
         attrs.setdefault("_FillValue", array.fill_value)  # where xarray keeps it in format 2
     encoding = {"chunks": array.chunks, "shards": array.shards}
-    variable = xr.Variable(names, lazy.opened(array), attrs, encoding)
+    variable = xr.Variable(names, opened(array), attrs, encoding)
     name = re.split("[.?#]", posixpath.basename(str(folder).rstrip("/")))[0]
     image = xr.Dataset({name or "image": variable})
     return xr.decode_cf(image, mask_and_scale=decode is not False)

@@ -11,8 +11,8 @@ import xarray as xr
 from xpatches.arguments import as_integer, as_tuple
 from xpatches.datasets.encoding import coding_of, encoding_of
 from xpatches.datasets.layout import CHUNK, SHARD
-from xpatches.extraction.labelled import region_reader, stored_chunks
-from xpatches.extraction.plan import grow
+from xpatches.geometry.search import grow
+from xpatches.images.samples import region_reader, stored_chunks
 from xpatches.jobs.blocks import Put, Reader, Samples
 
 

@@ -16,7 +16,7 @@ from zarr.storage import MemoryStore
 
 from xpatches.arguments import is_name, said, shown
 from xpatches.errors import PatchError
-from xpatches.extraction.labelled import check_held
+from xpatches.images.samples import check_held
 from xpatches.jobs.folder import JOB
 
 _UNITS = {"s": "seconds", "ms": "milliseconds", "us": "microseconds", "ns": "nanoseconds"}

@@ -13,7 +13,6 @@ from xpatches.datasets.encoding import encoding_of
 from xpatches.datasets.layout import (
     BLOCKS,
     CHUNK,
-    SAMPLE_DIM,
     SHARD,
     check_not_empty,
     given_lengths,
@@ -22,15 +21,16 @@ from xpatches.datasets.layout import (
 from xpatches.datasets.outputs import ImagePart, MadePart
 from xpatches.datasets.write import Source, check_dataset, check_dims, write_dataset
 from xpatches.errors import PatchError
-from xpatches.extraction.kernel import Kernel
-from xpatches.extraction.labelled import region_reader
-from xpatches.extraction.plan import check_tasks, grow
+from xpatches.geometry.blocks import Blocks, Kernel
+from xpatches.geometry.search import check_tasks, grow
 from xpatches.images import labels
+from xpatches.images.labels import SAMPLE_DIM
+from xpatches.images.samples import region_reader
 from xpatches.images.spec import Spec, write_spec
 from xpatches.jobs.blocks import Part, Reader
 from xpatches.jobs.folder import open_folder
 from xpatches.jobs.job import Report
-from xpatches.lazy import graphs as lazy
+from xpatches.lazy.sources import as_budget, promised
 from xpatches.mapping.labelled import Mapped, Outline
 from xpatches.redaction import redacted
 from xpatches.stitching.gather import Gathering, plan_gathering, stitched
@@ -89,7 +89,7 @@ class Runs(_OfModel):
                     f"materialize needs variables with all of the dims {self.source.grid.dims}, "
                     f"{name!r} has {mapped.grid.dims}; map it by itself"
                 )
-            made, variable, budget = mapped.made, mapped.variable, lazy.as_budget(self.max_bytes)
+            made, variable, budget = mapped.made, mapped.variable, as_budget(self.max_bytes)
             _check_not_empty(repr(self.source.stored(name)), mapped)
             returned = made.dtype.itemsize * prod(made.shape)
             shard = min(SHARD // returned, 4 * budget // mapped.given_bytes)
@@ -123,7 +123,7 @@ class Runs(_OfModel):
         return self.located(
             {
                 part.name: xr.DataArray(
-                    lazy.promised(part.shape, part.dtype, part.shards or part.chunks),
+                    promised(part.shape, part.dtype, part.shards or part.chunks),
                     dims=part.dims,
                 )
                 for part in self.parts({})
@@ -159,7 +159,7 @@ class Painting(_OfModel):
         """Choose the blocks of every variable: whole chunks or shards."""
         parts: list[Part] = []
         check_dims([of.dims for of in self.mapped.values()], chunks=self.chunks, shards=self.shards)
-        objects = (self.runs is not None, lazy.as_budget(self.max_bytes), self.chunks, self.shards)
+        objects = (self.runs is not None, as_budget(self.max_bytes), self.chunks, self.shards)
         for name, mapped in self.mapped.items():
             stored = self.source.stored(name)
             chunks, shards = stored_lengths(repr(stored), mapped, *objects)
@@ -186,10 +186,10 @@ class Painting(_OfModel):
 
     def _way(
         self, name: Hashable, mapped: Mapped, units: Mapping[Hashable, int]
-    ) -> tuple[Reader, lazy.Blocks, Kernel, int]:
+    ) -> tuple[Reader, Blocks, Kernel, int]:
         """Plan how a variable is made: from the image, or from what is stored."""
         if self.runs is None:
-            budget = lazy.as_budget(self.max_bytes)
+            budget = as_budget(self.max_bytes)
             plan = mapped.plan(budget, units)
             mapped.check(plan, budget)
             read = region_reader(mapped.variable)
@@ -331,7 +331,7 @@ def plan_paint(
 ) -> dict[Hashable, dict[str, Any]]:
     """Say how an image will be made as a job, as `Patches.plan_map` documents, by variable."""
     found = {}
-    budget = lazy.as_budget(max_bytes)
+    budget = as_budget(max_bytes)
     check_dims([of.dims for of in outlines.values()], chunks=chunks, shards=shards)
     for name, outline in outlines.items():
         what, itemsize = repr(source.stored(name)), outline.dtype.itemsize

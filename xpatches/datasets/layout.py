@@ -9,19 +9,17 @@ those under its pieces are read: boxes of the grid whose region does.
 
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from itertools import product
 from math import prod
 from typing import Any, TypeVar
 
 from xpatches.arguments import among
 from xpatches.errors import PatchError
-from xpatches.extraction.plan import grow
-from xpatches.geometry.grid import AxisGrid, Span, halve, split_run
+from xpatches.geometry.boxes import Span, _around, divide, halve, split_run
+from xpatches.geometry.grid import AxisGrid
+from xpatches.geometry.search import grow
 
 T = TypeVar("T")
 
-SAMPLE_DIM = "sample"
-"""Dim along which the layout "samples" lays the patches, the grid's last dim running fastest."""
 
 CHUNK = 1 << 20
 """Bytes of a chunk to which several patches are put together."""
@@ -295,32 +293,6 @@ def lay_out(
         writes=writes,
         blocks=grown(writes, groups, several(readable)),
     )
-
-
-def divide(block: tuple[slice, ...], lengths: Sequence[int]) -> Iterator[tuple[slice, ...]]:
-    """Divide a block into parts of these lengths, the last ones smaller, the last dim fastest.
-
-    Examples
-    --------
-    >>> [*divide((slice(2, 5), slice(0, 1)), (2, 2))]
-    [(slice(2, 4, None), slice(0, 1, None)), (slice(4, 5, None), slice(0, 1, None))]
-    """
-    return product(
-        *(
-            [slice(at, min(at + length, of.stop)) for at in range(of.start, of.stop, length)]
-            for of, length in zip(block, lengths, strict=True)
-        )
-    )
-
-
-def _around(counts: Sequence[int], start: int, stop: int) -> list[range]:
-    """Find the box around a run of patches, the last dim running fastest."""
-    box = []
-    first, last = start, stop - 1
-    for count in reversed(counts):
-        (first, low), (last, high) = divmod(first, count), divmod(last, count)
-        box.append(range(low, high + 1) if first == last else range(count))
-    return box[::-1]
 
 
 def _shape(grids: Sequence[AxisGrid], spatial: Sequence[int], flat: bool) -> tuple[int, ...]:

@@ -9,9 +9,9 @@ from typing import Any
 
 import numpy as np
 
-from xpatches.datasets.layout import SAMPLE_DIM, divide
-from xpatches.extraction.kernel import Kernel
-from xpatches.geometry.grid import halve, split_run
+from xpatches.geometry.blocks import Blocks, Kernel
+from xpatches.geometry.boxes import divide, halve, split_run
+from xpatches.images.labels import SAMPLE_DIM
 from xpatches.jobs.blocks import Put, Reader, Samples
 from xpatches.lazy import graphs as lazy
 from xpatches.mapping.model import Model, Placed, run_patches
@@ -23,7 +23,7 @@ class ImagePart:
 
     name: str
     read: Reader
-    plan: lazy.Blocks
+    plan: Blocks
     kernel: Kernel
     dims: tuple[Hashable, ...]
     dtype: np.dtype[Any]

@@ -5,20 +5,129 @@ from dataclasses import dataclass
 from math import prod
 from typing import Any
 
+import numpy as np
 import xarray as xr
 
 from xpatches.datasets.encoding import encoding_of
-from xpatches.datasets.layout import SAMPLE_DIM, Layout, lay_out
+from xpatches.datasets.layout import Layout, lay_out
 from xpatches.datasets.write import Source, check_dims
+from xpatches.dtypes import Array
 from xpatches.errors import PatchError
-from xpatches.extraction.labelled import every_axis, region_reader
+from xpatches.extraction.kernel import extract_block
 from xpatches.images import labels
+from xpatches.images.labels import SAMPLE_DIM
+from xpatches.images.samples import chunk_lazy, every_axis, region_reader
 from xpatches.images.spec import SPEC_ATTR, write_spec
-from xpatches.jobs.blocks import PatchPart
-from xpatches.lazy import graphs as lazy
+from xpatches.jobs.blocks import Put, Reader, Samples
+from xpatches.lazy.sources import as_budget
 
 _LOOKED_AT = 100
 """Blocks whose regions are looked at for a plan."""
+
+
+@dataclass(frozen=True)
+class PatchPart:
+    """The patches of one variable."""
+
+    name: str
+    read: Reader
+    layout: Layout
+    fill_value: Array
+    encoding: Mapping[str, Any]
+
+    @property
+    def dims(self) -> tuple[Hashable, ...]:
+        """Dims of the patches."""
+        return self.layout.dims
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Their lengths."""
+        return self.layout.shape
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        """Dtype of the image."""
+        return self.fill_value.dtype
+
+    @property
+    def chunks(self) -> tuple[int, ...]:
+        """Lengths of the chunks."""
+        return self.layout.chunks
+
+    @property
+    def shards(self) -> tuple[int, ...] | None:
+        """Lengths of the shards."""
+        return self.layout.shards
+
+    @property
+    def lengths(self) -> tuple[int, ...]:
+        """Of a block."""
+        return self.layout.blocks
+
+    @property
+    def itemsize(self) -> int:
+        """Bytes of a sample of the image."""
+        return self.layout.itemsize
+
+    def __len__(self) -> int:
+        return len(self.layout)
+
+    def place(self, number: int) -> tuple[slice, ...]:
+        """Find a block among the patches."""
+        return self.layout.block(number)
+
+    def reads(self, number: int) -> list[tuple[slice, ...]]:
+        """List the regions that are read for a block."""
+        return self.layout.reads(self.layout.block(number))
+
+    def write(self, number: int, samples: Samples, put: Put) -> None:
+        """Extract the patches of a block."""
+        block = self.layout.block(number)
+        region = self.layout.region(block)
+        if region is not None:
+            samples.hold(region)
+        for step in self.layout.steps(block):
+            put(step, self.cut(step, samples))
+
+    def cut(self, step: tuple[slice, ...], samples: Samples) -> Array:
+        """Extract the patches of a step of a block."""
+        layout = self.layout
+        lengths = tuple(along.stop - along.start for along in step)
+        patches: Array | None = None
+        for piece in layout.pieces(step):
+            spans = sorted(piece.spans, key=lambda span: span.axis)
+            made = extract_block(samples.of(piece.region), spans, self.fill_value)
+            if layout.flat:
+                numbered, spatial = layout.spatial, sorted(layout.spatial)
+                behind = spatial[-1] + 1
+                sizes = [behind + spatial.index(axis) for axis in numbered]
+                others = [axis for axis in range(made.ndim) if axis not in (*spatial, *sizes)]
+                made = made.transpose(*numbered, *sizes, *others)
+                made = made.reshape(-1, *made.shape[len(spatial) :])
+            if made.shape == lengths:
+                patches = made
+            else:
+                patches = np.empty(lengths, made.dtype) if patches is None else patches
+                patches[piece.place] = made
+        assert patches is not None
+        return patches
+
+    def describe(self, number: int) -> str:
+        """Say which patches a block holds, and which samples they are cut from."""
+        layout = self.layout
+        patches = ", ".join(
+            f"{dim}={along.start}:{along.stop}"
+            for dim, axis, along in zip(layout.dims, layout.axes, layout.block(number), strict=True)
+            if axis is not None or (layout.flat and dim == layout.dims[0])
+        )
+        regions = self.reads(number)
+        samples = ", ".join(
+            f"{layout.grids[axis].dim}={min(r[axis].start for r in regions)}:"
+            f"{max(r[axis].stop for r in regions)}"
+            for axis in layout.spatial
+        )
+        return f"{self.name!r}, patches {patches} from samples {samples}"
 
 
 @dataclass(frozen=True)
@@ -92,7 +201,7 @@ class Cut:
             every_axis(variable, grid),
             tuple(variable.dims.index(dim) for dim in grid.dims),
             variable.dtype.itemsize,
-            lazy.as_budget(None),
+            as_budget(None),
             self.chunks,
             self.shards,
         )
@@ -107,7 +216,7 @@ def plan_patches(cut: Cut) -> dict[Hashable, dict[str, Any]]:
 
 
 def _plan(layout: Layout, image: xr.Variable) -> dict[str, Any]:
-    stored = labels.chunk_lazy(image).chunks or [(1,)] * image.ndim  # any sample alone in memory
+    stored = chunk_lazy(image).chunks or [(1,)] * image.ndim  # any sample alone in memory
 
     def read(region: Iterable[slice]) -> int:
         """Count the samples of the stored chunks that a region touches."""

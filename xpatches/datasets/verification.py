@@ -13,7 +13,6 @@ import zarr
 
 from xpatches.arguments import as_flag
 from xpatches.datasets.write import dataset_state
-from xpatches.extraction.kernel import available_cores
 from xpatches.geometry.grid import walk
 from xpatches.jobs.folder import JOB, Folder, open_folder
 from xpatches.jobs.job import Report
@@ -22,6 +21,7 @@ from xpatches.jobs.nodes import ChunkKeys, chunk_keys
 from xpatches.jobs.progress import Progress
 from xpatches.jobs.state import Ready, say_incomplete, say_ready
 from xpatches.redaction import told
+from xpatches.threads import available_cores
 
 _AT_ONCE = 256
 """Objects that are queued at a time."""

@@ -29,14 +29,14 @@ from xpatches.datasets.layout import CHUNK
 from xpatches.display.text import readable
 from xpatches.dtypes import Array, is_dask
 from xpatches.errors import PatchError
-from xpatches.extraction.labelled import in_memory
 from xpatches.geometry.grid import PatchGrid
 from xpatches.images.packing import drop_dangling, kept_encoding, links_of, relink
+from xpatches.images.samples import in_memory
 from xpatches.jobs.blocks import Job, Part, numbers_of
 from xpatches.jobs.folder import JOB, Folder, open_folder, takes_zarr_alone
 from xpatches.jobs.job import Report, check_job, write_job
 from xpatches.jobs.state import attrs_of, holds_patches, marked_blocks, state_of
-from xpatches.lazy import graphs as lazy
+from xpatches.lazy.sources import as_budget, placeholder, sources
 from xpatches.redaction import told
 
 _LABELS = 1 << 31
@@ -199,13 +199,13 @@ def _template(
     for part, name in zip(cut, source.fill_values, strict=True):
         made[part.name] = xr.Variable(
             part.dims,
-            lazy.placeholder(part.shape, part.dtype),
+            placeholder(part.shape, part.dtype),
             written.attrs(name),
             kept_encoding(source.dataset.variables[name]),
         )
     template = xr.Dataset(made, coords, source.dataset.attrs)
     check_storable(template)
-    parts, budget = [*cut], lazy.as_budget(written.max_bytes)
+    parts, budget = [*cut], as_budget(written.max_bytes)
     placeholders = {part.name for part in cut}
     for name, variable in template.variables.items():
         if name in placeholders:
@@ -217,7 +217,7 @@ def _template(
             part = copy_of(str(name), whole, encoding.get(name, {}), budget)
             parts.append(part)
             variable.encoding = links_of(variable)
-            variable.data = lazy.placeholder(part.shape, part.dtype)
+            variable.data = placeholder(part.shape, part.dtype)
         else:
             variable.load()
             variable.encoding = without_codecs(variable)
@@ -463,7 +463,7 @@ def _arrays(variable: xr.Variable) -> Iterator[Any]:
     if isinstance(variable, xr.IndexVariable):  # labels, which were read
         return
     data: Any = variable._data
-    for source in lazy.sources(data) if is_dask(data) else [data]:
+    for source in sources(data) if is_dask(data) else [data]:
         if isinstance(source, xr.Variable):
             yield from _arrays(source)
         else:

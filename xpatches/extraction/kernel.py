@@ -4,22 +4,19 @@ Extraction moves bits. Every dtype but ``object`` comes through unchanged, nothi
 """
 
 import math
-import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from functools import partial
-from typing import Any, TypeAlias
 
 import numpy as np
 from numpy.lib.stride_tricks import as_strided
 
 from xpatches.dtypes import Array, as_items
+from xpatches.edges import region_of
 from xpatches.extraction.small_patches import copy_by_tiles
-from xpatches.geometry.grid import AxisGrid, Span, clip
-
-Kernel: TypeAlias = Callable[[Array, Sequence[Any]], Array]
-"""Makes a chunk of a result from a block and what to take of it along its spatial axes."""
+from xpatches.geometry.boxes import Span, clip
+from xpatches.geometry.grid import AxisGrid
 
 
 def extract_block(
@@ -78,53 +75,11 @@ def extract_block(
     return patches
 
 
-def region_of(
-    block: Array, spans: Sequence[Span], fill_value: Array
-) -> tuple[Array, dict[int, tuple[int, int]]]:
-    """Give the samples under the patches, a view or a padded copy, and the pads by axis."""
-    region, pads = block, {}
-    for span in spans:
-        before, inside, after = clip(span.reach, block.shape[span.axis])
-        region = region[(slice(None),) * span.axis + (inside,)]
-        if before or after:
-            pads[span.axis] = before, after
-    return (pad_block(region, pads, fill_value) if pads else region), pads
-
-
-def pad_block(block: Array, pads: Mapping[int, tuple[int, int]], fill_value: Array) -> Array:
-    """Copy a block, with `fill_value` before and after it along the axes of `pads`.
-
-    Examples
-    --------
-    >>> pad_block(np.array([1, 2]), {0: (2, 1)}, np.array(0))
-    array([0, 0, 1, 2, 0])
-    """
-    shape = list(block.shape)
-    inside = [slice(None)] * block.ndim
-    for axis, (before, after) in pads.items():
-        inside[axis] = slice(before, before + shape[axis])
-        shape[axis] += before + after
-    padded = np.full(shape, fill_value, block.dtype)
-    padded[tuple(inside)] = block
-    return padded
-
-
 def extract_flat(block: Array, spans: Sequence[Span], fill_value: Array, threads: int = 1) -> Array:
     """Copy the patches of one block and join the patch axes and the axes behind them."""
     patches = extract_block(block, spans, fill_value, threads)
     axis = spans[-1].axis + 1
     return patches.reshape(*patches.shape[:axis], math.prod(patches.shape[axis:]))
-
-
-def available_threads() -> int:
-    """Threads that extract in memory; more than four would wait for the memory."""
-    return min(4, available_cores())
-
-
-def available_cores() -> int:
-    """Cores that this process may use."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    return cores or 1
 
 
 _LARGE = 1 << 26

@@ -9,10 +9,11 @@ import xarray as xr
 
 from xpatches.arguments import said, shown
 from xpatches.dtypes import Array, is_dask
+from xpatches.edges import pad_block
 from xpatches.errors import PatchError
-from xpatches.extraction.kernel import pad_block
-from xpatches.extraction.plan import shrink
-from xpatches.geometry.grid import AxisGrid, PatchGrid, clip, walk
+from xpatches.geometry.boxes import clip
+from xpatches.geometry.grid import AxisGrid, PatchGrid, walk
+from xpatches.geometry.search import shrink
 from xpatches.images import labels, lines
 from xpatches.images.lines import Line
 from xpatches.images.packing import kept_encoding
@@ -268,9 +269,9 @@ def read_ahead(
     }
     counts = [axis.count for axis in grid.axes]
     if read:
-        from xpatches.lazy import graphs as lazy  # dask is loaded for lazy images only
+        from xpatches.lazy.sources import as_budget  # dask is loaded for lazy images only
 
-        budget = lazy.as_budget(None) // 2
+        budget = as_budget(None) // 2
 
         def lengths(counts: Sequence[int]) -> list[int]:
             return [

@@ -27,8 +27,8 @@ from typing import TypeAlias
 import numpy as np
 
 from xpatches.dtypes import Array, as_items
-from xpatches.extraction.plan import SCRATCH
-from xpatches.geometry.grid import Span, clip
+from xpatches.geometry.blocks import SCRATCH
+from xpatches.geometry.boxes import Span, clip
 
 Dims: TypeAlias = list[tuple[int, int]]
 """Length and stride in bytes of every dim."""

@@ -13,7 +13,7 @@ The formulas of "valid" and "same" are those of TensorFlow's ``GetWindowedOutput
 (tensorflow/core/util/padding.h), with the pad of "same" never below zero.
 """
 
-from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from math import inf, prod
 from typing import Literal, TypeAlias
@@ -270,67 +270,6 @@ class PatchGrid:
         return tuple(reversed(index))
 
 
-@dataclass(frozen=True, slots=True)
-class Span:
-    """The patches to take along one axis of a block."""
-
-    axis: int
-    """Axis of the block."""
-    grid: AxisGrid
-    """Size, stride and rate of the patches."""
-    first: int
-    """Index in the block of the first patch's first sample; negative where it is padding."""
-    count: int
-    """Number of patches."""
-
-    @property
-    def reach(self) -> range:
-        """Indices in the block from the first patch's first sample to the last one's last."""
-        length = (self.count - 1) * self.grid.stride + self.grid.effective_size
-        return range(self.first, self.first + length)
-
-
-def clip(positions: range, length: int) -> tuple[int, slice, int]:
-    """Split positions into how many lie before the image, a slice of it, and how many after.
-
-    Examples
-    --------
-    >>> clip(range(-2, 10, 3), 7)
-    (1, slice(1, 5, 3), 1)
-    """
-    before = len(range(positions.start, min(0, positions.stop), positions.step))
-    inside = positions[before:]
-    inside = inside[: len(range(inside.start, min(length, inside.stop), inside.step))]
-    after = len(positions) - before - len(inside)
-    start, stop = (inside[0], inside[-1] + 1) if inside else (0, 0)
-    return before, slice(start, stop, inside.step), after
-
-
-def split_run(counts: Sequence[int], start: int, stop: int) -> Iterator[tuple[range, ...]]:
-    """Split a run of patches, the last dim running fastest, into boxes that are runs themselves.
-
-    Examples
-    --------
-    >>> [*split_run((3, 4), 2, 9)]
-    [(range(0, 1), range(2, 4)), (range(1, 2), range(0, 4)), (range(2, 3), range(0, 1))]
-    """
-    if len(counts) == 1:
-        yield (range(start, stop),)
-        return
-    inner = prod(counts[1:])
-    while start < stop:
-        row, rest = divmod(start, inner)
-        whole = (stop - start) // inner
-        if rest or not whole:
-            end = min(stop, (row + 1) * inner)
-            for box in split_run(counts[1:], rest, end - row * inner):
-                yield (range(row, row + 1), *box)
-        else:
-            end = start + whole * inner
-            yield (range(row, row + whole), *map(range, counts[1:]))
-        start = end
-
-
 def walk(ranges: Sequence[range]) -> Iterator[tuple[int, ...]]:
     """Go through the product of ranges, the last one fastest; itertools would list each of them.
 
@@ -345,28 +284,6 @@ def walk(ranges: Sequence[range]) -> Iterator[tuple[int, ...]]:
     for first in ranges[0]:
         for rest in walk(ranges[1:]):
             yield first, *rest
-
-
-def halve(
-    box: tuple[range, ...],
-    fits: Callable[[tuple[range, ...]], bool],
-    first: tuple[int, ...] = (),
-) -> Iterator[tuple[range, ...]]:
-    """Halve a box along one axis after the other, those in `first` first, until it fits.
-
-    Examples
-    --------
-    >>> [*halve((range(2), range(3)), lambda box: len(box[0]) * len(box[1]) <= 4)]
-    [(range(0, 1), range(0, 3)), (range(1, 2), range(0, 3))]
-    """
-    several = [axis for axis in (*first, *range(len(box))) if len(box[axis]) > 1]
-    if fits(box) or not several:
-        yield box
-        return
-    axis, of = several[0], box[several[0]]
-    middle = (of.start + of.stop) // 2
-    for half in (range(of.start, middle), range(middle, of.stop)):
-        yield from halve((*box[:axis], half, *box[axis + 1 :]), fits, first)
 
 
 def _as_padding(dim: Hashable, padding: object) -> Padding:

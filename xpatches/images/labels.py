@@ -16,10 +16,12 @@ from xarray.indexes import PandasMultiIndex
 from xpatches.arguments import by_dim
 from xpatches.dtypes import is_dask
 from xpatches.errors import PatchError
-from xpatches.geometry.grid import AxisGrid, PatchGrid, clip
+from xpatches.geometry.boxes import clip
+from xpatches.geometry.grid import AxisGrid, PatchGrid
 from xpatches.images import lines
 from xpatches.images.lines import Line
 from xpatches.images.packing import links_of
+from xpatches.images.samples import chunk_lazy
 
 FLAT_DIM = "patch"
 """Dim that flattening joins the patch dims into."""
@@ -487,17 +489,6 @@ def _numbers(text: object) -> list[float]:
         return []
 
 
-def chunk_lazy(variable: xr.Variable) -> xr.Variable:
-    """Chunk a variable as its storage is if it was opened without dask; others stay as they are."""
-    if variable.chunks is not None or variable._in_memory:
-        return variable
-    stored = variable.encoding.get("preferred_chunks", {})
-    if not stored.keys() >= set(variable.dims):  # renamed since it was opened
-        stored = dict(zip(variable.dims, variable.encoding.get("chunks") or (), strict=False))
-    rest = -1 if variable.dtype.hasobject else "auto"
-    return variable.chunk({dim: stored.get(dim, rest) for dim in variable.dims})
-
-
 def _check_not_empty(axis: AxisGrid) -> None:
     if axis.length == 0:
         raise PatchError(f"dim {axis.dim!r} of the image has length 0; there is nothing to extract")
@@ -571,3 +562,7 @@ def _rechunk(variable: xr.Variable, chunks: Mapping[Any, Any]) -> xr.Variable:
     """Rechunk, but not by xarray: it computes a chunk of objects to see whether they are times."""
     data = variable.data.rechunk(tuple(chunks[dim] for dim in variable.dims))
     return xr.Variable(variable.dims, data, variable.attrs, variable.encoding)
+
+
+SAMPLE_DIM = "sample"
+"""Dim along which the layout "samples" lays the patches, the grid's last dim running fastest."""

@@ -20,7 +20,6 @@ import zarr
 from zarr.abc.store import Store
 from zarr.storage import MemoryStore, StorePath
 
-from xpatches.datasets.layout import Layout
 from xpatches.documents import (
     Unfit,
     either,
@@ -33,7 +32,6 @@ from xpatches.documents import (
     text,
 )
 from xpatches.dtypes import Array
-from xpatches.extraction.kernel import extract_block
 from xpatches.jobs.folder import Folder
 from xpatches.jobs.state import MARKS
 from xpatches.jobs.writer import Run
@@ -42,6 +40,35 @@ Reader: TypeAlias = Callable[[tuple[slice, ...]], Array]
 """Gives the samples of a region as NumPy, in any thread or process."""
 Put: TypeAlias = Callable[[tuple[slice, ...], Array], None]
 """Writes a part of a stored array."""
+
+
+class Samples:
+    """Samples of a source: of a region that is held, or of any; and the checksum of all read."""
+
+    def __init__(self, read: Reader) -> None:
+        self._read = read
+        self.checksum = 0
+        self._starts: list[int] = []
+        self._held: Array | None = None
+
+    def hold(self, region: tuple[slice, ...]) -> None:
+        """Read a region, of which others are parts."""
+        self._starts = [along.start for along in region]
+        self._held = self._fetch(region)
+
+    def of(self, region: tuple[slice, ...]) -> Array:
+        """Give the samples of a region."""
+        if self._held is None:
+            return self._fetch(region)
+        pairs = zip(region, self._starts, strict=True)
+        return self._held[
+            tuple(slice(along.start - start, along.stop - start) for along, start in pairs)
+        ]
+
+    def _fetch(self, region: tuple[slice, ...]) -> Array:
+        samples = self._read(region)
+        self.checksum = _checksum(samples, self.checksum)
+        return samples
 
 
 class Part(Protocol):
@@ -88,7 +115,7 @@ class Part(Protocol):
     def reads(self, number: int) -> list[tuple[slice, ...]]:
         """List the regions of the source that are read for a block, in order."""
 
-    def write(self, number: int, samples: "Samples", put: Put) -> None:
+    def write(self, number: int, samples: Samples, put: Put) -> None:
         """Make a block from samples, and put it where it belongs, whole objects at a time."""
 
     @property
@@ -101,140 +128,6 @@ class Part(Protocol):
 
     def describe(self, number: int) -> str:
         """Say what a block holds, and which samples it is made from."""
-
-
-@dataclass(frozen=True)
-class PatchPart:
-    """The patches of one variable."""
-
-    name: str
-    read: Reader
-    layout: Layout
-    fill_value: Array
-    encoding: Mapping[str, Any]
-
-    @property
-    def dims(self) -> tuple[Hashable, ...]:
-        """Dims of the patches."""
-        return self.layout.dims
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        """Their lengths."""
-        return self.layout.shape
-
-    @property
-    def dtype(self) -> np.dtype[Any]:
-        """Dtype of the image."""
-        return self.fill_value.dtype
-
-    @property
-    def chunks(self) -> tuple[int, ...]:
-        """Lengths of the chunks."""
-        return self.layout.chunks
-
-    @property
-    def shards(self) -> tuple[int, ...] | None:
-        """Lengths of the shards."""
-        return self.layout.shards
-
-    @property
-    def lengths(self) -> tuple[int, ...]:
-        """Of a block."""
-        return self.layout.blocks
-
-    @property
-    def itemsize(self) -> int:
-        """Bytes of a sample of the image."""
-        return self.layout.itemsize
-
-    def __len__(self) -> int:
-        return len(self.layout)
-
-    def place(self, number: int) -> tuple[slice, ...]:
-        """Find a block among the patches."""
-        return self.layout.block(number)
-
-    def reads(self, number: int) -> list[tuple[slice, ...]]:
-        """List the regions that are read for a block."""
-        return self.layout.reads(self.layout.block(number))
-
-    def write(self, number: int, samples: "Samples", put: Put) -> None:
-        """Extract the patches of a block."""
-        block = self.layout.block(number)
-        region = self.layout.region(block)
-        if region is not None:
-            samples.hold(region)
-        for step in self.layout.steps(block):
-            put(step, self.cut(step, samples))
-
-    def cut(self, step: tuple[slice, ...], samples: "Samples") -> Array:
-        """Extract the patches of a step of a block."""
-        layout = self.layout
-        lengths = tuple(along.stop - along.start for along in step)
-        patches: Array | None = None
-        for piece in layout.pieces(step):
-            spans = sorted(piece.spans, key=lambda span: span.axis)
-            made = extract_block(samples.of(piece.region), spans, self.fill_value)
-            if layout.flat:
-                numbered, spatial = layout.spatial, sorted(layout.spatial)
-                behind = spatial[-1] + 1
-                sizes = [behind + spatial.index(axis) for axis in numbered]
-                others = [axis for axis in range(made.ndim) if axis not in (*spatial, *sizes)]
-                made = made.transpose(*numbered, *sizes, *others)
-                made = made.reshape(-1, *made.shape[len(spatial) :])
-            if made.shape == lengths:
-                patches = made
-            else:
-                patches = np.empty(lengths, made.dtype) if patches is None else patches
-                patches[piece.place] = made
-        assert patches is not None
-        return patches
-
-    def describe(self, number: int) -> str:
-        """Say which patches a block holds, and which samples they are cut from."""
-        layout = self.layout
-        patches = ", ".join(
-            f"{dim}={along.start}:{along.stop}"
-            for dim, axis, along in zip(layout.dims, layout.axes, layout.block(number), strict=True)
-            if axis is not None or (layout.flat and dim == layout.dims[0])
-        )
-        regions = self.reads(number)
-        samples = ", ".join(
-            f"{layout.grids[axis].dim}={min(r[axis].start for r in regions)}:"
-            f"{max(r[axis].stop for r in regions)}"
-            for axis in layout.spatial
-        )
-        return f"{self.name!r}, patches {patches} from samples {samples}"
-
-
-class Samples:
-    """Samples of a source: of a region that is held, or of any; and the checksum of all read."""
-
-    def __init__(self, read: Reader) -> None:
-        self._read = read
-        self.checksum = 0
-        self._starts: list[int] = []
-        self._held: Array | None = None
-
-    def hold(self, region: tuple[slice, ...]) -> None:
-        """Read a region, of which others are parts."""
-        self._starts = [along.start for along in region]
-        self._held = self._fetch(region)
-
-    def of(self, region: tuple[slice, ...]) -> Array:
-        """Give the samples of a region."""
-        if self._held is None:
-            return self._fetch(region)
-        pairs = zip(region, self._starts, strict=True)
-        return self._held[
-            tuple(slice(along.start - start, along.stop - start) for along, start in pairs)
-        ]
-
-    def _fetch(self, region: tuple[slice, ...]) -> Array:
-        samples = self._read(region)
-        self.checksum = _checksum(samples, self.checksum)
-        return samples
 
 
 _PART = 1 << 18

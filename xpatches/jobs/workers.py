@@ -21,8 +21,8 @@ from typing import Any
 import cloudpickle  # which dask needs as well
 
 from xpatches.errors import MapError, PatchError
-from xpatches.extraction.kernel import available_cores
 from xpatches.redaction import redacted
+from xpatches.threads import available_cores
 
 TICK = 0.2
 """Seconds after which a wait looks around."""

@@ -14,150 +14,28 @@ The edges of the image are padded in the kernel, which costs no task.
 
 import operator
 from bisect import bisect_left, bisect_right
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import nullcontext
-from dataclasses import dataclass
-from functools import partial
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from itertools import accumulate, pairwise, product
 from math import prod
-from typing import Any, Protocol, TypeAlias
+from typing import Any, TypeAlias
 
-import dask
 import dask.array as da
 import numpy as np
 from dask._task_spec import DataNode, Task, TaskRef
 from dask.base import tokenize
 from dask.highlevelgraph import HighLevelGraph
-from dask.utils import parse_bytes
 
-from xpatches.arguments import as_integer, said, shown
-from xpatches.dtypes import Array, as_promised, kind_of
+from xpatches.arguments import said
+from xpatches.dtypes import Array, as_promised
+from xpatches.edges import pad_block
 from xpatches.errors import PatchError
-from xpatches.extraction.kernel import Kernel, pad_block
-from xpatches.extraction.plan import Plan, Take, check_tasks
+from xpatches.extraction.plan import Plan
+from xpatches.geometry.blocks import Blocks, Kernel
+from xpatches.geometry.boxes import Take
+from xpatches.geometry.search import check_tasks
 from xpatches.images import lines
 
 Slices: TypeAlias = tuple[slice, ...]
-
-
-class Blocks(Protocol):
-    """What a plan says of the blocks of a result."""
-
-    @property
-    def chunks(self) -> tuple[tuple[int, ...], ...]:
-        """Chunk lengths of the source, along each of its axes."""
-
-    @property
-    def counts(self) -> tuple[int, ...]:
-        """Number of chunks of the result, along each of these axes."""
-
-    @property
-    def regions(self) -> tuple[tuple[tuple[int, int], ...], ...]:
-        """What every block reads, ``[start, stop)``, along each of these axes."""
-
-    @property
-    def takes(self) -> tuple[list[list[tuple[int, Any]]], ...]:
-        """Along each axis, for every block: the chunks of the result, and what they take of it.
-
-        That is a slice of the region, or what the kernel is told instead.
-        """
-
-    @property
-    def out_chunks(self) -> tuple[tuple[int, ...], ...]:
-        """Chunk lengths of the result."""
-
-    def out_index(self, numbers: Sequence[int]) -> tuple[int, ...]:
-        """Index of a chunk of the result, from its number along every axis of the source."""
-
-
-def as_budget(max_bytes: int | str | None) -> int:
-    """Normalise a budget in bytes; None is dask's ``array.chunk-size``.
-
-    Raises
-    ------
-    PatchError
-        If it is neither a positive integer nor a string such as ``"64 MiB"``.
-    """
-    if max_bytes is None:
-        max_bytes = dask.config.get("array.chunk-size")
-    if isinstance(max_bytes, str):
-        try:
-            max_bytes = parse_bytes(max_bytes)
-        except (ValueError, OverflowError):
-            raise PatchError(
-                f"max_bytes must be a number of bytes or a string like '64 MiB', got "
-                f"{shown(max_bytes)}"
-            ) from None
-    return as_integer("max_bytes", max_bytes, 1)
-
-
-def check_chunks(what: str, array: Any) -> None:
-    """Refuse a dask array of unknown shape, or one whose chunks are not NumPy arrays.
-
-    Raises
-    ------
-    PatchError
-        If a chunk's length is unknown, or the chunks are of another array library.
-    """
-    if any(np.isnan(length) for lengths in array.chunks for length in lengths):
-        raise PatchError(f"{what} has chunks of unknown length; call compute_chunk_sizes() first")
-    if type(array._meta) is not np.ndarray:
-        raise PatchError(
-            f"{what} must hold NumPy chunks, got {kind_of(array._meta)}; convert it first with "
-            "map_blocks"
-        )
-
-
-def stored(array: Any) -> Callable[[Slices], Array] | None:
-    """Give what reads regions of what a dask array was made from, if nothing was done to it since.
-
-    That is so for what xarray, `dask.array.from_array` and `dask.array.from_zarr` open.
-    """
-    original = f"original-{array.name}"
-    if set(array.dask.layers) != {array.name, original}:
-        return None
-    source = array.dask.layers[original][original]
-    source = source.value if isinstance(source, DataNode) else source
-    lock = array.dask.layers[array.name].task.kwargs.get("lock") or nullcontext()
-    return partial(_slice, source, array.dtype, lock)
-
-
-def opened(array: Any) -> Any:
-    """Give a zarr array as a lazy one, in chunks of its stored objects."""
-    return da.from_array(array, chunks=array.shards or array.chunks)
-
-
-def sources(array: Any) -> list[Any]:
-    """List what a dask array was made from, as far as its graph shows: arrays and variables."""
-    found: list[Any] = []
-    for name, layer in array.dask.layers.items():
-        if len(layer) == 1:
-            found += layer.values()
-        elif layer.is_materialized() and f"{name}-source" in layer:  # of `read`
-            found.append(layer[f"{name}-source"])
-    return [given for source in found for given in _given(source)]
-
-
-def _given(source: Any) -> Iterator[Any]:
-    """Look into what reads regions."""
-    if isinstance(source, DataNode):
-        source = source.value
-    if isinstance(source, tuple):
-        for part in source:
-            yield from _given(part)
-    elif isinstance(source, partial):
-        yield from _given(source.args)
-    else:
-        yield source
-
-
-def computed(array: Any) -> Callable[[Slices], Array]:
-    """Give what computes regions of a dask array, in the thread that asks."""
-    return partial(_compute, checked(array))
-
-
-def _compute(array: Any, region: Slices) -> Array:
-    return np.asarray(array[region].compute(scheduler="synchronous"))
 
 
 def checked(array: Any) -> Any:
@@ -182,36 +60,6 @@ def _checked(block: Any, promised: tuple[Any, Any], block_id: tuple[int, ...]) -
         for start, lengths, number in zip(starts, chunks, block_id, strict=True)
     ]
     return as_promised(block, region, dtype, block_id)
-
-
-def placeholder(shape: tuple[int, ...], dtype: Any) -> Any:
-    """Give an array of one chunk, of any size, that is never to be computed."""
-    return da.zeros(shape, dtype=dtype, chunks=shape)
-
-
-def promised(shape: tuple[int, ...], dtype: Any, chunks: tuple[int, ...]) -> Any:
-    """Give an array to plan with, as it will be when it is opened; nothing of it can be read."""
-    name = f"promised-{tokenize(shape, dtype, chunks)}"
-    meta = np.empty((0,) * len(shape), dtype)
-    return da.from_array(_Promised(shape, dtype), chunks, name, meta=meta, asarray=False)
-
-
-@dataclass(frozen=True, slots=True)
-class _Promised:
-    shape: tuple[int, ...]
-    dtype: Any
-
-    @property
-    def ndim(self) -> int:
-        return len(self.shape)
-
-    def __getitem__(self, region: Slices) -> Array:
-        raise TypeError("what is promised is not there yet")
-
-
-def _slice(source: Any, dtype: Any, lock: Any, region: Slices) -> Array:
-    with lock:
-        return as_promised(np.asanyarray(source[region]), region, dtype)
 
 
 def exchange(array: Any, plan: Blocks, kernel: Kernel, dtype: Any, *, large: bool = False) -> Any:

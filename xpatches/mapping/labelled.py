@@ -20,17 +20,17 @@ from xpatches.arguments import (
     check_among,
     shown,
 )
-from xpatches.datasets.layout import SAMPLE_DIM
 from xpatches.dtypes import Array, as_dtype, as_fill_value, check_dtype
 from xpatches.errors import PatchError
-from xpatches.extraction.labelled import in_memory, sliceable
-from xpatches.extraction.plan import check_tasks
-from xpatches.geometry.coverage import AxisCover
+from xpatches.geometry.coverage import AxisCover, cover_of
 from xpatches.geometry.grid import PatchGrid
+from xpatches.geometry.search import check_tasks
 from xpatches.images import labels, lines
+from xpatches.images.labels import SAMPLE_DIM
 from xpatches.images.packing import kept_attrs, of_another_quantity
+from xpatches.images.samples import chunk_lazy, in_memory, sliceable
 from xpatches.mapping.model import Function, Made, Model, map_block
-from xpatches.mapping.plan import MapCosts, MapPlan, block_lengths, cover_of
+from xpatches.mapping.plan import MapCosts, MapPlan, block_lengths
 from xpatches.stitching.labelled import as_reduction, dtype_of, stitching_of
 from xpatches.stitching.overlay import Stitching
 from xpatches.stitching.tapers import Taper
@@ -84,7 +84,7 @@ class Outline:
     @cached_property
     def chunked(self) -> Any:
         """The samples as a dask array, in the chunks of the storage."""
-        return labels.chunk_lazy(self.variable).data
+        return chunk_lazy(self.variable).data
 
     @property
     def read(self) -> Callable[[tuple[slice, ...]], Array] | None:
@@ -125,9 +125,9 @@ class Outline:
         if self.in_memory:
             np.empty(self.shape, self.dtype)
             return
-        from xpatches.lazy import graphs as lazy  # dask is loaded for lazy images only
+        from xpatches.lazy.sources import as_budget  # dask is loaded for lazy images only
 
-        budget = lazy.as_budget(max_bytes)
+        budget = as_budget(max_bytes)
         plan = self.plan(budget)
         self.check(plan, budget)
         check_tasks(prod(plan.counts))
@@ -210,8 +210,9 @@ class Mapped(Outline):
             runs = [of[0][0][1] for axis, of in enumerate(plan.takes) if axis in plan.axes]
             return self.kernel(self.variable.to_numpy()[region], runs)
         from xpatches.lazy import graphs as lazy  # dask is loaded for lazy images only
+        from xpatches.lazy.sources import as_budget  # dask is loaded for lazy images only
 
-        budget = lazy.as_budget(max_bytes)
+        budget = as_budget(max_bytes)
         plan = self.plan(budget)
         self.check(plan, budget)
         read, dtype = self.read, self.stitching.dtype
@@ -374,9 +375,9 @@ def plan_map(outline: Outline, max_bytes: int | str | None) -> dict[str, Any]:
     if outline.in_memory:
         plan = outline.whole()
     else:
-        from xpatches.lazy import graphs as lazy  # dask is loaded for lazy images only
+        from xpatches.lazy.sources import as_budget  # dask is loaded for lazy images only
 
-        plan = outline.plan(lazy.as_budget(max_bytes))
+        plan = outline.plan(as_budget(max_bytes))
     return {
         "blocks": prod(plan.counts),
         "chunks": dict(zip(outline.dims, map(list, plan.out_chunks), strict=True)),

@@ -16,11 +16,12 @@ from typing import Any, NamedTuple
 import numpy as np
 import xarray as xr
 
-from xpatches.datasets.layout import SAMPLE_DIM
 from xpatches.dtypes import Array
 from xpatches.errors import MapError
 from xpatches.extraction.kernel import extract_block
-from xpatches.geometry.grid import AxisGrid, PatchGrid, Span, split_run
+from xpatches.geometry.boxes import Span, split_run
+from xpatches.geometry.grid import AxisGrid, PatchGrid
+from xpatches.images.labels import SAMPLE_DIM
 from xpatches.mapping.plan import Run, band_of
 from xpatches.redaction import redacted, told
 from xpatches.stitching.overlay import Stitching, stitch_block

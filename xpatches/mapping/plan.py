@@ -8,15 +8,14 @@ that they complete are stitched before the next.
 
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
-from fractions import Fraction
 from itertools import pairwise
 from math import prod
 from typing import NamedTuple
 
-from xpatches.errors import PatchError
-from xpatches.extraction.plan import check_tasks, grow
+from xpatches.geometry.boxes import Span
 from xpatches.geometry.coverage import AxisCover, Cover
-from xpatches.geometry.grid import AxisGrid, Span
+from xpatches.geometry.grid import AxisGrid
+from xpatches.geometry.search import check_tasks, grow
 
 _FEW = 1.1
 """Runs per patch from which on blocks need not be larger: several can be made at once."""
@@ -31,65 +30,14 @@ class Run(NamedTuple):
     """The samples of the block, and the same patches over them."""
 
 
-def cover_of(grid: AxisGrid, scale: Fraction, size: int | None) -> AxisCover:
-    """Lay what a model makes of the patches along a dim over the image that it makes.
-
-    Parameters
-    ----------
-    grid
-        The patches that the model is given.
-    scale
-        Samples made per sample of the image: an integer, or 1 divided by one.
-    size
-        Samples of a patch that the model returns; None for all, which is `scale` times the size.
-        The samples that are left out were cut off on both sides, as many on each.
-
-    Raises
-    ------
-    PatchError
-        If the samples of all patches do not lie on one line.
-
-    Examples
-    --------
-    >>> grid = AxisGrid("x", length=100, size=32, stride=16, padding=(16, 16))
-    >>> made = cover_of(grid, Fraction(1, 4), size=6)
-    >>> made.length, made.size, made.stride, made.origin
-    (25, 6, 4, -3)
-    """
-    up, down, dim = scale.numerator, scale.denominator, grid.dim
-    if up != 1 and grid.rate != 1:
-        raise PatchError(
-            f"scale on {dim!r} must be at most 1 for patches with a rate, got {scale} and the rate "
-            f"{grid.rate}; use rate 1"
-        )
-    for what, value in (("size", grid.size), ("stride", grid.stride), ("padding", grid.before)):
-        if value % down:
-            raise PatchError(
-                f"{what} on {dim!r} must be a multiple of {down}, as the output has the scale "
-                f"1/{down}, got {value}; choose another {what}"
-                + ", (before, after) in samples"
-                * (what == "padding")
-            )
-    whole = grid.size * up // down
-    size = whole if size is None else size
-    margin, odd = divmod(whole - size, 2)
-    if margin < 0 or odd:
-        raise PatchError(
-            f"output size on {dim!r} must be {whole}, the size times the scale, or less by an even "
-            f"number, as many cut off on each side, got {size}; give the scale, if there is one"
-        )
-    origin = -grid.before * up // down + margin * grid.rate
-    length = -(-grid.length * up // down)
-    stride = grid.stride * up // down
-    return AxisCover(dim, length, size, stride, grid.rate, origin, grid.count)
-
-
 @dataclass(frozen=True, slots=True)
 class MapPlan:
     """How an image is made by a model, block by block.
 
     Examples
     --------
+    >>> from fractions import Fraction
+    >>> from xpatches.geometry.coverage import cover_of
     >>> grid = AxisGrid("x", length=64, size=8, stride=4)
     >>> cover = cover_of(grid, Fraction(1), None)
     >>> plan = MapPlan(((32, 32),), (0,), (grid,), (cover,), ("x",), {}, (40,))

@@ -23,8 +23,8 @@ from typing import Any, TypeAlias
 import numpy as np
 
 from xpatches.dtypes import Array, as_floats, divided, halves, in_floats, least
-from xpatches.extraction.kernel import pad_block, region_of
-from xpatches.geometry.grid import Span
+from xpatches.edges import pad_block, region_of
+from xpatches.geometry.boxes import Span
 
 State: TypeAlias = tuple[Array, ...]
 """What is known of the samples reduced so far; all arrays have the same shape."""

@@ -14,14 +14,14 @@ from typing import Any
 
 import numpy as np
 
-from xpatches.datasets.layout import SAMPLE_DIM
 from xpatches.dtypes import Array
-from xpatches.extraction import labelled as variables
-from xpatches.extraction.kernel import Kernel, available_threads
-from xpatches.geometry.coverage import StitchPlan, plan_stitch
-from xpatches.images import labels
+from xpatches.geometry.blocks import Kernel
+from xpatches.images.labels import SAMPLE_DIM
+from xpatches.images.samples import chunk_lazy, in_memory, sliceable
 from xpatches.stitching.locate import Located
 from xpatches.stitching.overlay import Stitching, stitch_block
+from xpatches.stitching.plan import StitchPlan, plan_stitch
+from xpatches.threads import available_threads
 
 _LARGE = 1 << 25
 """Bytes of patches in memory from which on several threads are faster than one."""
@@ -43,7 +43,7 @@ class Gathering:
 def gather(located: Located, stitching: Stitching, max_bytes: int | str | None) -> Any:
     """Stitch at once what is in memory, lazily what is not."""
     variable = located.array.variable
-    if variables.in_memory(variable):
+    if in_memory(variable):
         axes, _, kernel = _kernel(located, stitching, located.result_dims)
         along = [axis for axis, _ in axes]
         return _in_memory(_as_grid(located, variable.to_numpy()), located, along, kernel)
@@ -80,12 +80,13 @@ def plan_gathering(
         What the lengths of a block are to be multiples of, by dim.
     """
     from xpatches.lazy import graphs as lazy  # dask is loaded for lazy patches only
+    from xpatches.lazy.sources import as_budget  # dask is loaded for lazy patches only
 
     variable = located.array.variable
     axes, order, kernel = _kernel(located, stitching, dims or located.result_dims)
     counts = tuple(located.counts.values())
-    data = labels.chunk_lazy(variable).data
-    read = variables.sliceable(variable, data)
+    data = chunk_lazy(variable).data
+    read = sliceable(variable, data)
     token, chunks = data.name, data.chunks
     if located.samples is not None:
         axis = variable.get_axis_num(SAMPLE_DIM)
@@ -110,7 +111,7 @@ def plan_gathering(
         chunks,
         data.dtype.itemsize,
         stitching.dtype.itemsize,
-        lazy.as_budget(max_bytes),
+        as_budget(max_bytes),
         by_axis,
     )
     return Gathering(data, read, token, plan, kernel)

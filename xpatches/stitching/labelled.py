@@ -9,16 +9,16 @@ import numpy as np
 import xarray as xr
 
 from xpatches.arguments import as_choice, as_optional_flag
-from xpatches.datasets.layout import SAMPLE_DIM
 from xpatches.display.text import readable
 from xpatches.dtypes import Array, as_dtype, as_fill_value, missing_value
 from xpatches.errors import PatchError
-from xpatches.extraction import labelled as variables
+from xpatches.geometry.boxes import clip
 from xpatches.geometry.coverage import AxisCover
-from xpatches.geometry.grid import clip
 from xpatches.images import labels
+from xpatches.images.labels import SAMPLE_DIM
 from xpatches.images.lines import rounding
 from xpatches.images.packing import kept_encoding, nodata_of, of_other_numbers
+from xpatches.images.samples import as_budget, check_variable
 from xpatches.images.spec import SPEC_ATTR
 from xpatches.stitching.gather import gather
 from xpatches.stitching.locate import Located, locate
@@ -129,7 +129,7 @@ def stitch(
         )
     how: dict[str, Any] = {
         "taper": taper, "reduce": reduce, "fill_value": fill_value, "dtype": dtype,
-        "skipna": skipna, "max_bytes": variables.as_budget(max_bytes),
+        "skipna": skipna, "max_bytes": as_budget(max_bytes),
     }  # fmt: skip
     if isinstance(patches, xr.DataArray):
         return _stitch_array(patches, _part(like, patches.name), how)
@@ -230,7 +230,7 @@ def _part(like: Any, name: Hashable) -> Any:
 
 
 def _stitch_array(array: xr.DataArray, like: Any, how: Mapping[str, Any]) -> xr.DataArray:
-    variables.check_variable("patches", array.variable)
+    check_variable("patches", array.variable)
     located = locate(array)
     for cover in located.covers:
         if like is not None and like.sizes.get(cover.dim) != cover.length:

@@ -9,13 +9,12 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
-from xpatches.datasets.layout import SAMPLE_DIM
 from xpatches.dtypes import Array, is_dask
 from xpatches.errors import PatchError
-from xpatches.extraction.labelled import checked_lazy
 from xpatches.geometry.coverage import AxisCover
 from xpatches.geometry.grid import AxisGrid
-from xpatches.images.labels import FLAT_DIM
+from xpatches.images.labels import FLAT_DIM, SAMPLE_DIM
+from xpatches.images.samples import checked_lazy
 from xpatches.images.spec import Spec, read_spec
 
 
