@@ -7,7 +7,8 @@ import dask
 import pytest
 from hypothesis import settings
 
-from stores import CountingStore
+from stores import CountingStore, FailingStore
+from xpatches.jobs.writer import Run
 
 settings.register_profile("quick", deadline=None, max_examples=40, derandomize=True)
 settings.register_profile("long", deadline=None, max_examples=400, print_blob=True)
@@ -48,3 +49,21 @@ def _synchronous() -> Iterator[None]:
     """Compute in this thread: tests of small arrays need no pool."""
     with dask.config.set(scheduler="synchronous"):
         yield
+
+
+@pytest.fixture
+def failing(monkeypatch: pytest.MonkeyPatch) -> type[FailingStore]:
+    FailingStore.refuse = staticmethod(lambda key: False)
+    FailingStore.written.clear()
+    publish = Run.publish
+
+    def publish_or_fail(run: Run, objects: dict[str, bytes]) -> None:
+        if isinstance(run.folder.store, FailingStore):
+            if any(map(FailingStore.refuse, objects)):
+                raise OSError(28, "No space left on device")
+            FailingStore.written.extend(objects)
+        publish(run, objects)
+
+    monkeypatch.setattr(Run, "publish", publish_or_fail)
+    monkeypatch.setattr("xpatches.jobs.job._PAUSE", 0.0)
+    return FailingStore

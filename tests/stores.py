@@ -4,6 +4,7 @@ import os
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any, ClassVar
 
 import pytest
@@ -44,3 +45,18 @@ def ending_after(steps: int) -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("xpatches.jobs.writer.os.replace", step)
         yield
+
+
+def files(folder: Path) -> dict[str, bytes]:
+    return {
+        str(path.relative_to(folder)): path.read_bytes()
+        for path in sorted(folder.rglob("*"))
+        if path.is_file()
+    }
+
+
+class FailingStore(LocalStore):
+    """Refuses to take some objects."""
+
+    refuse: ClassVar[Any] = staticmethod(lambda key: False)
+    written: ClassVar[list[str]] = []

@@ -22,20 +22,9 @@ import xarray as xr
 from zarr.storage import MemoryStore
 
 import xpatches
+from hostile import DUNDERS, copied, raising, settle
 from xpatches import JobError, MapError, PatchError, Patches
 from xpatches.accessor import PatchesAccessor
-
-
-def raising(*names: str) -> Any:
-    """An object of which these methods raise what nobody expects."""
-
-    def refuse(self: object, *args: object) -> Any:
-        raise ZeroDivisionError("asked")
-
-    members: dict[str, Any] = dict.fromkeys(names, refuse)
-    if "__eq__" in names and "__hash__" not in names:
-        members["__hash__"] = lambda self: hash("y")
-    return type(f"Raising{''.join(names)}", (), members)()
 
 
 class Text(str):
@@ -61,10 +50,6 @@ class Odd:
         raise AssertionError("has three arguments")
 
 
-DUNDERS = [
-    *("__eq__", "__hash__", "__index__", "__bool__", "__repr__", "__str__", "__len__", "__iter__"),
-    *("__array__", "__float__", "__int__", "__fspath__", "__call__", "__getitem__", "__format__"),
-]
 ALL = [name for name in DUNDERS if name not in ("__call__", "__fspath__")]
 
 VALUES: dict[str, Callable[[], Any]] = {
@@ -194,10 +179,6 @@ def patches(lazy: bool = False) -> Patches[xr.DataArray]:
     cut = image().chunk(y=3, x=4) if lazy else image()
     made: Patches[xr.DataArray] = cut.patches(y=3, x=3, stride=2, padding="same")
     return made
-
-
-def copied(batch: Any) -> Any:
-    return batch
 
 
 @cache
@@ -403,16 +384,6 @@ NAMED_AS = {
     "output": ("output", "name", "attr", "reduce='mean'"),
 }
 EXPECTED = (PatchError, MapError, JobError)
-
-
-def settle(result: Any) -> None:
-    """Compute what is lazy, and show what is made."""
-    if isinstance(result, Iterator):
-        result = next(result)
-    if isinstance(result, xr.DataArray | xr.Dataset) or hasattr(result, "compute"):
-        result.compute()
-    elif isinstance(result, Patches):
-        repr(result), result._repr_html_(), result.plan()
 
 
 def problem(call: Call, given: dict[str, Any], changed: dict[str, str]) -> str | None:

@@ -26,7 +26,7 @@ def runs() -> list[Any]:
             found += [
                 pytest.param(suite, name, given, id=f"{suite.__name__}.{name}{given}")
                 for name in names
-                for given in {every[0], every[-1]}
+                for given in dict.fromkeys((every[0], every[-1]))
             ]
     return found
 

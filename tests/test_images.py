@@ -10,7 +10,7 @@ import pytest
 import xarray as xr
 from zarr.storage import MemoryStore
 
-from test_arguments import DUNDERS, copied, raising, settle
+from hostile import DUNDERS, copied, raising, settle
 from xpatches import JobError, MapError, PatchError
 
 NAMES: dict[str, Any] = {

@@ -17,10 +17,10 @@ import numpy as np
 import pytest
 import xarray as xr
 
-import xpatches
+from stores import files
 from strategies import LONG
-from test_jobs import files
 from xpatches.errors import JobError, PatchError
+from xpatches.jobs.blocks import Job
 from xpatches.jobs.folder import JOB
 from xpatches.jobs.writer import LostError, Run
 from xpatches.threads import available_cores
@@ -152,14 +152,14 @@ def test_a_full_disk_leaves_what_is_done(
         assert done
         subprocess.run(["mount", "-o", "remount,size=20M", str(small)], check=True)
         written: list[int] = []
-        plain = xpatches.jobs.blocks.Job.write
+        plain = Job.write
 
         def counted(self: Any, number: int) -> int:
             written.append(number)
             return plain(self, number)
 
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr("xpatches.jobs.blocks.Job.write", counted)
+            patch.setattr(Job, "write", counted)
             write(image, small / "out.zarr", resume=True)
         assert not set(map(str, written)) & done
         assert files(small / "out.zarr") == peace
@@ -171,7 +171,7 @@ def test_a_full_disk_leaves_what_is_done(
 def test_a_store_that_is_removed_under_a_job_is_what_is_told_of(
     image: Path, tmp_path: Path, peace: dict[str, bytes], lost: str
 ) -> None:
-    out, plain = tmp_path / "out.zarr", xpatches.jobs.blocks.Job.write
+    out, plain = tmp_path / "out.zarr", Job.write
 
     def remove(self: Any, number: int) -> int:
         if number == 20:
@@ -184,7 +184,7 @@ def test_a_store_that_is_removed_under_a_job_is_what_is_told_of(
         return plain(self, number)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("xpatches.jobs.blocks.Job.write", remove)
+        patch.setattr(Job, "write", remove)
         with pytest.raises((PatchError, JobError), match=r"removed|failed") as caught:
             write(image, out, retries=0)
     if lost == "everything":

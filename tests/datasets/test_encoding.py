@@ -13,7 +13,7 @@ import zarr
 from zarr.storage import FsspecStore, LocalStore, MemoryStore, ObjectStore, StorePath
 
 import xpatches
-from test_jobs import files
+from stores import files
 from xpatches.errors import JobError, PatchError
 from xpatches.jobs.folder import Folder
 

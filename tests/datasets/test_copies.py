@@ -10,8 +10,7 @@ import pytest
 import xarray as xr
 
 import xpatches
-from stores import CountingStore
-from test_jobs import FailingStore, failing, files  # noqa: F401
+from stores import CountingStore, FailingStore, files
 from xpatches.errors import JobError, PatchError
 from xpatches.threads import available_cores
 
@@ -89,7 +88,7 @@ def test_no_more_is_read_at_once_than_the_budget(tmp_path: Path) -> None:
 def test_what_is_copied_is_a_part_of_the_job(
     scene: Path,
     tmp_path: Path,
-    failing: type[FailingStore],  # noqa: F811
+    failing: type[FailingStore],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     shard = 4 << 20

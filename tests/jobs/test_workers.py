@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import xarray as xr
 
-from test_jobs import files
+from stores import files
 from xpatches.errors import JobError
 from xpatches.jobs import blocks
 from xpatches.jobs import job as jobs

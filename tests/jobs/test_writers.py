@@ -18,9 +18,8 @@ import xarray as xr
 from zarr.storage import LoggingStore, MemoryStore
 
 import xpatches
-from stores import EndError, ending_after
+from stores import EndError, ending_after, files
 from strategies import LONG
-from test_jobs import files
 from xpatches.errors import PatchError
 from xpatches.jobs import lock
 from xpatches.jobs.folder import JOB, Folder, open_folder

@@ -19,7 +19,7 @@ import pytest
 import xarray as xr
 
 import xpatches
-from test_jobs import files
+from stores import files
 from xpatches.errors import JobError, PatchError
 from xpatches.jobs import job as jobs
 

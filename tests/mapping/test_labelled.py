@@ -18,6 +18,7 @@ import xarray as xr
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
+from models import CUT, IMAGE, FailsOn, above_least, identity, opened
 from reference import Array, same_bits
 from stores import CountingStore
 from strategies import DTYPES, axis_grids, chunkings, image_of, problems
@@ -38,27 +39,10 @@ def patches_of(labelled: xr.DataArray, grids: dict[int, AxisGrid], **given: Any)
     )
 
 
-def identity(batch: Array) -> Array:
-    return batch
-
-
-def above_least(batch: Array) -> Array:
-    """Something that depends on the whole patch, and on nothing else."""
-    axes = tuple(range(1, batch.ndim))
-    return np.asarray(batch - batch.min(axis=axes, keepdims=True))
-
-
 HOWS: list[dict[str, Any]] = [
     {"taper": "flat"}, {"taper": "hann"}, {"taper": "crop"},
     {"reduce": "sum"}, {"reduce": "max"}, {"reduce": "first"},
 ]  # fmt: skip
-
-
-def opened(image: xr.DataArray, path: Path) -> xr.DataArray:
-    """Store an image, and open it without dask."""
-    image.rename("image").to_dataset().to_zarr(path, consolidated=False, mode="w")
-    stored: xr.DataArray = xr.open_zarr(path, chunks=None, consolidated=False).image
-    return stored
 
 
 @given(problems(), st.sampled_from(HOWS), st.sampled_from(["i4", "f4", "f8"]), st.data())
@@ -162,15 +146,6 @@ class Counting:
             for origin in zip(batch.y_origin.values, batch.x_origin.values, strict=True):
                 self.runs[(int(origin[0]), int(origin[1]))] += 1
         return batch
-
-
-IMAGE = xr.DataArray(
-    np.random.default_rng(0).normal(size=(96, 128)),
-    {"y": np.linspace(50, 40.5, 96), "x": np.linspace(0, 12.7, 128)},
-    ("y", "x"),
-    "image",
-)
-CUT: dict[str, Any] = {"y": 16, "x": 16, "stride": 8, "padding": "same"}
 
 
 def test_an_image_in_memory_runs_every_patch_once_in_full_batches() -> None:
@@ -685,20 +660,6 @@ def test_sources_with_a_lock_are_read_one_at_a_time() -> None:
         assert done.is_alive()
     done.join(30)
     assert not done.is_alive()
-
-
-class FailsOn:
-    """The identity, which notes its batches, and fails on those that hold one of some patches."""
-
-    def __init__(self, *bad: int) -> None:
-        self.bad, self.batches = {float(number) for number in bad}, list[list[int]]()
-
-    def __call__(self, batch: Array) -> Array:
-        numbers = batch.reshape(len(batch), -1).max(axis=1)
-        self.batches.append(numbers.astype(int).tolist())
-        if self.bad & {*numbers}:
-            raise ValueError(f"bad {min(self.bad & {*numbers}):.0f}")
-        return batch
 
 
 @pytest.mark.parametrize("bad", [0, 1, 20, 31])

@@ -3,7 +3,7 @@ import os
 import shutil
 import threading
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import numpy as np
 import pytest
@@ -11,11 +11,11 @@ import xarray as xr
 from zarr.storage import LocalStore
 
 import xpatches
+from stores import FailingStore, files
 from xpatches.errors import JobError, PatchError
 from xpatches.jobs import blocks
 from xpatches.jobs import job as jobs
 from xpatches.jobs.folder import JOB
-from xpatches.jobs.writer import Run
 
 QUIET: dict[str, Any] = {"progress": False}
 
@@ -36,14 +36,6 @@ def patches_of(image: Any, **given: Any) -> Any:
 
 # Small stored objects: many blocks.
 SMALL: dict[str, Any] = {"chunks": {"y": 2, "x": 2}, "shards": {"y": 4, "x": 4}}
-
-
-def files(folder: Path) -> dict[str, bytes]:
-    return {
-        str(path.relative_to(folder)): path.read_bytes()
-        for path in sorted(folder.rglob("*"))
-        if path.is_file()
-    }
 
 
 @pytest.fixture(autouse=True)
@@ -135,31 +127,6 @@ def test_images_in_memory_opened_and_computed_give_the_same_objects(tmp_path: Pa
         patches_of(source).to_zarr(tmp_path / name, **SMALL, **QUIET)
         found[name] = files(tmp_path / name)
     assert all(of == found["memory"] for of in found.values())
-
-
-class FailingStore(LocalStore):
-    """Refuses to take some objects."""
-
-    refuse: ClassVar[Any] = staticmethod(lambda key: False)
-    written: ClassVar[list[str]] = []
-
-
-@pytest.fixture
-def failing(monkeypatch: pytest.MonkeyPatch) -> type[FailingStore]:
-    FailingStore.refuse = staticmethod(lambda key: False)
-    FailingStore.written.clear()
-    publish = Run.publish
-
-    def publish_or_fail(run: Run, objects: dict[str, bytes]) -> None:
-        if isinstance(run.folder.store, FailingStore):
-            if any(map(FailingStore.refuse, objects)):
-                raise OSError(28, "No space left on device")
-            FailingStore.written.extend(objects)
-        publish(run, objects)
-
-    monkeypatch.setattr(Run, "publish", publish_or_fail)
-    monkeypatch.setattr(jobs, "_PAUSE", 0.0)
-    return FailingStore
 
 
 def test_what_fails_is_reported_and_the_rest_is_done(

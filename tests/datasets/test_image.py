@@ -11,8 +11,8 @@ import pytest
 import xarray as xr
 
 import xpatches
+from models import CUT, IMAGE, FailsOn, above_least, identity, opened
 from reference import Array
-from test_map import CUT, IMAGE, FailsOn, above_least, identity, opened
 from xpatches import JobError, MapError, PatchError
 from xpatches.jobs.folder import open_folder
 from xpatches.jobs.lock import writing

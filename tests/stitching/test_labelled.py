@@ -24,7 +24,7 @@ from xpatches.geometry.grid import AxisGrid
 from xpatches.stitching.labelled import rebuilt, stitch
 from xpatches.stitching.tapers import TAPERS, weights_of
 
-GOLDENS = Path(__file__).parent / "data" / "tf_goldens.npz"
+GOLDENS = Path(__file__).parents[1] / "data" / "tf_goldens.npz"
 
 
 def gradients() -> list[Any]:

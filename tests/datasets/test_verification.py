@@ -9,8 +9,8 @@ import zarr
 from zarr.codecs import BloscCodec, Crc32cCodec, GzipCodec
 
 import xpatches
-from stores import EndError, ending_after
-from test_jobs import files
+from stores import EndError, ending_after, files
+from xpatches.jobs.blocks import Job
 
 QUIET: dict[str, Any] = {"progress": False}
 IMAGE = xr.DataArray(
@@ -133,13 +133,13 @@ def test_what_is_damaged_is_named_and_repaired(
     with pytest.raises(xpatches.PatchError, match="is incomplete: "):
         xpatches.open_patches(out)
     written: list[int] = []
-    plain = xpatches.jobs.blocks.Job.write
+    plain = Job.write
 
     def counted(self: Any, number: int) -> int:
         written.append(number)
         return plain(self, number)
 
-    monkeypatch.setattr("xpatches.jobs.blocks.Job.write", counted)
+    monkeypatch.setattr(Job, "write", counted)
     go(resume=True)
     assert len(written) == 2
     assert {path: path.read_bytes() for path in out.rglob("*") if path.is_file()} == before
@@ -180,14 +180,14 @@ def test_an_incomplete_dataset_is_repaired_as_far_as_it_is(tmp_path: Path) -> No
     small: dict[str, Any] = {"chunks": {"y": 2, "x": 2}, "shards": False, **QUIET}
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("xpatches.datasets.layout.BLOCKS", 10**9)
-        plain = xpatches.jobs.blocks.Job.write
+        plain = Job.write
 
         def fails(self: Any, number: int) -> int:
             if number > 10:
                 raise OSError("gone")
             return plain(self, number)
 
-        patch.setattr("xpatches.jobs.blocks.Job.write", fails)
+        patch.setattr(Job, "write", fails)
         with pytest.raises(xpatches.JobError):
             p.to_zarr(out, retries=0, **small)
         harm(out / "image" / "c" / "0" / "0" / "0" / "0", "changed")
@@ -198,7 +198,7 @@ def test_an_incomplete_dataset_is_repaired_as_far_as_it_is(tmp_path: Path) -> No
             "missing": 0,
             "damaged": {"image/c/0/0/0/0": told["damaged"]["image/c/0/0/0/0"]},
         }
-        patch.setattr("xpatches.jobs.blocks.Job.write", plain)
+        patch.setattr(Job, "write", plain)
         p.to_zarr(out, resume=True, **small)
     np.testing.assert_array_equal(xpatches.open_patches(out), p.extract())
     assert not xpatches.verify(out, progress=False)["damaged"]
