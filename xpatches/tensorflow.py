@@ -80,7 +80,7 @@ def extract_patches(
         budget = as_budget(None)
         plan = plan_blocks("map_overlap", grids, array.chunks, array.dtype.itemsize, budget, "flat")
         kernel = partial(extract_flat, fill_value=fill_value)
-        return lazy.exchange(array, plan, kernel, array.dtype)
+        return lazy.exchange(array, plan.blocks, kernel, array.dtype)
     spans = [Span(axis, grid, -grid.before, grid.count) for axis, grid in grids.items()]
     return extract_flat(array, spans, fill_value, available_threads())
 

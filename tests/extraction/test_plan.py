@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from strategies import axis_grids, chunkings
 from xpatches import PatchError
 from xpatches.extraction.plan import AxisPlan, Plan, plan_blocks
-from xpatches.geometry.blocks import Engine
+from xpatches.geometry.blocks import Engine, overlap_of
 from xpatches.geometry.grid import AxisGrid
 
 ENGINES = pytest.mark.parametrize("engine", ["map_overlap", "region"])
@@ -126,7 +126,7 @@ def test_patches_that_do_not_overlap_need_no_halo_on_aligned_chunks(
     chunks = tuple(size * n for n in regular(count, per_chunk))
     plan = plan_blocks("map_overlap", {0: axis}, (chunks,), 1, sys.maxsize)
     assert plan.axes[0].halo == (0, 0)
-    assert plan.blocks_are_chunks
+    assert overlap_of(chunks, plan.blocks.axes[0].regions) == (chunks, 0, 0)
 
 
 @given(axis_grids(60), st.data())

@@ -21,7 +21,7 @@ from xpatches.datasets.layout import (
 from xpatches.datasets.outputs import ImagePart, MadePart
 from xpatches.datasets.write import Source, check_dataset, check_dims, write_dataset
 from xpatches.errors import PatchError
-from xpatches.geometry.blocks import Blocks, Kernel
+from xpatches.geometry.blocks import BlockPlan, Kernel
 from xpatches.geometry.search import check_tasks, grow
 from xpatches.images import labels
 from xpatches.images.labels import SAMPLE_DIM
@@ -164,9 +164,9 @@ class Painting(_OfModel):
             stored = self.source.stored(name)
             chunks, shards = stored_lengths(repr(stored), mapped, *objects)
             units = dict(zip(mapped.dims, shards or chunks, strict=True))
-            read, plan, kernel, itemsize = self._way(name, mapped, units)
+            read, blocks, kernel, itemsize = self._way(name, mapped, units)
             given = (chunks, shards, self.encoding(name, encoding), itemsize)
-            parts.append(ImagePart(stored, read, plan, kernel, mapped.dims, mapped.dtype, *given))
+            parts.append(ImagePart(stored, read, blocks, kernel, mapped.dims, mapped.dtype, *given))
         return parts
 
     def coords(self) -> xr.Coordinates:
@@ -186,17 +186,17 @@ class Painting(_OfModel):
 
     def _way(
         self, name: Hashable, mapped: Mapped, units: Mapping[Hashable, int]
-    ) -> tuple[Reader, Blocks, Kernel, int]:
+    ) -> tuple[Reader, BlockPlan, Kernel, int]:
         """Plan how a variable is made: from the image, or from what is stored."""
         if self.runs is None:
             budget = as_budget(self.max_bytes)
             plan = mapped.plan(budget, units)
             mapped.check(plan, budget)
             read = region_reader(mapped.variable)
-            return read, plan, mapped.kernel, mapped.variable.dtype.itemsize
+            return read, plan.blocks, mapped.kernel, mapped.variable.dtype.itemsize
         found = self._gathering(name, mapped, units)
         assert found.read is not None
-        return found.read, found.plan, found.kernel, mapped.made.dtype.itemsize
+        return found.read, found.plan.blocks, found.kernel, mapped.made.dtype.itemsize
 
     def lazily(self) -> dict[Hashable, Any]:
         """Stitch what is stored lazily, by variable."""

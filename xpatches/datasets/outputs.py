@@ -9,11 +9,10 @@ from typing import Any
 
 import numpy as np
 
-from xpatches.geometry.blocks import Blocks, Kernel
+from xpatches.geometry.blocks import BlockPlan, Kernel, run_kernel
 from xpatches.geometry.boxes import divide, halve, split_run
 from xpatches.images.labels import SAMPLE_DIM
 from xpatches.jobs.blocks import Put, Reader, Samples
-from xpatches.lazy import graphs as lazy
 from xpatches.mapping.model import Model, Placed, run_patches
 
 
@@ -23,7 +22,7 @@ class ImagePart:
 
     name: str
     read: Reader
-    plan: Blocks
+    blocks: BlockPlan
     kernel: Kernel
     dims: tuple[Hashable, ...]
     dtype: np.dtype[Any]
@@ -35,27 +34,24 @@ class ImagePart:
     @property
     def shape(self) -> tuple[int, ...]:
         """Lengths of the image."""
-        return tuple(map(sum, self.plan.out_chunks))
+        return tuple(map(sum, self.blocks.out_chunks))
 
     @property
     def lengths(self) -> tuple[int, ...]:
         """Of a block."""
-        return tuple(map(max, self.plan.out_chunks))
+        return tuple(map(max, self.blocks.out_chunks))
 
     def __len__(self) -> int:
-        return prod(map(len, self._regions))
+        return prod(self.blocks.counts)
 
     def reads(self, number: int) -> list[tuple[slice, ...]]:
         """Find the region that is read for a block."""
-        index = self._index(number)
-        return [tuple(slice(*of[i]) for of, i in zip(self._regions, index, strict=True))]
+        return [self.blocks.read(self._index(number))[0]]
 
     def write(self, number: int, samples: Samples, put: Put) -> None:
         """Make a block."""
-        index = self._index(number)
-        (region,) = self.reads(number)
-        takes = [of[i][0][1] for of, i in zip(self._takes, index, strict=True)]
-        made = lazy.run_kernel(self.kernel, takes, samples.of(region))
+        region, takes = self.blocks.read(self._index(number))
+        made = run_kernel(self.kernel, takes, samples.of(region))
         place, objects = self.place(number), self.shards or self.chunks
         # One stored object after the other, for zarr encodes copies of all it is given.
         for part in divide(place, objects):
@@ -68,25 +64,16 @@ class ImagePart:
         return f"{self.name!r}, " + ", ".join(f"{dim}={of.start}:{of.stop}" for dim, of in place)
 
     def _index(self, number: int) -> tuple[int, ...]:
-        return tuple(map(int, np.unravel_index(number, tuple(map(len, self._regions)))))
+        return tuple(map(int, np.unravel_index(number, self.blocks.counts)))
 
     def place(self, number: int) -> tuple[slice, ...]:
         """Find a block in the image."""
-        index = self._index(number)
-        out = self.plan.out_index([of[i][0][0] for of, i in zip(self._takes, index, strict=True)])
+        out = self.blocks.out_index(self._index(number))
         return tuple(of[i] for of, i in zip(self._places, out, strict=True))
 
     @cached_property
-    def _regions(self) -> tuple[tuple[tuple[int, int], ...], ...]:
-        return self.plan.regions
-
-    @cached_property
-    def _takes(self) -> tuple[list[list[tuple[int, Any]]], ...]:
-        return self.plan.takes
-
-    @cached_property
     def _places(self) -> list[list[slice]]:
-        edges = ([0, *accumulate(lengths)] for lengths in self.plan.out_chunks)
+        edges = ([0, *accumulate(lengths)] for lengths in self.blocks.out_chunks)
         return [[slice(*pair) for pair in pairwise(of)] for of in edges]
 
 

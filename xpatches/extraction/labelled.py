@@ -100,8 +100,8 @@ def run(
 
     data, plan, read = _planned(variable, grid, form, engine, max_bytes, patch_bytes)
     if read is not None:
-        return lazy.read(read, data.name, plan, kernel, dtype)
-    return lazy.exchange(data, plan, kernel, dtype)
+        return lazy.read(read, data.name, plan.blocks, kernel, dtype)
+    return lazy.exchange(data, plan.blocks, kernel, dtype)
 
 
 def _planned(
@@ -161,9 +161,9 @@ def plan_variable(
 
         data, plan, read = _planned(variable, grid, form, **how)
         if read is None:
-            tasks, image_tasks = lazy.exchanged_tasks(plan), len(data.__dask_graph__())
+            tasks, image_tasks = lazy.exchanged_tasks(data, plan.blocks), len(data.__dask_graph__())
         else:
-            tasks = lazy.read_tasks(plan)
+            tasks = lazy.read_tasks(plan.blocks)
         budget = as_budget(how["max_bytes"])
     dims = labels.patch_dims(variable.dims, grid, flat=bool(joined))
     return {

@@ -21,8 +21,8 @@ from itertools import accumulate, pairwise
 from math import prod
 
 from xpatches.errors import PatchError
-from xpatches.geometry.blocks import SCRATCH, Engine, Form
-from xpatches.geometry.boxes import Span, Take
+from xpatches.geometry.blocks import SCRATCH, AxisBlocks, BlockPlan, Engine, Form
+from xpatches.geometry.boxes import Span
 from xpatches.geometry.grid import AxisGrid
 from xpatches.geometry.search import _divide, _equal, check_tasks, shrink
 
@@ -142,47 +142,33 @@ class Plan:
         return (*kept[: self.patch_axis], *last)
 
     @property
-    def regions(self) -> tuple[tuple[tuple[int, int], ...], ...]:
-        """Samples ``[start, stop)`` of the source under every block, along each of its axes."""
-        return tuple(axis.regions for axis in self.axes)
+    def blocks(self) -> BlockPlan:
+        """What every chunk of the result is made from.
 
-    @property
-    def counts(self) -> tuple[int, ...]:
-        """Number of chunks of the result along every axis of the source."""
-        return tuple(axis.count for axis in self.axes)
-
-    @property
-    def takes(self) -> tuple[list[list[tuple[int, Take]]], ...]:
-        """Along each axis, for every block: the chunks of the result, and what they take of it."""
-        found = []
+        Raises
+        ------
+        PatchError
+            If there are too many for a graph.
+        """
+        check_tasks(prod(axis.count for axis in self.axes))
+        axes = []
         for number, axis in enumerate(self.axes):
-            of: list[list[tuple[int, Take]]] = [[] for _ in axis.blocks]
-            for chunk, (block, origin, count) in enumerate(axis.spans):
-                of[block].append((chunk, self.take(number, origin, count)))
-            found.append(of)
-        return tuple(found)
-
-    def take(self, axis: int, origin: int, count: int) -> Take:
-        """Describe patches along an axis, from the origin of the first one in a region."""
-        if axis in self.spatial:
-            return Span(axis, self.axes[axis].grid, origin, count)
-        return slice(origin, origin + count)
-
-    def out_index(self, numbers: Sequence[int]) -> tuple[int, ...]:
-        """Index of a chunk of the result, from its number along every axis of the source."""
-        if self.form == "reduced":
-            return tuple(numbers)
-        kept, rest = numbers[: self.patch_axis], numbers[self.patch_axis :]
-        return (*kept, 0) if self.form == "flat" else (*kept, *(0 for _ in self.spatial), *rest)
-
-    @property
-    def blocks_are_chunks(self) -> bool:
-        """Whether every chunk of the result is computed from one whole chunk of the source."""
-        return all(
-            axis.blocks == axis.chunks == _equal(axis.grid.count, axis.limit)
-            and axis.regions == tuple(pairwise(accumulate(lengths, initial=0)))
-            for axis, lengths in zip(self.axes, self.chunks, strict=True)
-        )
+            regions = [*axis.grid.regions(axis.chunks)]
+            takes = tuple(
+                Span(number, axis.grid, origin, count)
+                if number in self.spatial
+                else slice(origin, origin + count)
+                for count, (_, _, origin) in zip(axis.chunks, regions, strict=True)
+            )
+            axes.append(AxisBlocks(tuple((start, stop) for start, stop, _ in regions), takes))
+        every = range(len(axes))
+        kept, behind = every[: self.patch_axis], every[self.patch_axis :]
+        out_axes = {
+            "grid": (*kept, *(None for _ in self.spatial), *behind),
+            "flat": (*kept, None),
+            "reduced": (*every,),
+        }
+        return BlockPlan(tuple(axes), self.out_chunks, out_axes[self.form])
 
     @property
     def region_bytes(self) -> int:

@@ -1,27 +1,23 @@
-"""Patches through dask: the only module that knows it.
+"""Results made block by block through dask's public functions, lazily.
 
-Two engines build the graph. ``map_overlap`` is for chunks that are computed: as dask's function of
-that name does, it gives every block its halo from the chunks around it. It differs from dask's in
-three points, for which its graph is made here. Cutting the image anew, exchanging the halo and
-running the kernel take one task each block and one each strip that is cut from a neighbour, where
-``rechunk``, ``overlap`` and ``map_blocks`` would take up to three times as many. A halo may be
-longer than a chunk. And several chunks of the result can be computed from one haloed block.
-
-``region`` is for sources that can be sliced: every block reads its own haloed region, in one task.
+A source that can be sliced is read region by region: `dask.array.map_blocks` runs one task for each
+block. Chunks that are computed exchange halos by `dask.array.map_overlap`; they are cut anew before
+where their edges do not fit the blocks. Where a halo reaches beyond the next chunk, or several
+blocks share a region, `dask.array.shuffle` gathers what every block reads, axis by axis.
 
 The edges of the image are padded in the kernel, which costs no task.
 """
 
-import operator
-from bisect import bisect_left, bisect_right
-from collections.abc import Callable, Iterable, Mapping, Sequence
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from itertools import accumulate, pairwise, product
 from math import prod
 from typing import Any, TypeAlias
 
+import dask
 import dask.array as da
 import numpy as np
-from dask._task_spec import DataNode, Task, TaskRef
 from dask.base import tokenize
 from dask.highlevelgraph import HighLevelGraph
 
@@ -29,13 +25,28 @@ from xpatches.arguments import said
 from xpatches.dtypes import Array, as_promised
 from xpatches.edges import pad_block
 from xpatches.errors import PatchError
-from xpatches.extraction.plan import Plan
-from xpatches.geometry.blocks import Blocks, Kernel
-from xpatches.geometry.boxes import Take
+from xpatches.geometry.blocks import AxisOverlap, BlockPlan, Kernel, overlap_of, run_kernel
 from xpatches.geometry.search import check_tasks
 from xpatches.images import lines
 
 Slices: TypeAlias = tuple[slice, ...]
+PLANNED = hasattr(da.Array, "expr")
+"""Whether dask's arrays are expressions, as its option ``array.query-planning`` says."""
+
+
+def refuse_planned(what: str) -> None:
+    """Refuse what dask cannot do yet where its arrays are expressions.
+
+    Raises
+    ------
+    PatchError
+        It says what to do.
+    """
+    if PLANNED:
+        raise PatchError(
+            f"{what} is not possible yet with dask's arrays as expressions; set its option "
+            '"array.query-planning" to False before dask is imported'
+        )
 
 
 def checked(array: Any) -> Any:
@@ -62,79 +73,97 @@ def _checked(block: Any, promised: tuple[Any, Any], block_id: tuple[int, ...]) -
     return as_promised(block, region, dtype, block_id)
 
 
-def exchange(array: Any, plan: Blocks, kernel: Kernel, dtype: Any, *, large: bool = False) -> Any:
-    """Build the graph that runs a kernel on every block of a dask array; nothing is computed.
+@dataclass(frozen=True)
+class Work:
+    """What all tasks of a result share."""
+
+    blocks: BlockPlan
+    kernel: Kernel
+    source: Callable[[Slices], Array] | None = None
+    """Gives the samples of a region, where tasks are not given any."""
+    dtype: np.dtype[Any] | None = None
+    """Of what tasks are given; dask's functions lose the order of its bytes."""
+    starts: tuple[tuple[int, ...], ...] = ()
+    """Where this begins, for every block along every axis of the source."""
+    order: tuple[int, ...] | None = None
+    """The axes of what the kernel makes, in another order."""
+
+
+def exchange(array: Any, blocks: BlockPlan, kernel: Kernel, dtype: Any) -> Any:
+    """Run a kernel on every block of a dask array, lazily.
 
     Parameters
     ----------
     array : dask.array.Array
         The image.
-    plan
-        What was planned for the array's chunks.
+    blocks
+        What was planned.
     kernel
         Makes a chunk of the result from a region of the image and what to take of it along axes
         that are not sliced.
     dtype
         Dtype of the result.
-    large
-        Whether the kernel is to be sent to a worker once, not with every task.
 
     Returns
     -------
     dask.array.Array
-        In ``plan.out_chunks``.
+        In ``blocks.out_chunks``.
 
     Raises
     ------
     PatchError
         If there would be too many tasks.
     """
-    check_tasks(prod(plan.counts))
-    check_tasks(exchanged_tasks(plan) + large)
-    name = f"patches-{_token(array.name, plan, kernel)}"
-    result = _result(plan.out_chunks, dtype)
-    array = checked(array)
-    if isinstance(plan, Plan) and plan.blocks_are_chunks:
-        dropped = range(plan.patch_axis, array.ndim) if plan.form == "flat" else range(0)
-        added = len(plan.out_chunks) - (array.ndim - len(dropped))
-        return array.map_blocks(
-            _run_on_chunk,
-            name=name,
-            plan=plan,
-            kernel=kernel,
-            drop_axis=list(dropped),
-            new_axis=list(range(plan.patch_axis, plan.patch_axis + added)),
-            **result,
-        )
-    graph: dict[Any, Task | DataNode] = {}
-    runs: Any = kernel
-    if large:
-        graph[f"{name}-kernel"] = DataNode(f"{name}-kernel", kernel)
-        runs = TaskRef(f"{name}-kernel")
-    parts = [_parts(*pair) for pair in zip(plan.regions, plan.chunks, strict=True)]
-    takes = plan.takes
-    for block in product(*map(range, map(len, parts))):
-        along = [axis[i] for axis, i in zip(parts, block, strict=True)]
-        keys = [_cut_out(graph, name, array, part) for part in product(*along)]
-        shape = tuple(map(len, along))
-        outs = list(product(*(axis[i] for axis, i in zip(takes, block, strict=True))))
-        if len(outs) > 1 and len(keys) > 1:
-            key: tuple[Any, ...] = (f"{name}-region", *block)
-            graph[key] = Task(key, _put_together, shape, *keys)
-            keys = [TaskRef(key)]
-        for out in outs:
-            numbers, take = zip(*out, strict=True)
-            key = (name, *plan.out_index(numbers))
-            graph[key] = Task(key, _run_on_parts, runs, take, shape, *keys)
-    return da.Array(
-        HighLevelGraph.from_collections(name, graph, dependencies=[array]), name, **result
+    check_tasks(prod(blocks.counts))
+    if not all(array.shape):  # there is nothing to exchange
+        return read(_Empty(array.dtype), array.name, blocks, kernel, dtype)
+    chunked, overlaps, tasks = _prepared(array, blocks)
+    check_tasks(tasks)
+    if overlaps is None:
+        halos = [(0, 0)] * array.ndim
+        starts = tuple(tuple(start for start, _ in regions) for regions in _held(blocks, array))
+    else:
+        chunked = _cut_anew(chunked, [axis.lengths for axis in overlaps])
+        halos = [(axis.before, axis.after) for axis in overlaps]
+        starts = tuple(axis.starts for axis in overlaps)
+    # `map_overlap` keeps axes in order.
+    kept = iter(sorted(axis for axis in blocks.out_axes if axis is not None))
+    given_axes = tuple(None if axis is None else next(kept) for axis in blocks.out_axes)
+    places = tuple(
+        place if axis is None else given_axes.index(axis)
+        for place, axis in enumerate(blocks.out_axes)
     )
+    order = tuple(map(int, np.argsort(places)))
+    in_order = order == (*range(len(order)),)
+    name = f"patches-{_token(array.name, blocks, kernel)}"
+    work = Work(
+        replace(blocks, out_axes=given_axes),
+        kernel,
+        dtype=array.dtype,
+        starts=starts,
+        order=None if in_order else order,
+    )
+    result = da.map_overlap(
+        _run_on_chunk,
+        chunked,
+        depth={axis: halo if any(halo) else 0 for axis, halo in enumerate(halos)},
+        boundary="none",
+        trim=False,
+        allow_rechunk=False,
+        align_arrays=False,
+        name=name if in_order else f"{name}-in-order",
+        drop_axis=[axis for axis in range(array.ndim) if axis not in given_axes],
+        new_axis=[place for place, axis in enumerate(given_axes) if axis is None],
+        work=_shared(work, name),
+        **_result(tuple(blocks.out_chunks[place] for place in order), dtype),
+    )
+    return result if in_order else result.transpose(places)
 
 
 def read(
-    source: Callable[[Slices], Array], token: str, plan: Blocks, kernel: Kernel, dtype: Any
+    source: Callable[[Slices], Array], token: str, blocks: BlockPlan, kernel: Kernel, dtype: Any
 ) -> Any:
-    """Build the graph in which every block reads its own region, in one task; as `exchange`.
+    """Run a kernel on every block of what can be sliced, lazily: one task for each.
 
     Parameters
     ----------
@@ -142,54 +171,136 @@ def read(
         Gives the samples of a region as NumPy, in any thread or process.
     token
         Tells the source from all others.
-    plan
+    blocks
         What was planned.
     kernel, dtype
         As for `exchange`.
     """
-    check_tasks(read_tasks(plan))
-    name = f"patches-{_token(token, plan, kernel)}"
-    shared = f"{name}-source"  # sent to a worker once
-    graph: dict[Any, Task | DataNode] = {shared: DataNode(shared, (source, kernel))}
-    axes = [
-        [(*take, slice(*region)) for (take,), region in zip(takes, regions, strict=True)]
-        for takes, regions in zip(plan.takes, plan.regions, strict=True)
+    check_tasks(read_tasks(blocks))
+    name = f"patches-{_token(token, blocks, kernel)}"
+    work = _shared(Work(blocks, kernel, source), name)
+    return da.map_blocks(_run_on_region, work=work, name=name, **_result(blocks.out_chunks, dtype))
+
+
+def exchanged_tasks(array: Any, blocks: BlockPlan) -> int:
+    """Count the tasks that `exchange` adds to the graph of a dask array."""
+    return _prepared(array, blocks)[2] if all(array.shape) else read_tasks(blocks)
+
+
+def read_tasks(blocks: BlockPlan) -> int:
+    """Count the tasks of what `read` gives: the blocks, and what they share."""
+    return prod(blocks.counts) + 1
+
+
+def _cut_tasks(chunks: Sequence[Sequence[int]], overlaps: Sequence[AxisOverlap]) -> int:
+    """Count the tasks of `_cut_anew`: one for each part of a chunk, and one for each new chunk."""
+    if all(tuple(old) == axis.lengths for old, axis in zip(chunks, overlaps, strict=True)):
+        return 0
+    parts, whole = 1, 1
+    for old, axis in zip(chunks, overlaps, strict=True):
+        before, after = ({0, *accumulate(lengths)} for lengths in (old, axis.lengths))
+        edges = sorted(before | after)
+        parts *= len(edges) - 1
+        whole *= sum({*pair} <= before for pair in pairwise(edges))
+    return parts - whole + prod(len(axis.lengths) for axis in overlaps)
+
+
+def _halo_tasks(overlaps: Sequence[AxisOverlap]) -> int:
+    """Count the tasks of dask's overlap: one for each part of a chunk with its halo, and for it."""
+    if not any(axis.before or axis.after for axis in overlaps):
+        return 0
+    counts = [len(axis.lengths) for axis in overlaps]
+    sides = [(axis.before > 0) + (axis.after > 0) for axis in overlaps]
+    parts = (count + side * (count - 1) for count, side in zip(counts, sides, strict=True))
+    return prod(parts) + prod(counts)
+
+
+def _prepared(array: Any, blocks: BlockPlan) -> tuple[Any, list[AxisOverlap] | None, int]:
+    """Give the checked array, how its chunks are to overlap, and the tasks that this will take.
+
+    Where they can't overlap, what every block reads is gathered in a chunk.
+    """
+    source, array = array, checked(array)
+    tasks = read_tasks(blocks)
+    kept = [axis for axis in blocks.out_axes if axis is not None]
+    if kept != sorted(kept):
+        tasks += prod(blocks.counts)
+    overlaps = [
+        overlap_of(lengths, axis.regions)
+        for lengths, axis in zip(array.chunks, blocks.axes, strict=True)
     ]
-    for block in product(*axes):
-        numbers, take, region = zip(*block, strict=True)
-        key = (name, *plan.out_index(numbers))
-        graph[key] = Task(key, _run_on_region, take, region, TaskRef(shared))
-    return da.Array(
-        HighLevelGraph.from_collections(name, graph), name, **_result(plan.out_chunks, dtype)
+    found = [overlap for overlap in overlaps if overlap is not None]
+    if len(found) < len(overlaps):
+        array = _gathered(array, blocks)
+        return array, None, tasks + len(dict(array.__dask_graph__())) - len(source.__dask_graph__())
+    tasks += prod(array.numblocks) + _cut_tasks(array.chunks, found) + _halo_tasks(found)
+    return array, found, tasks
+
+
+def _cut_anew(array: Any, chunks: Sequence[tuple[int, ...]]) -> Any:
+    """Cut a dask array into other chunks, at once."""
+    return array.rechunk(tuple(chunks), threshold=sys.maxsize, method="tasks")
+
+
+def _gathered(array: Any, blocks: BlockPlan) -> Any:
+    """Give a dask array of which every chunk is what a block reads."""
+    chunks = list(array.chunks)
+    for axis, regions in enumerate(_held(blocks, array)):
+        chunks[axis] = tuple(stop - start for start, stop in regions)
+        if PLANNED:  # where there is no shuffle yet
+            before = (slice(None),) * axis
+            array = da.concatenate([array[(*before, slice(*region))] for region in regions], axis)
+        else:
+            groups = [list(range(*region)) for region in regions]
+            with dask.config.set({"array.chunk-size-tolerance": 1e6}):  # keep other axes
+                array = da.shuffle(array, groups, axis)
+        array = _cut_anew(array, chunks)  # short groups were joined
+    return array
+
+
+def _held(blocks: BlockPlan, array: Any) -> list[list[tuple[int, int]]]:
+    """Give what a chunk holds for every block: what it reads, or one sample if it reads none."""
+    held = []
+    for axis, length in zip(blocks.axes, array.shape, strict=True):
+        firsts = (min(start, length - 1) for start, _ in axis.regions)
+        pairs = zip(firsts, axis.regions, strict=True)
+        held.append([(first, max(first + 1, stop)) for first, (_, stop) in pairs])
+    return held
+
+
+@dataclass(frozen=True)
+class _Empty:
+    """What reads regions of an array without samples."""
+
+    dtype: Any
+
+    def __call__(self, region: Slices) -> Array:
+        return np.empty([part.stop - part.start for part in region], self.dtype)
+
+
+def _shared(work: Work, name: str) -> Any:
+    """Have work sent to a worker once, not with every task, where dask can."""
+    return work if PLANNED else dask.delayed(work, name=f"{name}-work", traverse=False)
+
+
+def _run_on_chunk(chunk: Array, work: Work, block_id: tuple[int, ...]) -> Array:
+    """Run the kernel on what a block reads of a chunk with its halo."""
+    index = work.blocks.index(block_id)
+    region, takes = work.blocks.read(index)
+    starts = (axis[number] for axis, number in zip(work.starts, index, strict=True))
+    inside = tuple(
+        slice(part.start - start, part.stop - start)
+        for part, start in zip(region, starts, strict=True)
     )
+    result = run_kernel(work.kernel, takes, np.asarray(chunk[inside], work.dtype))
+    return result if work.order is None else result.transpose(work.order)
 
 
-def exchanged_tasks(plan: Blocks) -> int:
-    """Count the tasks that `exchange` adds to the graph of the array, but for a large kernel's."""
-    checks = prod(map(len, plan.chunks))
-    if isinstance(plan, Plan) and plan.blocks_are_chunks:
-        return 2 * checks
-    # Blocks are the product of those along each axis, and so is whatever is counted of them.
-    used, whole, blocks, one_part, one_out, both = [1] * 6
-    for axis, (regions, lengths) in enumerate(zip(plan.regions, plan.chunks, strict=True)):
-        parts = _parts(regions, lengths)
-        cut = {(number, of.start, of.stop) for block in parts for number, of in block}
-        used *= len(cut)
-        whole *= sum(stop - start == lengths[number] for number, start, stop in cut)
-        single, alone = [len(of) == 1 for of in parts], [True] * len(parts)
-        if isinstance(plan, Plan):  # of others, a block is one chunk of the result
-            alone = [count <= plan.axes[axis].limit for count in plan.axes[axis].blocks]
-        blocks *= len(parts)
-        one_part *= sum(single)
-        one_out *= sum(alone)
-        both *= sum(map(operator.and_, single, alone))
-    put_together = blocks - one_part - one_out + both
-    return checks + used - whole + put_together + prod(plan.counts)
-
-
-def read_tasks(plan: Blocks) -> int:
-    """Count the tasks of what `read` gives."""
-    return prod(plan.counts) + 1
+def _run_on_region(work: Work, block_id: tuple[int, ...]) -> Array:
+    """Run the kernel on what a block reads of the source."""
+    assert work.source is not None
+    region, takes = work.blocks.read(work.blocks.index(block_id))
+    return run_kernel(work.kernel, takes, work.source(region))
 
 
 def _token(*parts: Any) -> str:
@@ -234,7 +345,13 @@ def as_grid(array: Any, axis: int, counts: Sequence[int], numbers: Array) -> Any
         Lengths of the axes that replace it.
     numbers
         For every patch its number in the grid, the last axis running fastest.
+
+    Raises
+    ------
+    PatchError
+        If there would be too many tasks, or dask plans arrays as expressions.
     """
+    refuse_planned("stitching patches along one dim lazily")
     array, total = checked(array), prod(counts)
     if not np.array_equal(numbers, np.arange(total)):
         positions = np.zeros(total, np.intp)
@@ -247,15 +364,14 @@ def as_grid(array: Any, axis: int, counts: Sequence[int], numbers: Array) -> Any
     array = array.rechunk({axis: runs})
     name = f"grid-{tokenize(array.name, grid)}"
     chunks = (*array.chunks[:axis], *grid, *array.chunks[axis + 1 :])
-    graph: dict[Any, Task] = {}
+    graph = dict[Any, Any]()
     for index in product(*(range(len(lengths)) for lengths in chunks)):
         run = 0
         for number, lengths in zip(index[axis:], grid, strict=False):
             run = run * len(lengths) + number
         shape = tuple(lengths[number] for number, lengths in zip(index, chunks, strict=True))
         source = (array.name, *index[:axis], run, *index[axis + len(grid) :])
-        key = (name, *index)
-        graph[key] = Task(key, np.reshape, TaskRef(source), shape)
+        graph[(name, *index)] = (np.reshape, source, shape)
     layers = HighLevelGraph.from_collections(name, graph, dependencies=[array])
     return da.Array(layers, name, **_result(chunks, array.dtype))
 
@@ -281,95 +397,6 @@ def halfway(lower: Any, upper: Any, around: float | None) -> Any:
 def _halfway(lower: Array, upper: Array, around: float | None) -> Array:
     made = lines.halfway(lower, upper, around)
     return made.astype(lower.dtype) if lower.dtype.kind in "mM" else made
-
-
-_Part: TypeAlias = tuple[int, slice]
-"""Along one axis: a chunk, and what of it."""
-
-
-def _parts(regions: Iterable[tuple[int, int]], chunks: tuple[int, ...]) -> list[list[_Part]]:
-    """Find the parts of every block's region along one axis."""
-    edges = [0, *accumulate(chunks)]
-    blocks = []
-    for start, stop in regions:
-        first = min(bisect_right(edges, start), len(chunks)) - 1
-        parts = []
-        for number in range(first, bisect_left(edges, stop)) or [first]:
-            low, high = max(start, edges[number]), min(stop, edges[number + 1])
-            if low < high or start == stop:
-                parts.append((number, slice(low - edges[number], high - edges[number])))
-        blocks.append(parts)
-    return blocks
-
-
-def _cut_out(
-    graph: dict[Any, Task | DataNode], name: str, array: Any, part: tuple[_Part, ...]
-) -> TaskRef:
-    """Refer to a part of a chunk, which one task copies for all blocks that need it."""
-    numbers, cut = zip(*part, strict=True)
-    chunk: tuple[Any, ...] = (array.name, *numbers)
-    lengths = map(tuple.__getitem__, array.chunks, numbers)
-    if all(slice(0, length) == of for length, of in zip(lengths, cut, strict=True)):
-        return TaskRef(chunk)
-    key: tuple[Any, ...] = (
-        f"{name}-cut",
-        *numbers,
-        *(edge for of in cut for edge in (of.start, of.stop)),
-    )
-    graph[key] = Task(key, _copy_part, TaskRef(chunk), cut)
-    return TaskRef(key)
-
-
-def _copy_part(chunk: Array, cut: Slices) -> Array:
-    return np.array(chunk[cut], order="C")
-
-
-def _put_together(shape: tuple[int, ...], *parts: Array) -> Array:
-    """Join this many parts along every axis, given in C order."""
-    if len(parts) == 1:
-        return parts[0]
-    edges = []
-    for axis, count in enumerate(shape):
-        step = prod(shape[axis + 1 :])  # from a part to the next along the axis
-        lengths = [part.shape[axis] for part in parts[: step * count : step]]
-        edges.append([slice(*pair) for pair in pairwise(accumulate(lengths, initial=0))])
-    region = np.empty([along[-1].stop for along in edges], parts[0].dtype)
-    for place, part in zip(product(*edges), parts, strict=True):
-        region[place] = part
-    return region
-
-
-def _run_on_parts(
-    kernel: Kernel, takes: Sequence[Any], shape: tuple[int, ...], *parts: Array
-) -> Array:
-    return run_kernel(kernel, takes, _put_together(shape, *parts))
-
-
-def _run_on_region(
-    takes: Sequence[Any], region: Slices, shared: tuple[Callable[[Slices], Array], Kernel]
-) -> Array:
-    source, kernel = shared
-    return run_kernel(kernel, takes, source(region))
-
-
-def _run_on_chunk(block: Array, plan: Plan, kernel: Kernel, block_id: tuple[int, ...]) -> Array:
-    """Run the kernel on one of equal blocks that are whole chunks."""
-    last = plan.spatial[-1]
-    takes: list[Take] = []
-    for axis, of in enumerate(plan.axes):
-        number = block_id[axis] if axis <= last or plan.form == "reduced" else 0
-        if axis > last and plan.form == "grid":
-            number = block_id[axis + len(plan.spatial)]
-        count = min(of.limit, of.grid.count - number * of.limit)
-        _, _, origin = of.grid.region(number * of.limit, count)
-        takes.append(plan.take(axis, origin, count))
-    return run_kernel(kernel, takes, block)
-
-
-def run_kernel(kernel: Kernel, takes: Sequence[Any], block: Array) -> Array:
-    """Run a kernel on a region, of which slices among the takes are taken first."""
-    kept = tuple(take if isinstance(take, slice) else slice(None) for take in takes)
-    return kernel(block[kept], [take for take in takes if not isinstance(take, slice)])
 
 
 def _result(chunks: tuple[tuple[int, ...], ...], dtype: Any) -> dict[str, Any]:

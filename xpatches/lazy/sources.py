@@ -16,7 +16,7 @@ from dask.utils import parse_bytes
 from xpatches.arguments import as_integer, shown
 from xpatches.dtypes import Array, as_promised, kind_of
 from xpatches.errors import PatchError
-from xpatches.lazy.graphs import Slices, checked
+from xpatches.lazy.graphs import PLANNED, Slices, Work, checked, refuse_planned
 
 
 def as_budget(max_bytes: int | str | None) -> int:
@@ -63,6 +63,8 @@ def stored(array: Any) -> Callable[[Slices], Array] | None:
     That is so for what xarray, `dask.array.from_array` and `dask.array.from_zarr` open.
     """
     original = f"original-{array.name}"
+    if PLANNED:
+        return None
     if set(array.dask.layers) != {array.name, original}:
         return None
     source = array.dask.layers[original][original]
@@ -78,12 +80,17 @@ def opened(array: Any) -> Any:
 
 def sources(array: Any) -> list[Any]:
     """List what a dask array was made from, as far as its graph shows: arrays and variables."""
+    if PLANNED:
+        return [
+            given
+            for node in array.expr.walk()
+            for source in node.operands
+            for given in _given(source)
+        ]
     found: list[Any] = []
-    for name, layer in array.dask.layers.items():
+    for layer in array.dask.layers.values():
         if len(layer) == 1:
             found += layer.values()
-        elif layer.is_materialized() and f"{name}-source" in layer:  # of `read`
-            found.append(layer[f"{name}-source"])
     return [given for source in found for given in _given(source)]
 
 
@@ -96,6 +103,8 @@ def _given(source: Any) -> Iterator[Any]:
             yield from _given(part)
     elif isinstance(source, partial):
         yield from _given(source.args)
+    elif isinstance(source, Work):
+        yield from _given(source.source)
     else:
         yield source
 
@@ -110,7 +119,8 @@ def _compute(array: Any, region: Slices) -> Array:
 
 
 def placeholder(shape: tuple[int, ...], dtype: Any) -> Any:
-    """Give an array of one chunk, of any size, that is never to be computed."""
+    """Give an array of one chunk, of any size, that is never to be computed, for `to_zarr`."""
+    refuse_planned("writing a job")
     return da.zeros(shape, dtype=dtype, chunks=shape)
 
 

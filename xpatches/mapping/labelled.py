@@ -22,6 +22,7 @@ from xpatches.arguments import (
 )
 from xpatches.dtypes import Array, as_dtype, as_fill_value, check_dtype
 from xpatches.errors import PatchError
+from xpatches.geometry.blocks import run_kernel
 from xpatches.geometry.coverage import AxisCover, cover_of
 from xpatches.geometry.grid import PatchGrid
 from xpatches.geometry.search import check_tasks
@@ -205,10 +206,9 @@ class Mapped(Outline):
     def compute(self, max_bytes: int | str | None) -> Any:
         """Make the image: at once where the samples are in memory, else lazily."""
         if self.in_memory:
-            plan = self.whole()
-            region = tuple(slice(*of[0]) for of in plan.regions)
-            runs = [of[0][0][1] for axis, of in enumerate(plan.takes) if axis in plan.axes]
-            return self.kernel(self.variable.to_numpy()[region], runs)
+            blocks = self.whole().blocks
+            region, takes = blocks.read([0] * len(blocks.axes))
+            return run_kernel(self.kernel, takes, self.variable.to_numpy()[region])
         from xpatches.lazy import graphs as lazy  # dask is loaded for lazy images only
         from xpatches.lazy.sources import as_budget  # dask is loaded for lazy images only
 
@@ -217,8 +217,8 @@ class Mapped(Outline):
         self.check(plan, budget)
         read, dtype = self.read, self.stitching.dtype
         if read is None:
-            return lazy.exchange(self.chunked, plan, self.kernel, dtype, large=True)
-        return lazy.read(read, self.chunked.name, plan, self.kernel, dtype)
+            return lazy.exchange(self.chunked, plan.blocks, self.kernel, dtype)
+        return lazy.read(read, self.chunked.name, plan.blocks, self.kernel, dtype)
 
 
 def as_mapped(
@@ -380,7 +380,7 @@ def plan_map(outline: Outline, max_bytes: int | str | None) -> dict[str, Any]:
         plan = outline.plan(as_budget(max_bytes))
     return {
         "blocks": prod(plan.counts),
-        "chunks": dict(zip(outline.dims, map(list, plan.out_chunks), strict=True)),
+        "chunks": dict(zip(outline.dims, map(list, plan.blocks.out_chunks), strict=True)),
         "bytes_per_task": outline.bytes_per_task(plan),
         "runs": plan.runs,
         "runs_per_patch": plan.runs_per_patch,

@@ -6,12 +6,13 @@ block every patch is run once: rows of patches are run one after the other, and 
 that they complete are stitched before the next.
 """
 
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from math import prod
 from typing import NamedTuple
 
+from xpatches.geometry.blocks import AxisBlocks, BlockPlan
 from xpatches.geometry.boxes import Span
 from xpatches.geometry.coverage import AxisCover, Cover
 from xpatches.geometry.grid import AxisGrid
@@ -41,8 +42,8 @@ class MapPlan:
     >>> grid = AxisGrid("x", length=64, size=8, stride=4)
     >>> cover = cover_of(grid, Fraction(1), None)
     >>> plan = MapPlan(((32, 32),), (0,), (grid,), (cover,), ("x",), {}, (40,))
-    >>> plan.out_chunks, plan.regions
-    (((40, 24),), (((0, 44), (36, 64)),))
+    >>> plan.blocks.out_chunks, plan.blocks.axes[0].regions
+    (((40, 24),), ((0, 44), (36, 64)))
     >>> plan.runs, round(plan.runs_per_patch, 3)
     (16, 1.067)
     """
@@ -71,56 +72,29 @@ class MapPlan:
         return tuple(along.values())
 
     @property
-    def blocks(self) -> tuple[list[tuple[int, int]], ...]:
-        """Where every block begins and ends, along each spatial dim."""
-        for count in self.counts:
-            check_tasks(count, "one dim")
-        return tuple(
-            list(pairwise([*range(0, cover.length, length), cover.length]))
-            for cover, length in zip(self.covers, self.lengths, strict=True)
-        )
-
-    @property
-    def regions(self) -> tuple[tuple[tuple[int, int], ...], ...]:
-        """Samples ``[start, stop)`` of the source that every block reads, along each axis."""
-        found: list[tuple[tuple[int, int], ...]] = [((0, sum(lengths)),) for lengths in self.chunks]
-        for axis, grid, cover, blocks in self._spatial():
-            over = (cover.over(*block) for block in blocks)
-            found[axis] = tuple(grid.region(of.start, len(of))[:2] for of in over)
-        return tuple(found)
-
-    @property
-    def takes(self) -> tuple[list[list[tuple[int, Run | slice]]], ...]:
-        """Along each axis, for every block: its number, and what it takes of its region."""
-        found: list[list[list[tuple[int, Run | slice]]]] = [
-            [[(0, slice(0, sum(lengths)))]] for lengths in self.chunks
+    def blocks(self) -> BlockPlan:
+        """What every block reads, and what it takes of that."""
+        axes = [
+            AxisBlocks(((0, sum(lengths)),), (slice(0, sum(lengths)),)) for lengths in self.chunks
         ]
-        for axis, grid, cover, blocks in self._spatial():
-            found[axis] = [
-                [(number, run_of(axis, grid, cover, *block))] for number, block in enumerate(blocks)
-            ]
-        return tuple(found)
-
-    @property
-    def out_chunks(self) -> tuple[tuple[int, ...], ...]:
-        """Chunk lengths of the result."""
-        along = {
-            cover.dim: tuple(stop - start for start, stop in blocks)
-            for _, _, cover, blocks in self._spatial()
+        lengths: dict[Hashable, tuple[int, ...]] = {
+            dim: (length,) for dim, length in self.others.items()
         }
-        return tuple(along[dim] if dim in along else (self.others[dim],) for dim in self.dims)
-
-    def out_index(self, numbers: Sequence[int]) -> tuple[int, ...]:
-        """Index of a chunk of the result, from its number along every axis of the source."""
-        by_dim = {grid.dim: axis for axis, grid in zip(self.axes, self.grids, strict=True)}
-        return tuple(numbers[by_dim[dim]] if dim in by_dim else 0 for dim in self.dims)
+        for axis, grid, cover, edges in self._spatial():
+            runs = tuple(run_of(axis, grid, cover, *edge) for edge in edges)
+            over = (cover.over(*edge) for edge in edges)
+            regions = (grid.region(patches.start, len(patches)) for patches in over)
+            axes[axis] = AxisBlocks(tuple((start, stop) for start, stop, _ in regions), runs)
+            lengths[cover.dim] = tuple(stop - start for start, stop in edges)
+        by_dim: dict[Hashable, int] = dict(zip((g.dim for g in self.grids), self.axes, strict=True))
+        out_axes = tuple(by_dim.get(dim) for dim in self.dims)
+        return BlockPlan(tuple(axes), tuple(lengths[dim] for dim in self.dims), out_axes)
 
     @property
     def runs(self) -> int:
         """How many patches the model is run on, those that several blocks need several times."""
         return prod(
-            sum(len(cover.over(*block)) for block in blocks)
-            for _, _, cover, blocks in self._spatial()
+            sum(len(cover.over(*edge)) for edge in edges) for _, _, cover, edges in self._spatial()
         )
 
     @property
@@ -129,8 +103,14 @@ class MapPlan:
         needed = prod(len(cover.over(0, cover.length)) for cover in self.covers)
         return self.runs / needed if needed else 1.0
 
-    def _spatial(self) -> "zip[tuple[int, AxisGrid, AxisCover, list[tuple[int, int]]]]":
-        return zip(self.axes, self.grids, self.covers, self.blocks, strict=True)
+    def _spatial(self) -> Iterator[tuple[int, AxisGrid, AxisCover, list[tuple[int, int]]]]:
+        """Go through the spatial dims: axis, grid, cover, and where every block begins and ends."""
+        for count in self.counts:
+            check_tasks(count, "one dim")
+        for axis, grid, cover, length in zip(
+            self.axes, self.grids, self.covers, self.lengths, strict=True
+        ):
+            yield axis, grid, cover, list(pairwise([*range(0, cover.length, length), cover.length]))
 
 
 def run_of(axis: int, grid: AxisGrid, cover: AxisCover, start: int, stop: int) -> Run:

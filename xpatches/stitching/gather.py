@@ -55,8 +55,8 @@ def stitched(of: Gathering, dtype: np.dtype[Any]) -> Any:
     from xpatches.lazy import graphs as lazy  # dask is loaded for lazy patches only
 
     if of.read is None:
-        return lazy.exchange(of.data, of.plan, of.kernel, dtype)
-    return lazy.read(of.read, of.token, of.plan, of.kernel, dtype)
+        return lazy.exchange(of.data, of.plan.blocks, of.kernel, dtype)
+    return lazy.read(of.read, of.token, of.plan.blocks, of.kernel, dtype)
 
 
 def plan_gathering(

@@ -6,8 +6,8 @@ from itertools import pairwise
 from types import MappingProxyType
 
 from xpatches.errors import PatchError
-from xpatches.geometry.blocks import Engine
-from xpatches.geometry.coverage import AxisCover, Cover
+from xpatches.geometry.blocks import AxisBlocks, BlockPlan, Engine
+from xpatches.geometry.coverage import AxisCover
 from xpatches.geometry.search import grow, shrink
 
 
@@ -21,8 +21,8 @@ class StitchPlan:
     >>> cover = AxisCover.of(AxisGrid("x", length=20, size=4, stride=2))
     >>> chunks = ((3, 3, 3), (4,))
     >>> plan = plan_stitch("map_overlap", [(0, 1)], [cover], [0], chunks, 8, 8, max_bytes=2**20)
-    >>> plan.out_chunks, plan.regions
-    (((6, 6, 6, 2),), (((0, 3), (2, 6), (5, 9), (8, 9)), ((0, 4),)))
+    >>> plan.blocks.out_chunks, [axis.regions for axis in plan.blocks.axes]
+    (((6, 6, 6, 2),), [((0, 3), (2, 6), (5, 9), (8, 9)), ((0, 4),)])
     """
 
     chunks: tuple[tuple[int, ...], ...]
@@ -45,51 +45,22 @@ class StitchPlan:
         return along
 
     @property
-    def counts(self) -> tuple[int, ...]:
-        """Number of blocks along each axis."""
-        return tuple(
-            max(1, -(-n // length)) for n, length in zip(self._along, self.lengths, strict=True)
-        )
-
-    @property
-    def _blocks(self) -> tuple[list[tuple[int, int]], ...]:
-        """Where every block begins and ends, along each axis."""
-        return tuple(
+    def blocks(self) -> BlockPlan:
+        """What every block reads, and what it takes of that."""
+        edges = [
             list(pairwise([*range(0, n, length), n])) or [(0, 0)]
             for n, length in zip(self._along, self.lengths, strict=True)
-        )
-
-    @property
-    def regions(self) -> tuple[tuple[tuple[int, int], ...], ...]:
-        """Patches ``[start, stop)`` that every block reads, along each axis."""
-        regions = [tuple(blocks) for blocks in self._blocks]
-        for (axis, _), cover in zip(self.axes, self.covers, strict=True):
-            over = (cover.over(*block) for block in regions[axis])
-            regions[axis] = tuple((of.start, of.stop) for of in over)
-        return tuple(regions)
-
-    @property
-    def takes(self) -> tuple[list[list[tuple[int, "Cover | slice"]]], ...]:
-        """Along each axis, for every block: its number, and what it takes of its region."""
-        found: list[list[list[tuple[int, Cover | slice]]]] = [
-            [[(number, slice(0, stop - start))] for number, (start, stop) in enumerate(blocks)]
-            for blocks in self._blocks
+        ]
+        axes = [
+            AxisBlocks(tuple(pairs), tuple(slice(0, stop - start) for start, stop in pairs))
+            for pairs in edges
         ]
         for (axis, _), cover in zip(self.axes, self.covers, strict=True):
-            blocks = enumerate(self._blocks[axis])
-            found[axis] = [[(number, cover.block(*block))] for number, block in blocks]
-        return tuple(found)
-
-    @property
-    def out_chunks(self) -> tuple[tuple[int, ...], ...]:
-        """Chunk lengths of the result."""
-        return tuple(
-            tuple(stop - start for start, stop in self._blocks[axis]) for axis in self.order
-        )
-
-    def out_index(self, numbers: Sequence[int]) -> tuple[int, ...]:
-        """Index of a chunk of the result, from its number along every axis of the patches."""
-        return tuple(numbers[axis] for axis in self.order)
+            over = (cover.over(*pair) for pair in edges[axis])
+            regions = tuple((patches.start, patches.stop) for patches in over)
+            axes[axis] = AxisBlocks(regions, tuple(cover.block(*pair) for pair in edges[axis]))
+        lengths = [tuple(stop - start for start, stop in edges[axis]) for axis in self.order]
+        return BlockPlan(tuple(axes), tuple(lengths), self.order)
 
 
 def plan_stitch(
