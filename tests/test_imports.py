@@ -27,7 +27,7 @@ MODULES = [*PACKAGE_FILES]
 # What is passed down in the end.
 STILL = {
     "jobs.state": {"datasets.descriptions", "images.spec"},
-    "lazy.graphs": {"images.lines", "extraction.plan"},
+    "lazy.graphs": {"extraction.plan"},
 }
 LAYERS = ["plan", "kernel", "labelled"]
 ARRAY_LIBRARIES = {"numpy", "dask", "xarray", "zarr"}

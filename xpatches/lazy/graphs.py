@@ -33,7 +33,6 @@ from xpatches.extraction.plan import Plan
 from xpatches.geometry.blocks import Blocks, Kernel
 from xpatches.geometry.boxes import Take
 from xpatches.geometry.search import check_tasks
-from xpatches.images import lines
 
 Slices: TypeAlias = tuple[slice, ...]
 
@@ -269,18 +268,6 @@ def pad(array: Any, pads: Mapping[int, tuple[int, int]], fill_value: Array) -> A
     return array.map_blocks(
         pad_block, pads=dict(pads), fill_value=fill_value, **_result(tuple(chunks), array.dtype)
     )
-
-
-def halfway(lower: Any, upper: Any, around: float | None) -> Any:
-    """Build the graph of `xpatches.images.lines.halfway`; times keep their unit."""
-    dtype = np.dtype(float) if lower.dtype.kind in "iu" else lower.dtype
-    upper = upper.rechunk(lower.chunks)
-    return da.map_blocks(_halfway, lower, upper, around=around, dtype=dtype)
-
-
-def _halfway(lower: Array, upper: Array, around: float | None) -> Array:
-    made = lines.halfway(lower, upper, around)
-    return made.astype(lower.dtype) if lower.dtype.kind in "mM" else made
 
 
 _Part: TypeAlias = tuple[int, slice]

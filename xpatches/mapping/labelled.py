@@ -25,9 +25,10 @@ from xpatches.errors import PatchError
 from xpatches.geometry.coverage import AxisCover, cover_of
 from xpatches.geometry.grid import PatchGrid
 from xpatches.geometry.search import check_tasks
-from xpatches.images import labels, lines
+from xpatches.images import labels
 from xpatches.images.labels import SAMPLE_DIM
 from xpatches.images.packing import kept_attrs, of_another_quantity
+from xpatches.images.relabel import resampled_coords
 from xpatches.images.samples import chunk_lazy, in_memory, sliceable
 from xpatches.mapping.model import Function, Made, Model, map_block
 from xpatches.mapping.plan import MapCosts, MapPlan, block_lengths
@@ -420,45 +421,28 @@ def as_scale(what: str, scale: Any) -> Fraction:
     return made
 
 
-def mapped_coords(dataset: xr.Dataset, every: Mapping[Hashable, Mapped]) -> xr.Coordinates:
+def mapped_coords(dataset: xr.Dataset, outputs: Mapping[Hashable, Mapped]) -> xr.Coordinates:
     """Label what was made of an image, as far as the image's coords still fit.
 
-    Where the scale is not 1, coords along a single dim are interpolated at the middle of every
-    sample if they are numbers or times; others are left out.
+    Raises
+    ------
+    PatchError
+        If variables of the result would have different lengths along a dim.
     """
-    coords = dataset.coords
     sizes: dict[Hashable, int] = {}
-    scaled: dict[Hashable, tuple[int, float]] = {}
-    moved: dict[Hashable, tuple[float, float]] = {}
     for name, variable in dataset.data_vars.variables.items():
-        made = every.get(name, variable)
-        for dim, n in zip(made.dims, made.shape, strict=True):
+        output = outputs.get(name, variable)
+        for dim, n in zip(output.dims, output.shape, strict=True):
             if sizes.setdefault(dim, n) != n:
                 raise PatchError(
                     f"all variables must have the same length along {dim!r}, got {sizes[dim]} and "
                     f"{n}; rename it in output, or map variables by themselves"
                 )
-    for mapped in every.values():
-        for axis, cover in zip(mapped.grid, mapped.covers, strict=True):
-            step = axis.stride / cover.stride
-            if step != 1:
-                scaled[axis.dim] = cover.length, step
-                moved[axis.dim] = 0.5 * step - 0.5, step
     gone = {dim for variable in dataset.data_vars.values() for dim in variable.dims} - sizes.keys()
-    changed = gone | scaled.keys()
-    kept = [
-        name
-        for name, coord in coords.items()
-        if changed.isdisjoint(coord.dims)
-        and all(sizes.get(dim, n) == n for dim, n in coord.sizes.items())
-    ]
-    labelled = coords.to_dataset()[kept]
-    for name, coord in coords.items():
-        if coord.ndim == 1 and coord.dims[0] in scaled and coord.size > 1:
-            known, (length, step) = coord.to_numpy(), scaled[coord.dims[0]]
-            if lines.is_quantity(known):
-                values = lines.interpolated(known, (np.arange(length) + 0.5) * step - 0.5)
-                labelled = labelled.assign_coords({name: (coord.dims, values, coord.attrs)})
-    if moved:
-        labelled = labelled.assign_coords(labels.moved_transforms(labelled.coords, moved))
-    return labelled.coords
+    steps = {
+        axis.dim: axis.stride / cover.stride
+        for mapped in outputs.values()
+        for axis, cover in zip(mapped.grid, mapped.covers, strict=True)
+        if axis.stride != cover.stride
+    }
+    return resampled_coords(dataset.coords, {**dict.fromkeys(gone), **sizes}, steps)
