@@ -48,21 +48,15 @@ class ImageDataset(ModelDataset):
         parts: list[Part] = []
         dims = [mapped.dims for mapped in self.mapped.values()]
         check_dims(dims, chunks=self.chunks, shards=self.shards)
+        wanted = (self.outputs is not None, self.max_bytes, self.chunks, self.shards)
         for name, mapped in self.mapped.items():
             stored = self.source.stored(name)
-            chunks, shards = stored_lengths(
-                repr(stored),
-                mapped,
-                self.outputs is not None,
-                self.max_bytes,
-                self.chunks,
-                self.shards,
-            )
+            chunks, shards = stored_lengths(repr(stored), mapped, *wanted)
             units = dict(zip(mapped.dims, shards or chunks, strict=True))
             read, itemsize, plan, kernel = self._made_of(name, units)
             encoded = encoding_of(repr(stored), mapped.dtype, encoding.get(stored, {}))
-            made = (mapped.dims, mapped.dtype, chunks, shards, encoded, itemsize)
-            parts.append(ImageArray(stored, read, plan, kernel, *made))
+            array = (mapped.dims, mapped.dtype, chunks, shards, encoded, itemsize)
+            parts.append(ImageArray(stored, read, plan, kernel, *array))
         return parts
 
     def coords(self) -> xr.Coordinates:
@@ -93,7 +87,7 @@ class ImageDataset(ModelDataset):
         """Say how a variable is made: what reads the samples, their bytes, the plan, the kernel."""
         mapped = self.mapped[name]
         if self.outputs is None:
-            plan, variable = mapped.fitting_plan(self.max_bytes, units), mapped.variable
+            plan, variable = mapped.plan(self.max_bytes, units), mapped.variable
             return region_reader(variable), variable.dtype.itemsize, plan, mapped.kernel
         gathering = self._gathering(name, units)
         assert gathering.read is not None
@@ -192,7 +186,7 @@ def write_map(
     encoding: Mapping[Any, Mapping[str, Any]] | None,
     max_bytes: int | str | None,
     report: Callable[[], Report],
-    **how: Any,
+    **job: Any,
 ) -> xr.DataArray | xr.Dataset | dict[Hashable, Any]:
     """Make an image as a job, as `Patches.map` documents.
 
@@ -204,7 +198,7 @@ def write_map(
         As in `Patches.map`.
     report
         Makes what is told of the progress of a job.
-    **how
+    **job
         Its arguments `checksums`, `resume`, `overwrite`, `retries`, `lock` and `fsync`.
 
     Returns
@@ -226,15 +220,15 @@ def write_map(
                 raise PatchError(
                     f"store and materialize must be two places, got {store} and {materialize}"
                 )
-            begin = {argument: how[argument] for argument in ("checksums", "resume", "overwrite")}
+            begin = {argument: job[argument] for argument in ("checksums", "resume", "overwrite")}
             check_dataset(promised, store, encoding, **begin)
-        written = write_dataset(outputs, materialize, None, report(), **how)
+        written = write_dataset(outputs, materialize, None, report(), **job)
         if isinstance(written, xr.DataArray):
             written = written.to_dataset(name=source.stored(*mapped))
         image = replace(image, outputs=outputs.located(written))
         if store is None:
             return image.lazily()
-    return write_dataset(image, store, encoding, report(), **how)
+    return write_dataset(image, store, encoding, report(), **job)
 
 
 def stored_lengths(
@@ -307,7 +301,7 @@ def plan_written_map(
         what, itemsize = repr(source.stored(name)), plan.dtype.itemsize
         objects = stored_lengths(what, plan, False, budget, chunks, shards)
         units = dict(zip(plan.dims, objects[1] or objects[0], strict=True))
-        blocks = plan.fitting_plan(budget, units)
+        blocks = plan.plan(budget, units)
         # zarr holds an object encoded, and as it was copied for that.
         encoded = 2 * itemsize * prod(units.values())
         described[name] = {

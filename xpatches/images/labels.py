@@ -258,8 +258,8 @@ def take_labels(
 def lines_of(coords: xr.Coordinates, dims: Collection[Hashable]) -> dict[Hashable, Line]:
     """Find the coords along one of the dims whose labels are evenly spaced."""
     along = [name for name, coord in coords.items() if set(coord.dims) <= set(dims)]
-    found = {name: line_of(_readable(coords, name)) for name in along}
-    return {name: line for name, line in found.items() if line is not None}
+    pairs = ((name, line_of(_readable(coords, name))) for name in along)
+    return {name: line for name, line in pairs if line is not None}
 
 
 def line_of(coord: xr.Variable) -> Line | None:

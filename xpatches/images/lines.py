@@ -169,11 +169,11 @@ def _between(lower: Array, upper: Array, share: Array) -> Array:
     if kind in "mM":
         return _between_times(lower, upper, share)
     if kind == "O":
-        made = np.full(lower.shape, None)
+        labels = np.full(lower.shape, None)
         known = (lower != None) & (upper != None)  # noqa: E711  by element
         shares = np.broadcast_to(share, lower.shape)[known].astype(object)
-        made[known] = lower[known] + (upper[known] - lower[known]) * shares
-        return made
+        labels[known] = lower[known] + (upper[known] - lower[known]) * shares
+        return labels
     if kind in "iu":
         lower, upper = lower.astype("f8"), upper.astype("f8")
     with np.errstate(over="ignore", invalid="ignore"):  # what is infinite stays so, or is NaN
@@ -189,9 +189,9 @@ def _between_times(lower: Array, upper: Array, share: Array) -> Array:
         if len(pair) == 2:
             lower, upper = pair
             whole = (upper.view("i8") - lower.view("i8")) * share
-    made = (lower.view("i8") + np.rint(whole).astype("i8")).view(lower.dtype)
-    made[missing] = "NaT"
-    return np.asarray(made)
+    times: Array = (lower.view("i8") + np.rint(whole).astype("i8")).view(lower.dtype)
+    times[missing] = "NaT"
+    return times
 
 
 def _refined(times: Array, finer: np.dtype[Any], missing: Array) -> Array | None:

@@ -45,9 +45,8 @@ class Mapped(OutputPlan):
             takes = [along[0][0][1] for axis, along in enumerate(plan.takes) if axis in plan.axes]
             return self.kernel(self.variable.to_numpy()[region], takes)
         from xpatches.lazy import graphs as lazy  # dask is loaded for lazy images only
-        from xpatches.lazy.sources import as_budget  # dask is loaded for lazy images only
 
-        plan = self.fitting_plan(as_budget(max_bytes))
+        plan = self.plan(max_bytes)
         read, dtype = self.read, self.dtype
         if read is None:
             return lazy.exchange(self.chunked, plan, self.kernel, dtype, large=True)
@@ -96,9 +95,9 @@ def as_mapped(
     """
     variable, grid, output, nodata = plan.variable, plan.grid, plan.output, plan.answer.nodata
     patches = (output.covers, output.dtype, name)
-    how, taper = as_reduction(options.reduce, options.taper, "hann", *patches)
+    reduce, taper = as_reduction(options.reduce, options.taper, "hann", *patches)
     stitching = stitching_of(
-        *patches, taper, how, options.fill_value, options.skipna, nodata=nodata
+        *patches, taper, reduce, options.fill_value, options.skipna, nodata=nodata
     )
     labelled = labels.patch_coords(coords, grid, "center").to_dataset()
     dims = {*variable.dims, *(f"{dim}_patch" for dim in grid.dims)}

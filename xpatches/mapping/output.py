@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from fractions import Fraction
 from functools import cached_property
 from math import prod
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -124,26 +125,31 @@ class OutputPlan:
             sample * prod(self.grid.sizes.values()),
         )
 
-    def plan(self, max_bytes: int, units: Mapping[Hashable, int] | None = None) -> MapPlan:
-        """Choose blocks, as multiples of a stride or of these units."""
-        steps = [(units or {}).get(cover.dim, cover.stride) for cover in self.output.covers]
-        return self._planned(block_lengths(self.costs, steps, max_bytes))
-
-    def fitting_plan(self, max_bytes: int, units: Mapping[Hashable, int] | None = None) -> MapPlan:
-        """Choose blocks, and refuse those whose tasks do not fit the budget.
+    def plan(
+        self,
+        max_bytes: int | str | None,
+        units: Mapping[Hashable, int] = MappingProxyType({}),
+        *,
+        fits: bool = True,
+    ) -> MapPlan:
+        """Choose blocks, as multiples of a stride or of these units.
 
         Raises
         ------
         PatchError
-            It says how much is needed.
+            If a task must fit the budget, and does not: it says how much is needed.
         """
-        plan = self.plan(max_bytes, units)
+        from xpatches.lazy.sources import as_budget  # dask is loaded for lazy images only
+
+        budget = as_budget(max_bytes)
+        steps = [units.get(cover.dim, cover.stride) for cover in self.output.covers]
+        plan = self._planned(block_lengths(self.costs, steps, budget))
         needed = self.costs.nbytes(plan.lengths)
-        if needed > max_bytes:
+        if fits and needed > budget:
             block = dict(zip(self.grid.dims, plan.lengths, strict=True))
             raise PatchError(
                 f"max_bytes must be >= {needed}, for a block of {block} and the patches over it, "
-                f"got {max_bytes}; raise it"
+                f"got {budget}; raise it"
             )
         return plan
 
@@ -163,10 +169,8 @@ class OutputPlan:
         """
         if self.in_memory:
             np.empty(self.shape, self.dtype)
-            return
-        from xpatches.lazy.sources import as_budget  # dask is loaded for lazy images only
-
-        check_tasks(prod(self.fitting_plan(as_budget(max_bytes)).counts))
+        else:
+            check_tasks(prod(self.plan(max_bytes).counts))
 
     def bytes_per_task(self, plan: MapPlan) -> int:
         """Project the peak of a task, without what the model takes for itself."""
@@ -182,12 +186,7 @@ class OutputPlan:
 
 def plan_map(plan: OutputPlan, max_bytes: int | str | None) -> dict[str, Any]:
     """Say how a map will work, as `Patches.plan` documents."""
-    if plan.in_memory:
-        blocks = plan.whole()
-    else:
-        from xpatches.lazy.sources import as_budget  # dask is loaded for lazy images only
-
-        blocks = plan.plan(as_budget(max_bytes))
+    blocks = plan.whole() if plan.in_memory else plan.plan(max_bytes, fits=False)
     return {
         "blocks": prod(blocks.counts),
         "chunks": dict(zip(plan.dims, map(list, blocks.out_chunks), strict=True)),
