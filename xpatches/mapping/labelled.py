@@ -39,18 +39,16 @@ class Mapped(OutputPlan):
 
     def compute(self, max_bytes: int | str | None) -> Any:
         """Make the image: at once where the samples are in memory, else lazily."""
+        plan, dtype = self.plan(max_bytes), self.dtype
         if self.in_memory:
-            plan = self.whole()
             region = tuple(slice(*along[0]) for along in plan.regions)
             takes = [along[0][0][1] for axis, along in enumerate(plan.takes) if axis in plan.axes]
             return self.kernel(self.variable.to_numpy()[region], takes)
         from xpatches.lazy import graphs as lazy  # dask is loaded for lazy images only
 
-        plan = self.plan(max_bytes)
-        read, dtype = self.read, self.dtype
-        if read is None:
+        if self.read is None:
             return lazy.exchange(self.chunked, plan, self.kernel, dtype, large=True)
-        return lazy.read(read, self.chunked.name, plan, self.kernel, dtype)
+        return lazy.read(self.read, self.chunked.name, plan, self.kernel, dtype)
 
 
 @dataclass(frozen=True)

@@ -134,28 +134,31 @@ class OutputPlan:
     ) -> MapPlan:
         """Choose blocks, as multiples of a stride or of these units.
 
+        One block, for an image in memory without units.
+
         Raises
         ------
         PatchError
             If a task must fit the budget, and does not: it says how much is needed.
         """
-        from xpatches.lazy.sources import as_budget  # dask is loaded for lazy images only
+        variable, output, grids = self.variable, self.output, self.grid.axes
+        lengths = tuple(cover.length for cover in output.covers)
+        if units or not self.in_memory:
+            from xpatches.lazy.sources import as_budget  # dask is loaded for lazy images only
 
-        budget = as_budget(max_bytes)
-        steps = [units.get(cover.dim, cover.stride) for cover in self.output.covers]
-        plan = self._planned(block_lengths(self.costs, steps, budget))
-        needed = self.costs.nbytes(plan.lengths)
-        if fits and needed > budget:
-            block = dict(zip(self.grid.dims, plan.lengths, strict=True))
-            raise PatchError(
-                f"max_bytes must be >= {needed}, for a block of {block} and the patches over it, "
-                f"got {budget}; raise it"
-            )
-        return plan
-
-    def whole(self) -> MapPlan:
-        """Plan one block."""
-        return self._planned(tuple(cover.length for cover in self.output.covers))
+            budget = as_budget(max_bytes)
+            steps = [units.get(cover.dim, cover.stride) for cover in output.covers]
+            lengths = block_lengths(self.costs, steps, budget)
+            needed = self.costs.nbytes(lengths)
+            if fits and needed > budget:
+                block = dict(zip(self.grid.dims, lengths, strict=True))
+                raise PatchError(
+                    f"max_bytes must be >= {needed}, for a block of {block} and the patches over "
+                    f"it, got {budget}; raise it"
+                )
+        chunks = tuple((n,) for n in variable.shape) if self.in_memory else self.chunked.chunks
+        axes = tuple(map(variable.dims.index, self.grid.dims))
+        return MapPlan(chunks, axes, grids, output.covers, output.dims, output.others, lengths)
 
     def check_size(self, max_bytes: int | str | None) -> None:
         """Refuse too many tasks, or a result that memory cannot hold, before patches get labels.
@@ -176,17 +179,10 @@ class OutputPlan:
         """Project the peak of a task, without what the model takes for itself."""
         return self.costs.nbytes_with(plan.lengths, self.batch_size)
 
-    def _planned(self, lengths: tuple[int, ...]) -> MapPlan:
-        variable, output = self.variable, self.output
-        chunks = tuple((n,) for n in variable.shape) if self.in_memory else self.chunked.chunks
-        axes = tuple(map(variable.dims.index, self.grid.dims))
-        grids = self.grid.axes
-        return MapPlan(chunks, axes, grids, output.covers, output.dims, output.others, lengths)
-
 
 def plan_map(plan: OutputPlan, max_bytes: int | str | None) -> dict[str, Any]:
     """Say how a map will work, as `Patches.plan` documents."""
-    blocks = plan.whole() if plan.in_memory else plan.plan(max_bytes, fits=False)
+    blocks = plan.plan(max_bytes, fits=False)
     return {
         "blocks": prod(blocks.counts),
         "chunks": dict(zip(plan.dims, map(list, blocks.out_chunks), strict=True)),
