@@ -87,7 +87,7 @@ class ImageDataset(ModelDataset):
         """Say how a variable is made: what reads the samples, their bytes, the plan, the kernel."""
         mapped = self.mapped[name]
         if self.outputs is None:
-            plan, variable = mapped.plan(self.max_bytes, units), mapped.variable
+            plan, variable = mapped.map_plan(self.max_bytes, units), mapped.variable
             return region_reader(variable), variable.dtype.itemsize, plan, mapped.kernel
         gathering = self._gathering(name, units)
         assert gathering.read is not None
@@ -301,7 +301,7 @@ def plan_written_map(
         what, itemsize = repr(source.stored(name)), plan.dtype.itemsize
         objects = stored_lengths(what, plan, False, budget, chunks, shards)
         units = dict(zip(plan.dims, objects[1] or objects[0], strict=True))
-        blocks = plan.plan(budget, units)
+        blocks = plan.map_plan(budget, units)
         # zarr holds an object encoded, and as it was copied for that.
         encoded = 2 * itemsize * prod(units.values())
         described[name] = {

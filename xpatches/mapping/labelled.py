@@ -39,7 +39,7 @@ class Mapped(OutputPlan):
 
     def compute(self, max_bytes: int | str | None) -> Any:
         """Make the image: at once where the samples are in memory, else lazily."""
-        plan, dtype = self.plan(max_bytes), self.dtype
+        plan, dtype = self.map_plan(max_bytes), self.dtype
         if self.in_memory:
             region = tuple(slice(*along[0]) for along in plan.regions)
             takes = [along[0][0][1] for axis, along in enumerate(plan.takes) if axis in plan.axes]

@@ -125,7 +125,7 @@ class OutputPlan:
             sample * prod(self.grid.sizes.values()),
         )
 
-    def plan(
+    def map_plan(
         self,
         max_bytes: int | str | None,
         units: Mapping[Hashable, int] = MappingProxyType({}),
@@ -173,7 +173,7 @@ class OutputPlan:
         if self.in_memory:
             np.empty(self.shape, self.dtype)
         else:
-            check_tasks(prod(self.plan(max_bytes).counts))
+            check_tasks(prod(self.map_plan(max_bytes).counts))
 
     def bytes_per_task(self, plan: MapPlan) -> int:
         """Project the peak of a task, without what the model takes for itself."""
@@ -182,7 +182,7 @@ class OutputPlan:
 
 def plan_map(plan: OutputPlan, max_bytes: int | str | None) -> dict[str, Any]:
     """Say how a map will work, as `Patches.plan` documents."""
-    blocks = plan.plan(max_bytes, fits=False)
+    blocks = plan.map_plan(max_bytes, fits=False)
     return {
         "blocks": prod(blocks.counts),
         "chunks": dict(zip(plan.dims, map(list, blocks.out_chunks), strict=True)),
