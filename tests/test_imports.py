@@ -27,7 +27,6 @@ MODULES = [*PACKAGE_FILES]
 # What is passed down in the end.
 STILL = {
     "jobs.state": {"datasets.descriptions", "images.spec"},
-    "lazy.graphs": {"images.lines"},
 }
 LAYERS = ["plan", "kernel", "labelled"]
 ARRAY_LIBRARIES = {"numpy", "dask", "xarray", "zarr"}

@@ -9,7 +9,7 @@ import xarray as xr
 from xpatches.arguments import as_mapping, check_among, merge, shown
 from xpatches.dtypes import Array, as_fill_value
 from xpatches.errors import PatchError
-from xpatches.geometry.grid import Padding, PatchGrid
+from xpatches.geometry.grid import Padding, PatchGrid, grid_of
 from xpatches.images import labels, packing
 from xpatches.images.packing import default_fill
 from xpatches.images.samples import check_dims, check_held, check_variable
@@ -103,7 +103,7 @@ class PatchesAccessor(Generic[T]):
         for name, variable in dataset.coords.variables.items():
             if not merged.keys().isdisjoint(variable.dims):
                 check_held(f"coord {shown(name)}", variable)
-        grid = labels.grid_of(lengths, arrays, merged, stride, rate, padding)
+        grid = grid_of(lengths, arrays, merged, stride, rate, padding)
         labels.check_names(dataset, (f"{dim}_{word}" for dim in merged for word in _ADDED))
         fills = _fill_values(dataset, grid, fill_value)
         values = {name: value for name, (value, _) in fills.items()}

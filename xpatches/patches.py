@@ -33,6 +33,7 @@ from xpatches.images.lines import Line
 from xpatches.images.packing import NODATA, kept_encoding
 from xpatches.images.samples import as_budget, checked_lazy
 from xpatches.mapping import labelled as mapping
+from xpatches.mapping import output as outputs
 from xpatches.mapping.model import Function
 from xpatches.reduction.kernel import SEPARABLE
 from xpatches.reduction.labelled import reduce_variable
@@ -506,7 +507,7 @@ class Patches(Generic[T]):
             taper=taper,
             reduce=reduce,
             labelled=as_flag("labelled", labelled),
-            missing=fill_value,
+            fill_value=fill_value,
             skipna=as_optional_flag("skipna", skipna),
         )
         coords = mapping.mapped_coords(self._dataset, every)
@@ -514,13 +515,13 @@ class Patches(Generic[T]):
             data = {name: of.compute(max_bytes) for name, of in every.items()}
             return self._made(every, data, coords)
         (called, *_) = (of.answer.name for of in every.values())
-        from xpatches.datasets import image as painted  # zarr and dask are loaded for jobs only
+        from xpatches.datasets.image import write_map  # zarr and dask are loaded for jobs only
         from xpatches.jobs.folder import open_folder
 
         store = None if store is None else open_folder(store)
         if materialize is not None:
             materialize = open_folder(materialize, what="materialize")
-        made: Any = painted.paint(
+        made: Any = write_map(
             self._written(called),
             every,
             coords,
@@ -712,12 +713,12 @@ class Patches(Generic[T]):
         >>> plan["tasks"], plan["patches"], plan["runs"]
         (1, 961, 961)
         """
-        from xpatches.datasets import image as painted  # zarr and dask are loaded for jobs only
+        from xpatches.datasets.image import plan_written_map  # zarr and dask are for jobs only
 
         max_bytes = as_budget(max_bytes)
         chunks, shards, _ = _stored(chunks, shards)
         outlines = self._outlines(output, batch_size, reduce)
-        plans = painted.plan_paint(self._written(), outlines, max_bytes, chunks, shards)
+        plans = plan_written_map(self._written(), outlines, max_bytes, chunks, shards)
         return plans[ARRAY] if isinstance(self.source, xr.DataArray) else plans
 
     def plan(
@@ -781,7 +782,7 @@ class Patches(Generic[T]):
         plans = {
             name: {
                 **variables.plan_variable(variable, self.grid, joined, how),
-                "map": mapping.plan_map(outlines[name], how["max_bytes"]),
+                "map": outputs.plan_map(outlines[name], how["max_bytes"]),
             }
             for name, variable, _ in self._extracted()
         }
@@ -875,17 +876,17 @@ class Patches(Generic[T]):
     def _mapped(
         self,
         func: Callable[..., Any],
-        outlines: Mapping[Hashable, mapping.Outline],
+        outlines: Mapping[Hashable, outputs.OutputPlan],
         factory: bool,
         **how: Any,
     ) -> dict[Hashable, mapping.Mapped]:
-        function, every = Function(func, factory), {}
-        if how["labelled"]:
+        options, every = mapping.MapOptions(Function(func, factory), **how), {}
+        if options.labelled:
             labels.check_names(self._dataset, [SAMPLE_DIM])
         for name, outline in outlines.items():
             shown = self.source.name if isinstance(self.source, xr.DataArray) else name
-            given = (shown, outline, self._dataset.coords, self._fill_values[name], function)
-            every[name] = mapping.as_mapped(*given, **how)
+            given = (shown, outline, self._dataset.coords, self._fill_values[name], options)
+            every[name] = mapping.as_mapped(*given)
         return every
 
     def _ignores(self, name: Hashable, how: object, ignore_padding: bool | None) -> bool:
@@ -896,7 +897,7 @@ class Patches(Generic[T]):
 
     def _as_output(self, output: object) -> dict[str, Any]:
         """Normalise the argument `output` of `map`."""
-        words = mapping.as_output(output)
+        words = outputs.as_output(output)
         if "name" in words and isinstance(self.source, xr.Dataset):
             raise PatchError(
                 f"output name is for a DataArray, got {shown(words['name'])} for a Dataset, whose "
@@ -906,12 +907,12 @@ class Patches(Generic[T]):
 
     def _outlines(
         self, output: object, batch_size: object, reduce: object
-    ) -> dict[Hashable, mapping.Outline]:
+    ) -> dict[Hashable, outputs.OutputPlan]:
         """Normalise the arguments `output`, `batch_size` and `reduce` of `map`, by variable."""
         batch_size, (how, _) = as_integer("batch_size", batch_size, 1), as_reduce(reduce)
         given = (self._dataset.coords, self._as_output(output), batch_size, how)
         return {
-            name: mapping.as_outline(variable, self.grid.restrict(variable.dims), *given)
+            name: outputs.as_output_plan(variable, self.grid.restrict(variable.dims), *given)
             for name, variable, _ in self._extracted()
         }
 

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from zarr.storage import MemoryStore
 
 import xpatches
-from xpatches.images.labels import grid_of
+from xpatches.geometry.grid import grid_of
 
 SAMPLES = np.random.default_rng(0).integers(1, 10_000, (20, 29))
 Y, X = np.arange(20.0)[::-1] * 3, np.arange(29.0) * 10

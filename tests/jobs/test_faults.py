@@ -300,9 +300,8 @@ MAP_CODE = """
     import time
     import xarray as xr, xpatches
     from xpatches.jobs import blocks
-    from xpatches.datasets import layout
-    from xpatches.datasets import image as painted
-    layout.BLOCKS = painted.BLOCKS = 10**9
+    from xpatches.datasets import layout, outputs
+    layout.BLOCKS = outputs.BLOCKS = 10**9
     plain = blocks.Job.write
     def write(self, number):
         with open({log!r}, "a") as log:

@@ -31,7 +31,7 @@ from xpatches.images.spec import SPEC_ATTR, read_spec
 from xpatches.jobs.folder import Folder, open_folder
 from xpatches.jobs.lock import writer_of
 from xpatches.jobs.state import check_state, holds_patches, state_of
-from xpatches.mapping.labelled import as_scale
+from xpatches.mapping.output import as_scale
 from xpatches.redaction import redacted, told
 from xpatches.stitching.labelled import REDUCES
 from xpatches.stitching.tapers import TAPERS

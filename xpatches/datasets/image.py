@@ -1,8 +1,9 @@
-"""Images that a model makes, written as jobs; and what it makes of single patches, on the way."""
+"""The image that a model makes, written as a job: of patches, or of its stored outputs."""
 
-import functools
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
+from itertools import accumulate, pairwise
 from math import prod
 from typing import Any
 
@@ -10,221 +11,170 @@ import numpy as np
 import xarray as xr
 
 from xpatches.datasets.encoding import encoding_of
-from xpatches.datasets.layout import (
-    BLOCKS,
-    CHUNK,
-    SHARD,
-    check_not_empty,
-    given_lengths,
-    given_shards,
-)
-from xpatches.datasets.outputs import ImagePart, MadePart
+from xpatches.datasets.layout import CHUNK, SHARD, given_lengths, given_shards
+from xpatches.datasets.outputs import ModelDataset, OutputDataset, check_samples
 from xpatches.datasets.write import Source, check_dataset, check_dims, write_dataset
 from xpatches.errors import PatchError
-from xpatches.geometry.blocks import BlockPlan, Kernel
-from xpatches.geometry.search import check_tasks, grow
-from xpatches.images import labels
-from xpatches.images.labels import SAMPLE_DIM
+from xpatches.geometry.blocks import BlockPlan, Kernel, run_kernel
+from xpatches.geometry.boxes import divide
+from xpatches.geometry.search import grow
 from xpatches.images.samples import region_reader
-from xpatches.images.spec import Spec, write_spec
-from xpatches.jobs.blocks import Part, Reader
-from xpatches.jobs.folder import open_folder
+from xpatches.jobs.blocks import Part, Put, Reader, Samples
+from xpatches.jobs.folder import Folder
 from xpatches.jobs.job import Report
-from xpatches.lazy.sources import as_budget, promised
-from xpatches.mapping.labelled import Mapped, Outline
-from xpatches.redaction import redacted
+from xpatches.lazy.sources import as_budget
+from xpatches.mapping.labelled import Mapped
+from xpatches.mapping.output import OutputPlan
 from xpatches.stitching.gather import Gathering, plan_gathering, stitched
 from xpatches.stitching.locate import Located
 
 
 @dataclass(frozen=True)
-class _OfModel:
-    """What a model makes of an image, in a store."""
-
-    source: Source
-    mapped: Mapping[Hashable, Mapped]
-    max_bytes: int | str | None
-
-    def attrs(self, name: Hashable) -> dict[Any, Any]:
-        """Give the attrs of a variable."""
-        return dict(self.mapped[name].attrs)
-
-    def described(self) -> dict[str, Any]:
-        """Describe how every variable is made."""
-        about = {self.source.stored(name): self.about(of) for name, of in self.mapped.items()}
-        return {"map": about}
-
-    def about(self, mapped: Mapped) -> dict[str, Any]:
-        """Describe the patches, the function by its name, and what it returns."""
-        model, made = mapped.model, mapped.made
-        return {
-            "func": redacted(_name_of(model.function.func)),
-            "factory": model.function.factory,
-            "labelled": model.labelled,
-            "patches": write_spec(model.dims, mapped.grid, model.fill_value, "center", {}),
-            "dims": list(made.dims),
-            "shape": list(made.shape),
-            "dtype": str(made.dtype),
-        }
-
-    def encoding(self, name: Hashable, given: Mapping[Any, Mapping[str, Any]]) -> dict[str, Any]:
-        """Normalise how a variable is encoded."""
-        stored = self.source.stored(name)
-        return encoding_of(repr(stored), self.mapped[name].dtype, given.get(stored, {}))
-
-
-@dataclass(frozen=True)
-class Runs(_OfModel):
-    """What a model makes of single patches."""
-
-    layout = "runs"
-
-    def parts(self, encoding: Mapping[Any, Mapping[str, Any]]) -> list[Part]:
-        """Lay out what is made, in chunks and shards of as many patches as fit."""
-        parts: list[Part] = []
-        labels.check_names(self.source.dataset, [SAMPLE_DIM])
-        for name, mapped in self.mapped.items():
-            if len(mapped.grid.dims) < len(self.source.grid.dims):
-                raise PatchError(
-                    f"materialize needs variables with all of the dims {self.source.grid.dims}, "
-                    f"{name!r} has {mapped.grid.dims}; map it by itself"
-                )
-            made, variable, budget = mapped.made, mapped.variable, as_budget(self.max_bytes)
-            _check_not_empty(repr(self.source.stored(name)), mapped)
-            returned = made.dtype.itemsize * prod(made.shape)
-            shard = min(SHARD // returned, 4 * budget // mapped.given_bytes)
-            shard = max(1, min(shard, -(-mapped.grid.total // BLOCKS)))
-            chunk = min(shard, max(1, CHUNK // returned))
-            shard = shard // chunk * chunk
-            parts.append(
-                MadePart(
-                    self.source.stored(name),
-                    region_reader(variable),
-                    mapped.model,
-                    tuple(variable.dims.index(dim) for dim in mapped.grid.dims),
-                    variable.shape,
-                    (chunk, *made.shape),
-                    (shard, *made.shape) if shard > chunk else None,
-                    self.encoding(name, encoding),
-                    variable.dtype.itemsize,
-                    budget // 2,
-                )
-            )
-        return parts
-
-    def coords(self) -> xr.Coordinates:
-        """Give no coords: the geometry is that of the map."""
-        return xr.Coordinates()
-
-    def promised(self) -> dict[Hashable, Located]:
-        """Give what will be stored, to plan with."""
-        for part in self.parts({}):
-            check_tasks(len(part), "what materialize stores")
-        return self.located(
-            {
-                part.name: xr.DataArray(
-                    promised(part.shape, part.dtype, part.shards or part.chunks),
-                    dims=part.dims,
-                )
-                for part in self.parts({})
-            }
-        )
-
-    def located(self, arrays: Mapping[Any, xr.DataArray]) -> dict[Hashable, Located]:
-        """Lay what is stored over the image."""
-        found = {}
-        for name, mapped in self.mapped.items():
-            spec = Spec(mapped.dims, mapped.grid, "center", {}, "samples")
-            origins = tuple(axis.origins for axis in mapped.grid)
-            every = np.arange(mapped.grid.total)
-            array = arrays[self.source.stored(name)]
-            found[name] = Located(array, spec, mapped.covers, origins, every)
-        return found
-
-
-@dataclass(frozen=True)
-class Painting(_OfModel):
+class ImageDataset(ModelDataset):
     """The image that a model makes."""
 
     labels: xr.Coordinates
     """Of the image."""
     chunks: Mapping[Any, int] | None
     shards: Mapping[Any, int] | bool | None
-    runs: Mapping[Hashable, Located] | None = None
-    """What the model made of single patches, where that is stored."""
+    outputs: Mapping[Hashable, Located] | None = None
+    """What the model made of every patch, where that is stored."""
 
     layout = "image"
 
     def parts(self, encoding: Mapping[Any, Mapping[str, Any]]) -> list[Part]:
         """Choose the blocks of every variable: whole chunks or shards."""
         parts: list[Part] = []
-        check_dims([of.dims for of in self.mapped.values()], chunks=self.chunks, shards=self.shards)
-        objects = (self.runs is not None, as_budget(self.max_bytes), self.chunks, self.shards)
+        dims = [mapped.dims for mapped in self.mapped.values()]
+        check_dims(dims, chunks=self.chunks, shards=self.shards)
+        wanted = (self.outputs is not None, self.max_bytes, self.chunks, self.shards)
         for name, mapped in self.mapped.items():
             stored = self.source.stored(name)
-            chunks, shards = stored_lengths(repr(stored), mapped, *objects)
+            chunks, shards = stored_lengths(repr(stored), mapped, *wanted)
             units = dict(zip(mapped.dims, shards or chunks, strict=True))
-            read, blocks, kernel, itemsize = self._way(name, mapped, units)
-            given = (chunks, shards, self.encoding(name, encoding), itemsize)
-            parts.append(ImagePart(stored, read, blocks, kernel, mapped.dims, mapped.dtype, *given))
+            read, itemsize, blocks, kernel = self._made_of(name, units)
+            encoded = encoding_of(repr(stored), mapped.dtype, encoding.get(stored, {}))
+            array = (mapped.dims, mapped.dtype, chunks, shards, encoded, itemsize)
+            parts.append(ImageArray(stored, read, blocks, kernel, *array))
         return parts
 
     def coords(self) -> xr.Coordinates:
         """Label the image."""
         return self.labels
 
-    def about(self, mapped: Mapped) -> dict[str, Any]:
+    def describe(self, mapped: Mapped) -> dict[str, Any]:
         """Describe the stitching, too."""
         stitching = mapped.stitching
         return {
-            **super().about(mapped),
+            **super().describe(mapped),
             "reduce": stitching.how,
-            "taper": stitching.weights and [of.tolist() for of in stitching.weights],
+            "taper": stitching.weights and [weights.tolist() for weights in stitching.weights],
             "fill_value": str(stitching.fill_value),
             "skipna": stitching.skipna,
         }
 
-    def _way(
-        self, name: Hashable, mapped: Mapped, units: Mapping[Hashable, int]
-    ) -> tuple[Reader, BlockPlan, Kernel, int]:
-        """Plan how a variable is made: from the image, or from what is stored."""
-        if self.runs is None:
-            budget = as_budget(self.max_bytes)
-            plan = mapped.plan(budget, units)
-            mapped.check(plan, budget)
-            read = region_reader(mapped.variable)
-            return read, plan.blocks, mapped.kernel, mapped.variable.dtype.itemsize
-        found = self._gathering(name, mapped, units)
-        assert found.read is not None
-        return found.read, found.plan.blocks, found.kernel, mapped.made.dtype.itemsize
-
     def lazily(self) -> dict[Hashable, Any]:
         """Stitch what is stored lazily, by variable."""
         return {
-            name: stitched(self._gathering(name, of, {}), of.dtype)
-            for name, of in self.mapped.items()
+            name: stitched(self._gathering(name, {}), mapped.dtype)
+            for name, mapped in self.mapped.items()
         }
 
-    def _gathering(
-        self, name: Hashable, mapped: Mapped, units: Mapping[Hashable, int]
-    ) -> Gathering:
-        assert self.runs is not None
-        return plan_gathering(self.runs[name], mapped.stitching, self.max_bytes, mapped.dims, units)
+    def _made_of(
+        self, name: Hashable, units: Mapping[Hashable, int]
+    ) -> tuple[Reader, int, BlockPlan, Kernel]:
+        """Say how a variable is made: what reads the samples, their bytes, the plan, the kernel."""
+        mapped = self.mapped[name]
+        if self.outputs is None:
+            plan, variable = mapped.map_plan(self.max_bytes, units), mapped.variable
+            return region_reader(variable), variable.dtype.itemsize, plan.blocks, mapped.kernel
+        gathering = self._gathering(name, units)
+        assert gathering.read is not None
+        blocks, kernel = gathering.plan.blocks, gathering.kernel
+        return gathering.read, mapped.output.dtype.itemsize, blocks, kernel
+
+    def _gathering(self, name: Hashable, units: Mapping[Hashable, int]) -> Gathering:
+        assert self.outputs is not None
+        mapped, located = self.mapped[name], self.outputs[name]
+        return plan_gathering(located, mapped.stitching, self.max_bytes, mapped.dims, units)
 
 
-def paint(
+@dataclass(frozen=True)
+class ImageArray:
+    """An image that a kernel makes, block by block."""
+
+    name: str
+    read: Reader
+    blocks: BlockPlan
+    kernel: Kernel
+    dims: tuple[Hashable, ...]
+    dtype: np.dtype[Any]
+    chunks: tuple[int, ...]
+    shards: tuple[int, ...] | None
+    encoding: Mapping[str, Any]
+    itemsize: int
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Lengths of the image."""
+        return tuple(map(sum, self.blocks.out_chunks))
+
+    @property
+    def lengths(self) -> tuple[int, ...]:
+        """Of a block."""
+        return tuple(map(max, self.blocks.out_chunks))
+
+    def __len__(self) -> int:
+        return prod(self.blocks.counts)
+
+    def reads(self, number: int) -> list[tuple[slice, ...]]:
+        """Find the region that is read for a block."""
+        return [self.blocks.read(self._index(number))[0]]
+
+    def write(self, number: int, samples: Samples, put: Put) -> None:
+        """Make a block."""
+        region, takes = self.blocks.read(self._index(number))
+        block = run_kernel(self.kernel, takes, samples.of(region))
+        place, objects = self.place(number), self.shards or self.chunks
+        # One stored object after the other, for zarr encodes copies of all it is given.
+        for part in divide(place, objects):
+            pairs = zip(part, place, strict=True)
+            put(part, block[tuple(slice(p.start - b.start, p.stop - b.start) for p, b in pairs)])
+
+    def describe(self, number: int) -> str:
+        """Say what of the image a block holds."""
+        place = zip(self.dims, self.place(number), strict=True)
+        spans = (f"{dim}={along.start}:{along.stop}" for dim, along in place)
+        return f"{self.name!r}, {', '.join(spans)}"
+
+    def _index(self, number: int) -> tuple[int, ...]:
+        return tuple(map(int, np.unravel_index(number, self.blocks.counts)))
+
+    def place(self, number: int) -> tuple[slice, ...]:
+        """Find a block in the image."""
+        index = self.blocks.out_index(self._index(number))
+        pairs = zip(self._places, index, strict=True)
+        return tuple(along[number] for along, number in pairs)
+
+    @cached_property
+    def _places(self) -> list[list[slice]]:
+        edges = ([0, *accumulate(lengths)] for lengths in self.blocks.out_chunks)
+        return [[slice(*pair) for pair in pairwise(along)] for along in edges]
+
+
+def write_map(
     source: Source,
     mapped: Mapping[Hashable, Mapped],
     coords: xr.Coordinates,
     *,
-    store: Any,
-    materialize: Any,
+    store: Folder | None,
+    materialize: Folder | None,
     chunks: Mapping[Any, int] | None,
     shards: Mapping[Any, int] | bool | None,
     encoding: Mapping[Any, Mapping[str, Any]] | None,
     max_bytes: int | str | None,
     report: Callable[[], Report],
-    **how: Any,
+    **job: Any,
 ) -> xr.DataArray | xr.Dataset | dict[Hashable, Any]:
     """Make an image as a job, as `Patches.map` documents.
 
@@ -236,7 +186,7 @@ def paint(
         As in `Patches.map`.
     report
         Makes what is told of the progress of a job.
-    **how
+    **job
         Its arguments `checksums`, `resume`, `overwrite`, `retries`, `lock` and `fsync`.
 
     Returns
@@ -244,31 +194,34 @@ def paint(
     DataArray, Dataset or dict
         What was written to the store, opened; or, without one, the lazy data of every variable.
     """
-    painting = Painting(source, mapped, max_bytes, coords, chunks, shards)
+    image = ImageDataset(source, mapped, as_budget(max_bytes), coords, chunks, shards)
     if materialize is not None:
         # What is not cut is copied once, beside the result.
-        runs = Runs(replace(source, dataset=source.dataset[[*mapped]]), mapped, max_bytes)
+        cut = replace(source, dataset=source.dataset[[*mapped]])
+        outputs = OutputDataset(cut, mapped, image.max_bytes)
         # What cannot be made of them is refused before the model is run.
-        promised = replace(painting, runs=runs.promised())
+        promised = replace(image, outputs=outputs.promised())
         if store is None:
             promised.lazily()
         else:
-            out, kept = open_folder(store), open_folder(materialize)
-            if out.overlaps(kept):
-                raise PatchError(f"store and materialize must be two places, got {out} and {kept}")
-            begin = {argument: how[argument] for argument in ("checksums", "resume", "overwrite")}
-            check_dataset(promised, out, encoding, **begin)
-        made = write_dataset(runs, materialize, None, report(), **how)
-        arrays = made if isinstance(made, xr.Dataset) else {source.stored(*mapped): made}
-        painting = replace(painting, runs=runs.located(arrays))
+            if store.overlaps(materialize):
+                raise PatchError(
+                    f"store and materialize must be two places, got {store} and {materialize}"
+                )
+            begin = {argument: job[argument] for argument in ("checksums", "resume", "overwrite")}
+            check_dataset(promised, store, encoding, **begin)
+        written = write_dataset(outputs, materialize, None, report(), **job)
+        if isinstance(written, xr.DataArray):
+            written = written.to_dataset(name=source.stored(*mapped))
+        image = replace(image, outputs=outputs.located(written))
         if store is None:
-            return painting.lazily()
-    return write_dataset(painting, store, encoding, report(), **how)
+            return image.lazily()
+    return write_dataset(image, store, encoding, report(), **job)
 
 
 def stored_lengths(
     what: str,
-    outline: Outline,
+    plan: OutputPlan,
     gathered: bool,
     max_bytes: int,
     chunks_given: Mapping[Any, int] | None,
@@ -280,7 +233,7 @@ def stored_lengths(
     ----------
     what
         Name of the variable, for errors.
-    outline
+    plan
         What is made.
     gathered
         Whether it is made of what is stored for every patch.
@@ -289,10 +242,10 @@ def stored_lengths(
     chunks_given, shards_given
         Lengths by dim that the user gives.
     """
-    _check_not_empty(what, outline)
-    dims, shape, itemsize = outline.dims, outline.shape, outline.dtype.itemsize
-    cost = outline.gathered_bytes if gathered else outline.nbytes
-    spatial = [number for number, dim in enumerate(dims) if dim in outline.grid.dims]
+    check_samples(what, plan)
+    dims, shape, itemsize = plan.dims, plan.shape, plan.dtype.itemsize
+    cost = plan.costs.nbytes_of_stored if gathered else plan.costs.nbytes
+    spatial = [number for number, dim in enumerate(dims) if dim in plan.grid.dims]
 
     def grown(units: Sequence[int], fixed: Mapping[int, int], most: int) -> list[int]:
         """Double lengths along the spatial dims, the shortest first, as long as they fit."""
@@ -307,7 +260,7 @@ def stored_lengths(
 
     def fits(lengths: Sequence[int], most: int) -> bool:
         """Whether a block of one object, but no less than a stride, takes half of the budget."""
-        along = [(lengths[dims.index(of.dim)], of.stride) for of in outline.covers]
+        along = [(lengths[dims.index(cover.dim)], cover.stride) for cover in plan.output.covers]
         within = all(length <= stride for length, stride in along)
         within = within or 2 * cost([max(pair) for pair in along]) <= max_bytes
         return itemsize * prod(lengths) <= most and within
@@ -322,48 +275,32 @@ def stored_lengths(
     return tuple(chunks), None if shards == chunks else tuple(shards)
 
 
-def plan_paint(
+def plan_written_map(
     source: Source,
-    outlines: Mapping[Hashable, Outline],
+    plans: Mapping[Hashable, OutputPlan],
     max_bytes: int | str | None,
     chunks: Mapping[Any, int] | None,
     shards: Mapping[Any, int] | bool | None,
 ) -> dict[Hashable, dict[str, Any]]:
     """Say how an image will be made as a job, as `Patches.plan_map` documents, by variable."""
-    found = {}
-    budget = as_budget(max_bytes)
-    check_dims([of.dims for of in outlines.values()], chunks=chunks, shards=shards)
-    for name, outline in outlines.items():
-        what, itemsize = repr(source.stored(name)), outline.dtype.itemsize
-        objects = stored_lengths(what, outline, False, budget, chunks, shards)
-        units = dict(zip(outline.dims, objects[1] or objects[0], strict=True))
-        plan = outline.plan(budget, units)
-        outline.check(plan, budget)
+    described, budget = {}, as_budget(max_bytes)
+    check_dims([plan.dims for plan in plans.values()], chunks=chunks, shards=shards)
+    for name, plan in plans.items():
+        what, itemsize = repr(source.stored(name)), plan.dtype.itemsize
+        objects = stored_lengths(what, plan, False, budget, chunks, shards)
+        units = dict(zip(plan.dims, objects[1] or objects[0], strict=True))
+        blocks = plan.map_plan(budget, units)
         # zarr holds an object encoded, and as it was copied for that.
         encoded = 2 * itemsize * prod(units.values())
-        found[name] = {
-            "patches": outline.grid.total,
-            "runs": plan.runs,
-            "runs_per_patch": plan.runs_per_patch,
-            "bytes": itemsize * prod(outline.shape),
-            "dims": dict(zip(outline.dims, outline.shape, strict=True)),
+        described[name] = {
+            "patches": plan.grid.total,
+            "runs": blocks.runs,
+            "runs_per_patch": blocks.runs_per_patch,
+            "bytes": itemsize * prod(plan.shape),
+            "dims": dict(zip(plan.dims, plan.shape, strict=True)),
             "chunks": objects[0],
             "shards": objects[1],
-            "tasks": prod(plan.counts),
-            "bytes_per_task": outline.bytes_per_task(plan) + encoded,
+            "tasks": prod(blocks.counts),
+            "bytes_per_task": plan.bytes_per_task(blocks) + encoded,
         }
-    return found
-
-
-def _check_not_empty(what: str, outline: Outline) -> None:
-    check_not_empty(what, outline.dims, outline.shape)
-    check_not_empty(what, outline.variable.dims, outline.variable.shape)
-
-
-def _name_of(func: Any) -> str:
-    """Name a function, for those who resume a job: partial ones with their arguments."""
-    if isinstance(func, functools.partial):
-        given = [*map(repr, func.args), *(f"{key}={of!r}" for key, of in func.keywords.items())]
-        return f"{_name_of(func.func)}({', '.join(given)})"
-    named = func if hasattr(func, "__qualname__") else type(func)
-    return f"{getattr(named, '__module__', None) or 'builtins'}:{named.__qualname__}"
+    return described

@@ -1,91 +1,137 @@
-"""Arrays that a kernel or a model makes as a job: an image, or what is made of single patches."""
+"""What a model makes of every patch of an image, written as a job, to be stitched later."""
 
+import functools
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
-from itertools import accumulate, pairwise
 from math import prod
 from typing import Any
 
 import numpy as np
+import xarray as xr
 
-from xpatches.geometry.blocks import BlockPlan, Kernel, run_kernel
-from xpatches.geometry.boxes import divide, halve, split_run
-from xpatches.images.labels import SAMPLE_DIM
-from xpatches.jobs.blocks import Put, Reader, Samples
-from xpatches.mapping.model import Model, Placed, run_patches
-
-
-@dataclass(frozen=True)
-class ImagePart:
-    """An image that a kernel makes, block by block."""
-
-    name: str
-    read: Reader
-    blocks: BlockPlan
-    kernel: Kernel
-    dims: tuple[Hashable, ...]
-    dtype: np.dtype[Any]
-    chunks: tuple[int, ...]
-    shards: tuple[int, ...] | None
-    encoding: Mapping[str, Any]
-    itemsize: int
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        """Lengths of the image."""
-        return tuple(map(sum, self.blocks.out_chunks))
-
-    @property
-    def lengths(self) -> tuple[int, ...]:
-        """Of a block."""
-        return tuple(map(max, self.blocks.out_chunks))
-
-    def __len__(self) -> int:
-        return prod(self.blocks.counts)
-
-    def reads(self, number: int) -> list[tuple[slice, ...]]:
-        """Find the region that is read for a block."""
-        return [self.blocks.read(self._index(number))[0]]
-
-    def write(self, number: int, samples: Samples, put: Put) -> None:
-        """Make a block."""
-        region, takes = self.blocks.read(self._index(number))
-        made = run_kernel(self.kernel, takes, samples.of(region))
-        place, objects = self.place(number), self.shards or self.chunks
-        # One stored object after the other, for zarr encodes copies of all it is given.
-        for part in divide(place, objects):
-            pairs = zip(part, place, strict=True)
-            put(part, made[tuple(slice(p.start - b.start, p.stop - b.start) for p, b in pairs)])
-
-    def describe(self, number: int) -> str:
-        """Say what of the image a block holds."""
-        place = zip(self.dims, self.place(number), strict=True)
-        return f"{self.name!r}, " + ", ".join(f"{dim}={of.start}:{of.stop}" for dim, of in place)
-
-    def _index(self, number: int) -> tuple[int, ...]:
-        return tuple(map(int, np.unravel_index(number, self.blocks.counts)))
-
-    def place(self, number: int) -> tuple[slice, ...]:
-        """Find a block in the image."""
-        out = self.blocks.out_index(self._index(number))
-        return tuple(of[i] for of, i in zip(self._places, out, strict=True))
-
-    @cached_property
-    def _places(self) -> list[list[slice]]:
-        edges = ([0, *accumulate(lengths)] for lengths in self.blocks.out_chunks)
-        return [[slice(*pair) for pair in pairwise(of)] for of in edges]
+from xpatches.datasets.encoding import encoding_of
+from xpatches.datasets.layout import BLOCKS, CHUNK, SHARD, check_not_empty
+from xpatches.datasets.write import Source
+from xpatches.errors import PatchError
+from xpatches.geometry.boxes import Span, halve, split_run
+from xpatches.geometry.grid import AxisGrid
+from xpatches.geometry.search import check_tasks
+from xpatches.images.labels import SAMPLE_DIM, check_names
+from xpatches.images.samples import region_reader
+from xpatches.images.spec import Spec, write_spec
+from xpatches.jobs.blocks import Part, Put, Reader, Samples
+from xpatches.lazy.sources import promised
+from xpatches.mapping.kernel import run_patches
+from xpatches.mapping.labelled import Mapped
+from xpatches.mapping.model import Model
+from xpatches.mapping.output import OutputPlan
+from xpatches.redaction import redacted
+from xpatches.stitching.locate import Located
 
 
 @dataclass(frozen=True)
-class MadePart:
+class ModelDataset:
+    """What is written of an image and a model."""
+
+    source: Source
+    mapped: Mapping[Hashable, Mapped]
+    """What becomes of every variable that is cut."""
+    max_bytes: int
+
+    def attrs(self, name: Hashable) -> dict[Any, Any]:
+        """Give the attrs of a variable."""
+        return dict(self.mapped[name].attrs)
+
+    def described(self) -> dict[str, Any]:
+        """Describe how every variable is made."""
+        descriptions = {
+            self.source.stored(name): self.describe(mapped) for name, mapped in self.mapped.items()
+        }
+        return {"map": descriptions}
+
+    def describe(self, mapped: Mapped) -> dict[str, Any]:
+        """Describe the patches, the function by its name, and what it returns."""
+        model, output = mapped.model, mapped.output
+        return {
+            "func": redacted(_name_of(model.function.func)),
+            "factory": model.function.factory,
+            "labelled": model.labelled,
+            "patches": write_spec(model.dims, mapped.grid, model.fill_value, "center", {}),
+            "dims": list(output.dims),
+            "shape": list(output.shape),
+            "dtype": str(output.dtype),
+        }
+
+
+@dataclass(frozen=True)
+class OutputDataset(ModelDataset):
+    """What a model makes of every patch."""
+
+    layout = "runs"
+
+    def parts(self, encoding: Mapping[Any, Mapping[str, Any]]) -> list[Part]:
+        """Lay out what is made, in chunks and shards of as many patches as fit."""
+        check_names(self.source.dataset, [SAMPLE_DIM])
+        parts: list[Part] = []
+        for name, mapped in self.mapped.items():
+            if len(mapped.grid.dims) < len(self.source.grid.dims):
+                raise PatchError(
+                    f"materialize needs variables with all of the dims {self.source.grid.dims}, "
+                    f"{name!r} has {mapped.grid.dims}; map it by itself"
+                )
+            stored, variable, output = self.source.stored(name), mapped.variable, mapped.output
+            check_samples(repr(stored), mapped)
+            nbytes = output.dtype.itemsize * prod(output.shape)
+            shard = min(SHARD // nbytes, 4 * self.max_bytes // mapped.costs.patch)
+            shard = max(1, min(shard, -(-mapped.grid.total // BLOCKS)))
+            chunk = min(shard, max(1, CHUNK // nbytes))
+            shard = shard // chunk * chunk
+            parts.append(
+                OutputArray(
+                    stored,
+                    region_reader(variable),
+                    mapped.model,
+                    variable.shape,
+                    (chunk, *output.shape),
+                    (shard, *output.shape) if shard > chunk else None,
+                    encoding_of(repr(stored), mapped.dtype, encoding.get(stored, {})),
+                    variable.dtype.itemsize,
+                    self.max_bytes // 2,
+                )
+            )
+        return parts
+
+    def coords(self) -> xr.Coordinates:
+        """Give no coords: the geometry is that of the map."""
+        return xr.Coordinates()
+
+    def promised(self) -> dict[Hashable, Located]:
+        """Give what will be stored, to plan with."""
+        arrays = {}
+        for part in self.parts({}):
+            check_tasks(len(part), "what materialize stores")
+            data = promised(part.shape, part.dtype, part.shards or part.chunks)
+            arrays[part.name] = xr.DataArray(data, dims=part.dims)
+        return self.located(arrays)
+
+    def located(self, arrays: Mapping[Any, xr.DataArray]) -> dict[Hashable, Located]:
+        """Lay what is stored over the image."""
+        located = {}
+        for name, mapped in self.mapped.items():
+            spec = Spec(mapped.dims, mapped.grid, "center", {}, "samples")
+            origins = tuple(axis.origins for axis in mapped.grid)
+            numbers, array = np.arange(mapped.grid.total), arrays[self.source.stored(name)]
+            located[name] = Located(array, spec, mapped.output.covers, origins, numbers)
+        return located
+
+
+@dataclass(frozen=True)
+class OutputArray:
     """What a model makes of every patch, along one dim; every patch is run once."""
 
     name: str
     read: Reader
     model: Model
-    axes: tuple[int, ...]
-    """Axes of the image along which patches are cut."""
     image_shape: tuple[int, ...]
     """Lengths of the image, along all its axes."""
     chunks: tuple[int, ...]
@@ -98,22 +144,22 @@ class MadePart:
     @property
     def dims(self) -> tuple[Hashable, ...]:
         """Dims of what is made."""
-        return (SAMPLE_DIM, *map(self.model.renamed, self.model.made.dims))
+        return (SAMPLE_DIM, *map(self.model.renamed, self.model.output.dims))
 
     @property
     def shape(self) -> tuple[int, ...]:
         """Its lengths."""
-        return (self.model.grid.total, *self.model.made.shape)
+        return (self.model.grid.total, *self.model.output.shape)
 
     @property
     def dtype(self) -> np.dtype[Any]:
         """Its dtype."""
-        return self.model.made.dtype
+        return self.model.output.dtype
 
     @property
     def lengths(self) -> tuple[int, ...]:
         """Of a block."""
-        return ((self.shards or self.chunks)[0], *self.model.made.shape)
+        return ((self.shards or self.chunks)[0], *self.model.output.shape)
 
     def __len__(self) -> int:
         return -(-self.shape[0] // self.lengths[0])
@@ -124,19 +170,18 @@ class MadePart:
 
     def write(self, number: int, samples: Samples, put: Put) -> None:
         """Run the model on the patches of a block."""
-        place, shape, done = self._patches(number), self.model.made.shape, 0
-        made = np.empty((place.stop - place.start, *shape), self.dtype)
+        place, done = self.place(number), 0
+        outputs = np.empty([along.stop - along.start for along in place], self.dtype)
         for box in self._boxes(number):
-            region = self._region(box)
-            placed = [
-                Placed(axis, grid, -grid.before - region[axis].start)
-                for axis, grid in zip(self.axes, self.model.grid, strict=True)
+            region, count = self._region(box), prod(map(len, box))
+            spans = [
+                Span(axis, grid, -grid.before - region[axis].start, grid.count)
+                for axis, grid in self._axes()
             ]
-            count = prod(map(len, box))
-            part = made[done : done + count]
-            run_patches(samples.of(region), placed, self.model, box, part)
+            part = outputs[done : done + count]
+            run_patches(samples.of(region), spans, self.model, box, part)
             done += count
-        put(self.place(number), made)
+        put(place, outputs)
 
     def describe(self, number: int) -> str:
         """Say which patches a block holds."""
@@ -145,7 +190,7 @@ class MadePart:
 
     def place(self, number: int) -> tuple[slice, ...]:
         """Find a block among what is made of the patches."""
-        return (self._patches(number), *(slice(0, n) for n in self.model.made.shape))
+        return (self._patches(number), *(slice(0, n) for n in self.model.output.shape))
 
     def _patches(self, number: int) -> slice:
         start = number * self.lengths[0]
@@ -159,11 +204,30 @@ class MadePart:
 
     def _fits(self, box: tuple[range, ...]) -> bool:
         """Whether the samples under a box do."""
-        nbytes: int = self.itemsize * prod(of.stop - of.start for of in self._region(box))
+        nbytes: int = self.itemsize * prod(along.stop - along.start for along in self._region(box))
         return nbytes <= self.max_bytes
 
     def _region(self, box: Sequence[range]) -> tuple[slice, ...]:
         region = [slice(0, n) for n in self.image_shape]
-        for axis, grid, of in zip(self.axes, self.model.grid, box, strict=True):
-            region[axis] = slice(*grid.region(of.start, len(of))[:2])
+        for (axis, grid), numbers in zip(self._axes(), box, strict=True):
+            region[axis] = slice(*grid.region(numbers.start, len(numbers))[:2])
         return tuple(region)
+
+    def _axes(self) -> list[tuple[int, AxisGrid]]:
+        """Give every axis of the image along which patches are cut."""
+        return [(self.model.dims.index(axis.dim), axis) for axis in self.model.grid]
+
+
+def check_samples(what: str, plan: OutputPlan) -> None:
+    """Refuse to write an image without samples, or what is made of one."""
+    check_not_empty(what, plan.dims, plan.shape)
+    check_not_empty(what, plan.variable.dims, plan.variable.shape)
+
+
+def _name_of(func: Any) -> str:
+    """Name a function, for those who resume a job: partial ones with their arguments."""
+    if isinstance(func, functools.partial):
+        keywords = (f"{key}={value!r}" for key, value in func.keywords.items())
+        return f"{_name_of(func.func)}({', '.join([*map(repr, func.args), *keywords])})"
+    named = func if hasattr(func, "__qualname__") else type(func)
+    return f"{getattr(named, '__module__', None) or 'builtins'}:{named.__qualname__}"

@@ -15,6 +15,7 @@ from xpatches.geometry.boxes import clip
 from xpatches.geometry.grid import AxisGrid, PatchGrid, walk
 from xpatches.geometry.search import shrink
 from xpatches.images import labels, lines
+from xpatches.images.geotransform import moved_transforms
 from xpatches.images.lines import Line
 from xpatches.images.packing import kept_encoding
 from xpatches.images.spec import SPEC_ATTR, write_spec
@@ -63,7 +64,7 @@ def take_patch(
         for name, fill_value in fill_values.items()
     }
     if pads:
-        coords = labels.sample_coords(image.coords, samples, start, known)
+        coords = labels.sample_coords(image.coords, at, samples, known)
         made = xr.Dataset({**taken.data_vars.variables, **patches}, coords, image.attrs)
         return _georeferenced(made, samples)
     # No label is missing: what was taken is whole, and setting it up anew would take most time.
@@ -83,7 +84,7 @@ def take_patch(
 def _georeferenced(patch: xr.Dataset, samples: Mapping[Hashable, range]) -> xr.Dataset:
     """Give a patch, in place, its own GeoTransform where the image has one."""
     moved = {dim: (along.start, along.step) for dim, along in samples.items()}
-    for name, coord in labels.moved_transforms(patch.coords, moved).items():
+    for name, coord in moved_transforms(patch.coords, moved).items():
         patch[name].attrs = coord.attrs
     return patch
 

@@ -16,9 +16,9 @@ The formulas of "valid" and "same" are those of TensorFlow's ``GetWindowedOutput
 from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from math import inf, prod
-from typing import Literal, TypeAlias
+from typing import Any, Literal, TypeAlias
 
-from xpatches.arguments import as_choice, as_integer, shown
+from xpatches.arguments import as_choice, as_integer, by_dim, shown
 from xpatches.errors import PatchError, PatchIndexError
 
 Padding: TypeAlias = Literal["valid", "same"] | tuple[int, int]
@@ -268,6 +268,84 @@ class PatchGrid:
             rest, i = divmod(rest, axis.count)
             index.append(i)
         return tuple(reversed(index))
+
+
+def grid_of(
+    lengths: Mapping[Hashable, int],
+    arrays: Iterable[Sequence[Hashable]],
+    size: Mapping[Hashable, int],
+    stride: Any,
+    rate: Any,
+    padding: Any,
+) -> PatchGrid:
+    """Normalise the arguments of the accessor.
+
+    Parameters
+    ----------
+    lengths
+        Length of every dim of the image.
+    arrays
+        Dims of every array that is cut. The axes are in the order on which these agree; where two
+        of them differ, or none has both of two dims, in that in which `size` names them.
+    size
+        Samples per patch per dim.
+    stride, rate, padding
+        One value for every dim of `size`, or a mapping from dim to value. A dim that a mapping
+        leaves out has stride = size, rate 1 and padding "valid".
+
+    Raises
+    ------
+    PatchError
+        If a dim is unknown, a number is out of range, or no patch fits on the image.
+
+    Examples
+    --------
+    >>> lengths, size = {"y": 10, "x": 12}, {"x": 3, "y": 3}
+    >>> grid_of(lengths, [("y", "x")], size, {"x": 5}, 1, "valid").counts
+    {'y': 3, 'x': 2}
+    >>> grid_of(lengths, [("y", "x"), ("x", "y")], size, {"x": 5}, 1, "valid").counts
+    {'x': 2, 'y': 3}
+    """
+    if not size:
+        raise PatchError(
+            f"size must name at least one dim, got none; the dims are {tuple(lengths)}, "
+            "write for example size={'y': 256, 'x': 256} or y=256, x=256"
+        )
+    strides = {**size, **by_dim("stride", stride, size)}
+    rates = {**dict.fromkeys(size, 1), **by_dim("rate", rate, size)}
+    paddings = {**dict.fromkeys(size, "valid"), **by_dim("padding", padding, size)}
+    grid = PatchGrid(
+        tuple(
+            AxisGrid(dim, lengths[dim], size[dim], strides[dim], rates[dim], paddings[dim])
+            for dim in _in_order([*size], [*arrays])
+        )
+    )
+    for axis in grid.axes:
+        _check_not_empty(axis)
+    return grid
+
+
+def _in_order(named: list[Hashable], arrays: list[Sequence[Hashable]]) -> list[Hashable]:
+    """Sort dims as the arrays that have them do; as they are named where these do not agree."""
+    ordered: list[Hashable] = []
+    while left := [dim for dim in named if dim not in ordered]:
+        rests = [[dim for dim in dims if dim in left] for dims in arrays]
+        firsts = [dim for dim in left if not any(dim in rest[1:] for rest in rests)]
+        if not firsts:
+            return named
+        ordered.append(firsts[0])
+    return ordered
+
+
+def _check_not_empty(axis: AxisGrid) -> None:
+    if axis.length == 0:
+        raise PatchError(f"dim {axis.dim!r} of the image has length 0; there is nothing to extract")
+    if axis.count == 0:
+        room = axis.length + sum(axis.pads)
+        raise PatchError(
+            f"size on {axis.dim!r} is too large: its effective size {axis.effective_size} must be "
+            f"<= {room}, the image with its padding; use a smaller size or rate, or padding='same'"
+        )
 
 
 def walk(ranges: Sequence[range]) -> Iterator[tuple[int, ...]]:

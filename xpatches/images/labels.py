@@ -5,98 +5,28 @@ patch), the coord ``y_origin`` (source index of each patch's first sample) and t
 (source index of each sample of a single patch).
 """
 
-from collections.abc import Collection, Hashable, Iterable, Mapping, Sequence
-from types import MappingProxyType
+from collections.abc import Collection, Hashable, Iterable, Mapping
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import xarray as xr
 from xarray.indexes import PandasMultiIndex
 
-from xpatches.arguments import by_dim
-from xpatches.dtypes import is_dask
+from xpatches.dtypes import Array, is_dask
 from xpatches.errors import PatchError
 from xpatches.geometry.boxes import clip
-from xpatches.geometry.grid import AxisGrid, PatchGrid
+from xpatches.geometry.grid import PatchGrid
 from xpatches.images import lines
+from xpatches.images.geotransform import moved_transforms
 from xpatches.images.lines import Line
 from xpatches.images.packing import links_of
 from xpatches.images.samples import chunk_lazy
 
 FLAT_DIM = "patch"
 """Dim that flattening joins the patch dims into."""
-
-
-def grid_of(
-    lengths: Mapping[Hashable, int],
-    arrays: Iterable[Sequence[Hashable]],
-    size: Mapping[Hashable, int],
-    stride: Any,
-    rate: Any,
-    padding: Any,
-) -> PatchGrid:
-    """Normalise the arguments of the accessor.
-
-    Parameters
-    ----------
-    lengths
-        Length of every dim of the image.
-    arrays
-        Dims of every array that is cut. The axes are in the order on which these agree; where two
-        of them differ, or none has both of two dims, in that in which `size` names them.
-    size
-        Samples per patch per dim.
-    stride, rate, padding
-        One value for every dim of `size`, or a mapping from dim to value. A dim that a mapping
-        leaves out has stride = size, rate 1 and padding "valid".
-
-    Raises
-    ------
-    PatchError
-        If a dim is unknown, a number is out of range, or no patch fits on the image.
-
-    Examples
-    --------
-    >>> lengths, size = {"y": 10, "x": 12}, {"x": 3, "y": 3}
-    >>> grid_of(lengths, [("y", "x")], size, {"x": 5}, 1, "valid").counts
-    {'y': 3, 'x': 2}
-    >>> grid_of(lengths, [("y", "x"), ("x", "y")], size, {"x": 5}, 1, "valid").counts
-    {'x': 2, 'y': 3}
-    """
-    if not size:
-        raise PatchError(
-            f"size must name at least one dim, got none; the dims are {tuple(lengths)}, "
-            "write for example size={'y': 256, 'x': 256} or y=256, x=256"
-        )
-    strides = {**size, **by_dim("stride", stride, size)}
-    rates = {**dict.fromkeys(size, 1), **by_dim("rate", rate, size)}
-    paddings = {**dict.fromkeys(size, "valid"), **by_dim("padding", padding, size)}
-    grid = PatchGrid(
-        tuple(
-            AxisGrid(dim, lengths[dim], size[dim], strides[dim], rates[dim], paddings[dim])
-            for dim in _in_order(list(size), arrays)
-        )
-    )
-    for axis in grid.axes:
-        _check_not_empty(axis)
-    return grid
-
-
-def _in_order(named: list[Hashable], arrays: Iterable[Sequence[Hashable]]) -> list[Hashable]:
-    """Sort dims as the arrays that have them do; as they are named where these do not agree."""
-    before: dict[Hashable, set[Hashable]] = {dim: set() for dim in named}
-    for dims in arrays:
-        known = [dim for dim in dims if dim in before]
-        for place, dim in enumerate(known):
-            before[dim].update(known[:place])
-    ordered: list[Hashable] = []
-    while len(ordered) < len(named):
-        left = [dim for dim in named if dim not in ordered]
-        following = next((dim for dim in left if before[dim].issubset(ordered)), None)
-        if following is None:
-            return named
-        ordered.append(following)
-    return ordered
+SAMPLE_DIM = "sample"
+"""Dim along which the layout "samples" lays the patches, the grid's last dim running fastest."""
 
 
 def check_names(obj: xr.Dataset, names: Iterable[str]) -> None:
@@ -143,22 +73,19 @@ def patch_coords(
         The coords along the grid, with ``{dim}_origin`` (int64 along the dim) and ``{dim}_patch``
         (int64 offsets).
     """
-    at = {axis.dim: axis.centers if label == "center" else axis.origins for axis in grid.axes}
-    even = [axis.dim for axis in grid.axes if axis.effective_size % 2 == 0]
-    halfway = even if label == "center" else []
-    taken = take_labels(coords, at, halfway, known=known)
-    first = {
-        axis.dim: (at[axis.dim].start + (axis.dim in halfway) / 2, axis.stride)
-        for axis in grid.axes
+    centered = label == "center"
+    at = {axis.dim: axis.centers if centered else axis.origins for axis in grid}
+    between = [axis.dim for axis in grid if centered and axis.effective_size % 2 == 0]
+    taken = take_labels(coords, at, between, known)
+    moved = {
+        axis.dim: (at[axis.dim].start + (axis.dim in between) / 2, axis.stride) for axis in grid
     }
-    moved = moved_transforms(taken, first)
-    origins: dict[Hashable, xr.Variable] = {
-        f"{axis.dim}_origin": integers(axis.dim, axis.origins) for axis in grid.axes
-    }
-    offsets: dict[Hashable, xr.Variable] = {
-        name: integers(name, axis.offsets) for axis in grid.axes for name in [f"{axis.dim}_patch"]
-    }
-    return _assign(taken, {**moved, **origins, **offsets}, indexed=offsets)
+    offsets: dict[Hashable, xr.Variable] = {}
+    changed = moved_transforms(taken, moved)
+    for axis in grid:
+        changed[f"{axis.dim}_origin"] = integers(axis.dim, axis.origins)
+        offsets[f"{axis.dim}_patch"] = integers(f"{axis.dim}_patch", axis.offsets)
+    return assign(taken, {**changed, **offsets}, indexed=offsets)
 
 
 def patch_dims(dims: Iterable[Hashable], grid: PatchGrid, *, flat: bool) -> tuple[Hashable, ...]:
@@ -166,6 +93,7 @@ def patch_dims(dims: Iterable[Hashable], grid: PatchGrid, *, flat: bool) -> tupl
 
     Examples
     --------
+    >>> from xpatches.geometry.grid import AxisGrid
     >>> grid = PatchGrid((AxisGrid("y", 9, 3, 3), AxisGrid("x", 9, 3, 3)))
     >>> patch_dims(("batch", "y", "x", "depth"), grid, flat=False)
     ('batch', 'y', 'x', 'y_patch', 'x_patch', 'depth')
@@ -197,27 +125,27 @@ def chunk_alike(coords: xr.Coordinates, variables: Iterable[xr.Variable]) -> xr.
             alike = {dim: lengths[dim] for dim in coord.dims if dim in lengths}
             if any(coord.chunksizes[dim] != chunks for dim, chunks in alike.items()):
                 changed[name] = _rechunk(coord, {**coord.chunksizes, **alike})
-    return _assign(coords, changed) if changed else coords
+    return assign(coords, changed)
 
 
 def flatten_coords(
     coords: xr.Coordinates, joined: Mapping[Hashable, int], to: str = FLAT_DIM
 ) -> xr.Coordinates:
     """Lay the coords of the joined dims along one dim."""
-    positions = dict(zip(joined, np.indices(tuple(joined.values())), strict=True))
-    at = {dim: xr.Variable(to, index.ravel()) for dim, index in positions.items()}
+    indices = zip(joined, np.indices(tuple(joined.values())), strict=True)
+    at = {dim: xr.Variable(to, index.ravel()) for dim, index in indices}
     flat = {
         name: variable.isel({dim: at[dim] for dim in variable.dims if dim in at})
         for name, variable in coords.variables.items()
         if not joined.keys().isdisjoint(variable.dims)
     }
-    return _assign(coords, flat)
+    return assign(coords, flat)
 
 
 def sample_coords(
     coords: xr.Coordinates,
+    at: Mapping[Hashable, range],
     samples: Mapping[Hashable, range],
-    start: Mapping[Hashable, int],
     known: Mapping[Hashable, Line],
 ) -> xr.Coordinates:
     """Label the samples of one patch, with ``{dim}_index`` (int64).
@@ -228,18 +156,22 @@ def sample_coords(
     ----------
     coords
         Of a part of the image.
+    at
+        Positions in the part of the samples along dims, ascending.
     samples
-        Index in the image of the samples along dims, ascending.
-    start
-        Index in the image of the part's first sample along those dims.
+        The same samples' positions in the image.
     known
         The coords of the whole image whose labels are evenly spaced.
     """
-    taken = take_labels(coords, samples, start=start, known=known)
+    lines_of_part = {}
+    for name, line in known.items():
+        (dim,) = coords.variables[name].dims
+        lines_of_part[name] = replace(line, start=at[dim].start - samples[dim].start)
+    taken = take_labels(coords, at, known=lines_of_part)
     for name, variable in taken.variables.items():
         if coords.variables[name].chunks is None and not samples.keys().isdisjoint(variable.dims):
             variable.load()
-    return _assign(taken, {f"{dim}_index": integers(dim, of) for dim, of in samples.items()})
+    return assign(taken, {f"{dim}_index": integers(dim, along) for dim, along in samples.items()})
 
 
 def settle(taken: xr.Coordinates, dims: Iterable[Hashable]) -> None:
@@ -264,7 +196,6 @@ def take_labels(
     coords: xr.Coordinates,
     at: Mapping[Hashable, range],
     halfway: Collection[Hashable] = (),
-    start: Mapping[Hashable, int] = MappingProxyType({}),
     known: Mapping[Hashable, Line] | None = None,
 ) -> xr.Coordinates:
     """Take the coords at positions of the image, or halfway to the next.
@@ -278,14 +209,12 @@ def take_labels(
     coords
         Of the image, or of a part of it.
     at
-        Positions in the image along dims, ascending.
+        Positions there along dims, ascending.
     halfway
         The dims along which labels are wanted halfway to the next sample, if they are numbers or
         times.
-    start
-        Position in the image of the part's first sample along dims; 0 where left out.
     known
-        The coords of the image whose labels are evenly spaced; they are looked for if it is None.
+        The coords whose labels are evenly spaced; they are looked for if it is None.
 
     Examples
     --------
@@ -298,25 +227,20 @@ def take_labels(
     array([nan, 10., 20.])
     """
     dataset = coords.to_dataset()
-    positions = {
-        dim: range(along.start - start.get(dim, 0), along.stop - start.get(dim, 0), along.step)
-        for dim, along in at.items()
-        if dim in dataset.sizes
-    }
-    inside = {dim: clip(along, dataset.sizes[dim]) for dim, along in positions.items()}
-    taken = dataset.isel({dim: part for dim, (_, part, _) in inside.items()}).coords
-    outside = {dim for dim, (before, _, after) in inside.items() if before or after}
+    at = {dim: along for dim, along in at.items() if dim in dataset.sizes}
+    clipped = {dim: clip(along, dataset.sizes[dim]) for dim, along in at.items()}
+    taken = dataset.isel({dim: inside for dim, (_, inside, _) in clipped.items()}).coords
+    outside = {dim for dim, (before, _, after) in clipped.items() if before or after}
     changed: dict[Hashable, xr.Variable] = {}
     for name, variable in taken.variables.items():
-        if positions.keys().isdisjoint(variable.dims):
+        if at.keys().isdisjoint(variable.dims):
             continue
         one_label = isinstance(taken.xindexes.get(name), PandasMultiIndex)
         between = [dim for dim in variable.dims if dim in halfway and not one_label]
         if between or not outside.isdisjoint(variable.dims):
             whole = _readable(coords, name)
             line = line_of(whole) if known is None else known.get(name)
-            line = None if one_label else line
-            changed[name] = _labels(whole, positions, between, line, start)
+            changed[name] = _labels(whole, at, between, None if one_label else line)
         else:
             _forget_chunks(variable)
             if variable.chunks is not None:
@@ -328,14 +252,14 @@ def take_labels(
         for other, coord in taken.xindexes.get_all_coords(name).items():
             changed.setdefault(other, coord.to_base_variable())
     indexed = [name for name in changed if name in taken.xindexes and name in at]
-    return _assign(taken, changed, indexed)
+    return assign(taken, changed, indexed)
 
 
 def lines_of(coords: xr.Coordinates, dims: Collection[Hashable]) -> dict[Hashable, Line]:
     """Find the coords along one of the dims whose labels are evenly spaced."""
     along = [name for name, coord in coords.items() if set(coord.dims) <= set(dims)]
-    found = {name: line_of(_readable(coords, name)) for name in along}
-    return {name: line for name, line in found.items() if line is not None}
+    pairs = ((name, line_of(_readable(coords, name))) for name in along)
+    return {name: line for name, line in pairs if line is not None}
 
 
 def line_of(coord: xr.Variable) -> Line | None:
@@ -352,39 +276,24 @@ def _readable(coords: xr.Coordinates, name: Hashable) -> xr.Variable:
     return coord.copy(deep=False).load() if name in coords.xindexes else coord
 
 
-def image_transforms(coords: xr.Coordinates, grid: PatchGrid, label: str) -> xr.Coordinates:
-    """Turn the GeoTransform that `patch_coords` gave patches into that of the image again."""
-    moved = {}
-    for axis in grid:
-        first = -axis.before + (axis.effective_size - 1) / 2 * (label == "center")
-        moved[axis.dim] = -first / axis.stride, 1 / axis.stride
-    changed = moved_transforms(coords, moved)
-    return _assign(coords, changed) if changed else coords
-
-
 def _labels(
     coord: xr.Variable,
     at: Mapping[Hashable, range],
     halfway: Collection[Hashable],
     line: Line | None,
-    start: Mapping[Hashable, int],
 ) -> xr.Variable:
     """Take a coord at positions, or halfway to the next along some dims."""
     if halfway:
         dim, *rest = halfway
         following = {**at, dim: range(at[dim].start + 1, at[dim].stop + 1, at[dim].step)}
-        lower = _labels(coord, at, rest, line, start)
-        upper = _labels(coord, following, rest, line, start)
-        return _halfway(lower, upper)
-    inside = {dim: clip(along, coord.sizes[dim]) for dim, along in at.items() if dim in coord.dims}
-    pads = {dim: (before, after) for dim, (before, _, after) in inside.items() if before or after}
-    taken = coord.isel({dim: part for dim, (_, part, _) in inside.items()})
+        return _halfway(_labels(coord, at, rest, line), _labels(coord, following, rest, line))
+    clipped = {dim: clip(at[dim], coord.sizes[dim]) for dim in coord.dims if dim in at}
+    pads = {dim: (before, after) for dim, (before, _, after) in clipped.items() if before or after}
+    taken = coord.isel({dim: inside for dim, (_, inside, _) in clipped.items()})
     _forget_chunks(taken)
     if pads and line is not None:
-        (dim, (before, after)) = next(iter(pads.items()))
-        positions = [position + start.get(dim, 0) for position in at[dim]]
-        outside = positions[:before], positions[len(positions) - after :]
-        low, high = (line.beyond(some) for some in outside)
+        ((dim, (before, after)),) = pads.items()
+        low, high = line.beyond(at[dim][:before]), line.beyond(at[dim][len(at[dim]) - after :])
         labels = np.concatenate([low, taken.to_numpy(), high])
         # What they were stored as need not hold those outside.
         return xr.Variable(taken.dims, labels, taken.attrs, links_of(taken))
@@ -392,17 +301,22 @@ def _labels(
 
 
 def _halfway(lower: xr.Variable, upper: xr.Variable) -> xr.Variable:
-    """Give the mean of neighbouring labels, lazily where they are lazy."""
+    """Give the mean of neighbouring labels; lazily, in the unit of times, where they are lazy."""
     lower, upper = chunk_lazy(lower), chunk_lazy(upper)
     around = 360.0 if _is_longitude(lower) else None
     if lower.chunks is None:
-        labels = lines.halfway(lower.to_numpy(), upper.to_numpy(), around)
+        labels: Any = lines.halfway(lower.to_numpy(), upper.to_numpy(), around)
     else:
-        from xpatches.lazy import graphs as lazy  # dask is loaded for dask arrays only
-
-        labels = lazy.halfway(lower.data, upper.data, around)
+        dtype = np.dtype(float) if lower.dtype.kind in "iu" else lower.dtype
+        above = upper.data.rechunk(lower.chunks)
+        labels = lower.data.map_blocks(_halfway_in_block, above, around=around, dtype=dtype)
     # As they were stored they might be rounded.
     return xr.Variable(lower.dims, labels, lower.attrs, links_of(lower))
+
+
+def _halfway_in_block(lower: Array, upper: Array, around: float | None) -> Array:
+    labels = lines.halfway(lower, upper, around)
+    return labels.astype(lower.dtype) if lower.dtype.kind in "mM" else labels
 
 
 def _is_longitude(coord: xr.Variable) -> bool:
@@ -411,96 +325,12 @@ def _is_longitude(coord: xr.Variable) -> bool:
     return coord.attrs.get("standard_name") == "longitude" or units in ("degrees_east", "degrees_E")
 
 
-def moved_transforms(
-    coords: xr.Coordinates, moved: Mapping[Hashable, tuple[float, float]]
-) -> dict[Hashable, xr.Variable]:
-    """Give the coords that hold a GeoTransform one for other samples of the image.
-
-    Parameters
-    ----------
-    coords
-        Any of the image's.
-    moved
-        Along dims of the image, the position of the first of those samples, and their distance, in
-        samples of the image.
-
-    Returns
-    -------
-    dict
-        By name the coords with the attr ``GeoTransform`` of GDAL, six numbers: for the new samples
-        where `moved` names the image's rows and columns by the names that rioxarray looks for,
-        without it otherwise; and without ground control points, which are of the image's pixels.
-    """
-    if any(dim in coords and coords[dim].attrs.get("units") == "pixel" for dim in moved):
-        return {}  # odc-geo labels rotated rasters by their pixels, to which the transform applies
-    names = [next((dim for dim in known if dim in moved), None) for known in (_COLUMNS, _ROWS)]
-    # A new pixel is as wide as samples are apart, and its corner half of that before its middle.
-    corners, steps = [], []
-    for dim in names:
-        first, step = moved.get(dim, (0, 1))
-        corners.append(first + 0.5 - step / 2)
-        steps.append(step)
-    changed: dict[Hashable, xr.Variable] = {}
-    for name, coord in coords.variables.items():
-        if not _is_placed(coord):
-            continue
-        changed[name] = _placeless(coord)
-        numbers = _numbers(coord.attrs.get(_TRANSFORM))
-        if len(numbers) == 6 and any(names):
-            new = []
-            for corner, *slopes in (numbers[:3], numbers[3:]):
-                new.append(corner + sum(map(float.__mul__, slopes, corners)))
-                new += [slope * step for slope, step in zip(slopes, steps, strict=True)]
-            changed[name].attrs[_TRANSFORM] = " ".join(map(repr, new))
-    return changed
-
-
 def without_transforms(coords: xr.Coordinates) -> xr.Coordinates:
     """Drop every GeoTransform, and ground control points."""
-    changed = {
-        name: _placeless(coord) for name, coord in coords.variables.items() if _is_placed(coord)
-    }
-    return _assign(coords, changed) if changed else coords
+    return assign(coords, moved_transforms(coords, {}))
 
 
-def _is_placed(coord: xr.Variable) -> bool:
-    return not coord.attrs.keys().isdisjoint(_PLACES)
-
-
-def _placeless(coord: xr.Variable) -> xr.Variable:
-    """Give a coord without what says where the pixels of the whole image lie."""
-    changed = coord.copy(deep=False)
-    changed.attrs = {key: value for key, value in coord.attrs.items() if key not in _PLACES}
-    return changed
-
-
-_TRANSFORM = "GeoTransform"
-_PLACES = (_TRANSFORM, "gcps")
-"""Attrs of a CRS that say where the pixels of the whole image lie."""
-_COLUMNS, _ROWS = ("x", "longitude", "lon"), ("y", "latitude", "lat")
-"""Names by which rioxarray, too, knows the dims of a raster."""
-
-
-def _numbers(text: object) -> list[float]:
-    """Parse numbers; none where it is not what GDAL writes."""
-    try:
-        return [float(number) for number in str(text).split()]
-    except Exception:  # whatever a type raises that is asked for a text
-        return []
-
-
-def _check_not_empty(axis: AxisGrid) -> None:
-    if axis.length == 0:
-        raise PatchError(f"dim {axis.dim!r} of the image has length 0; there is nothing to extract")
-    if axis.count == 0:
-        room = axis.length + sum(axis.pads)
-        raise PatchError(
-            f"size on {axis.dim!r} is too large: its effective size {axis.effective_size} must be "
-            f"<= {room}, the image with its padding; use a smaller size or rate, or padding='same'"
-        )
-
-
-def _assign(
+def assign(
     coords: xr.Coordinates,
     new: Mapping[Hashable, xr.Variable],
     indexed: Iterable[Hashable] = (),
@@ -509,14 +339,11 @@ def _assign(
 
     Only those in `indexed` get an index: making one reads the coord.
     """
-    made = xr.Coordinates({name: _indexable(new[name]) for name in indexed})
+    added = xr.Coordinates({name: _indexable(new[name]) for name in indexed})
     kept = {name: index for name, index in coords.xindexes.items() if name not in new}
-    variables = {
-        **coords.variables,
-        **{name: variable.to_base_variable() for name, variable in new.items()},
-        **made.variables,
-    }
-    return xr.Coordinates(variables, {**kept, **made.xindexes})
+    plain = {name: variable.to_base_variable() for name, variable in new.items()}
+    variables = {**coords.variables, **plain, **added.variables}
+    return xr.Coordinates(variables, {**kept, **added.xindexes})
 
 
 def _indexable(variable: xr.Variable) -> xr.Variable:
@@ -526,21 +353,19 @@ def _indexable(variable: xr.Variable) -> xr.Variable:
 
 def _pad_missing(variable: xr.Variable, pads: Mapping[Hashable, tuple[int, int]]) -> xr.Variable:
     """Surround a variable with missing labels, lazily where it is lazy."""
-    variable = chunk_lazy(variable)
-    kind = getattr(variable.dtype, "kind", "O")
-    data = variable.data
+    data: Any = chunk_lazy(variable).data
+    kind = getattr(data.dtype, "kind", "O")
     if kind not in "fcmM":
         data = data.astype(float if kind in "iu" else object)
-    padded = xr.Variable(list(map(str, range(data.ndim))), data)  # concat takes no other names
-    missing = {"m": "NaT", "M": "NaT", "O": None}.get(padded.dtype.kind, np.nan)
-    for along, lengths in pads.items():
-        dim, parts = str(variable.get_axis_num(along)), []
-        for length in lengths:
-            shape = {**padded.sizes, dim: length}
-            filler = np.full([*shape.values()], missing, padded.dtype)
-            part = xr.Variable(padded.dims, filler)
-            parts.append(part if padded.chunks is None else part.chunk(shape))
-        padded = xr.Variable.concat([parts[0], padded, parts[1]], dim)
+    missing = {"m": "NaT", "M": "NaT", "O": None}.get(data.dtype.kind, np.nan)
+    padded = xr.Variable([str(axis) for axis in range(data.ndim)], data)  # concat takes such names
+    for dim, lengths in pads.items():
+        along = str(variable.get_axis_num(dim))
+        shapes = ([*{**padded.sizes, along: length}.values()] for length in lengths)
+        parts = [xr.Variable(padded.dims, np.full(n, missing, padded.dtype)) for n in shapes]
+        if padded.chunks is not None:
+            parts = [part.chunk({}) for part in parts]
+        padded = xr.Variable.concat([parts[0], padded, parts[1]], along)
     padded.dims, padded.attrs = variable.dims, variable.attrs
     return padded
 
@@ -562,7 +387,3 @@ def _rechunk(variable: xr.Variable, chunks: Mapping[Any, Any]) -> xr.Variable:
     """Rechunk, but not by xarray: it computes a chunk of objects to see whether they are times."""
     data = variable.data.rechunk(tuple(chunks[dim] for dim in variable.dims))
     return xr.Variable(variable.dims, data, variable.attrs, variable.encoding)
-
-
-SAMPLE_DIM = "sample"
-"""Dim along which the layout "samples" lays the patches, the grid's last dim running fastest."""

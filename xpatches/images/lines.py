@@ -39,27 +39,28 @@ class Line:
     step: Any
     length: int
     dtype: np.dtype[Any]
+    start: int = 0
+    """Position of the first label."""
 
     def beyond(self, positions: Iterable[int]) -> Array:
-        """Label positions outside the samples ``0 ... length - 1``, from the nearest of them.
+        """Label positions that none of the labels has, from the nearest of them.
 
         Returns
         -------
         numpy.ndarray
             Of the labels' dtype; int64 where narrower integers cannot hold a label.
         """
-        end = self.length - 1
-        made = [
-            self.first + i * self.step if i < 0 else self.last + (i - end) * self.step
-            for i in positions
+        start, end, step, dtype = self.start, self.start + self.length - 1, self.step, self.dtype
+        labels = [
+            self.first + (at - start) * step if at < start else self.last + (at - end) * step
+            for at in positions
         ]
-        dtype = self.dtype
         if dtype.kind in "mM":
-            return np.array(made, "i8").view(dtype)
-        if dtype.kind in "iu" and made:
+            return np.array(labels, "i8").view(dtype)
+        if dtype.kind in "iu" and labels:
             info = np.iinfo(dtype)
-            dtype = dtype if min(made) >= info.min and max(made) <= info.max else np.dtype("i8")
-        return np.array(made, dtype)
+            dtype = dtype if min(labels) >= info.min and max(labels) <= info.max else np.dtype("i8")
+        return np.array(labels, dtype)
 
 
 def line_of(labels: Array) -> Line | None:
@@ -168,11 +169,11 @@ def _between(lower: Array, upper: Array, share: Array) -> Array:
     if kind in "mM":
         return _between_times(lower, upper, share)
     if kind == "O":
-        made = np.full(lower.shape, None)
+        labels = np.full(lower.shape, None)
         known = (lower != None) & (upper != None)  # noqa: E711  by element
         shares = np.broadcast_to(share, lower.shape)[known].astype(object)
-        made[known] = lower[known] + (upper[known] - lower[known]) * shares
-        return made
+        labels[known] = lower[known] + (upper[known] - lower[known]) * shares
+        return labels
     if kind in "iu":
         lower, upper = lower.astype("f8"), upper.astype("f8")
     with np.errstate(over="ignore", invalid="ignore"):  # what is infinite stays so, or is NaN
@@ -188,9 +189,9 @@ def _between_times(lower: Array, upper: Array, share: Array) -> Array:
         if len(pair) == 2:
             lower, upper = pair
             whole = (upper.view("i8") - lower.view("i8")) * share
-    made = (lower.view("i8") + np.rint(whole).astype("i8")).view(lower.dtype)
-    made[missing] = "NaT"
-    return np.asarray(made)
+    times: Array = (lower.view("i8") + np.rint(whole).astype("i8")).view(lower.dtype)
+    times[missing] = "NaT"
+    return times
 
 
 def _refined(times: Array, finer: np.dtype[Any], missing: Array) -> Array | None:

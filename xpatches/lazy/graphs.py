@@ -27,7 +27,6 @@ from xpatches.edges import pad_block
 from xpatches.errors import PatchError
 from xpatches.geometry.blocks import AxisOverlap, BlockPlan, Kernel, overlap_of, run_kernel
 from xpatches.geometry.search import check_tasks
-from xpatches.images import lines
 
 Slices: TypeAlias = tuple[slice, ...]
 PLANNED = hasattr(da.Array, "expr")
@@ -385,18 +384,6 @@ def pad(array: Any, pads: Mapping[int, tuple[int, int]], fill_value: Array) -> A
     return array.map_blocks(
         pad_block, pads=dict(pads), fill_value=fill_value, **_result(tuple(chunks), array.dtype)
     )
-
-
-def halfway(lower: Any, upper: Any, around: float | None) -> Any:
-    """Build the graph of `xpatches.images.lines.halfway`; times keep their unit."""
-    dtype = np.dtype(float) if lower.dtype.kind in "iu" else lower.dtype
-    upper = upper.rechunk(lower.chunks)
-    return da.map_blocks(_halfway, lower, upper, around=around, dtype=dtype)
-
-
-def _halfway(lower: Array, upper: Array, around: float | None) -> Array:
-    made = lines.halfway(lower, upper, around)
-    return made.astype(lower.dtype) if lower.dtype.kind in "mM" else made
 
 
 def _result(chunks: tuple[tuple[int, ...], ...], dtype: Any) -> dict[str, Any]:

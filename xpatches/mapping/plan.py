@@ -22,7 +22,7 @@ _FEW = 1.1
 """Runs per patch from which on blocks need not be larger: several can be made at once."""
 
 
-class Run(NamedTuple):
+class MappedSpan(NamedTuple):
     """Along one dim: the patches that a model is run on, and the samples that they make."""
 
     span: Span
@@ -81,10 +81,10 @@ class MapPlan:
             dim: (length,) for dim, length in self.others.items()
         }
         for axis, grid, cover, edges in self._spatial():
-            runs = tuple(run_of(axis, grid, cover, *edge) for edge in edges)
+            spans = tuple(mapped_span(axis, grid, cover, *edge) for edge in edges)
             over = (cover.over(*edge) for edge in edges)
             regions = (grid.region(patches.start, len(patches)) for patches in over)
-            axes[axis] = AxisBlocks(tuple((start, stop) for start, stop, _ in regions), runs)
+            axes[axis] = AxisBlocks(tuple((start, stop) for start, stop, _ in regions), spans)
             lengths[cover.dim] = tuple(stop - start for start, stop in edges)
         by_dim: dict[Hashable, int] = dict(zip((g.dim for g in self.grids), self.axes, strict=True))
         out_axes = tuple(by_dim.get(dim) for dim in self.dims)
@@ -113,25 +113,27 @@ class MapPlan:
             yield axis, grid, cover, list(pairwise([*range(0, cover.length, length), cover.length]))
 
 
-def run_of(axis: int, grid: AxisGrid, cover: AxisCover, start: int, stop: int) -> Run:
+def mapped_span(axis: int, grid: AxisGrid, cover: AxisCover, start: int, stop: int) -> MappedSpan:
     """Find the patches that the samples ``[start, stop)`` of the result are made of."""
     over = cover.over(start, stop)
     _, _, origin = grid.region(over.start, len(over))
-    return Run(Span(axis, grid, origin, len(over)), cover.block(start, stop))
+    return MappedSpan(Span(axis, grid, origin, len(over)), cover.block(start, stop))
 
 
 @dataclass(frozen=True, slots=True)
 class MapCosts:
-    """Bytes of a task, from the samples of its block."""
+    """Bytes of a task, from the samples of its block along the spatial dims."""
 
     grids: Sequence[AxisGrid]
     covers: Sequence[AxisCover]
-    region: int
-    """Bytes read per sample of the image along the spatial dims."""
-    made: int
-    """Bytes that the model makes per sample of the result along the spatial dims."""
+    image: int
+    """Bytes read per sample of the image."""
+    output: int
+    """Bytes that the model returns per sample of the result."""
     result: int
-    """Bytes of the result per sample along them."""
+    """Bytes of the result per sample."""
+    patch: int
+    """Bytes of a patch of the image."""
 
     def nbytes(self, lengths: Sequence[int]) -> int:
         """Count what is read, the rows of patches that must be held, and the block, at most.
@@ -140,25 +142,33 @@ class MapCosts:
         """
         return self._nbytes(lengths, self.covers[0].stride)
 
-    def nbytes_with(self, lengths: Sequence[int], batch_size: int, given: int) -> int:
-        """Count the same with all rows that are held for full batches, and one of those.
+    def nbytes_with(self, lengths: Sequence[int], batch_size: int) -> int:
+        """Count the same with all rows that are held for full batches, and one of those."""
+        band = band_of(self.covers[0], self._counts(lengths)[1:], batch_size)
+        return self._nbytes(lengths, band) + batch_size * (self.patch + self._returned)
 
-        `given` are the bytes of a patch that the model is given.
-        """
-        counts = list(map(AxisCover.most_over, self.covers, lengths))
-        band = band_of(self.covers[0], counts[1:], batch_size)
-        patch = self.made * prod(cover.size for cover in self.covers)
-        return self._nbytes(lengths, band) + batch_size * (given + patch)
+    def nbytes_of_stored(self, lengths: Sequence[int]) -> int:
+        """Count what a task holds that makes such a block from stored outputs of all patches."""
+        # Patches twice: encoded, and put together.
+        return 2 * self._returned * prod(self._counts(lengths)) + self.result * prod(lengths)
 
     def _nbytes(self, lengths: Sequence[int], band: int) -> int:
-        counts = list(map(AxisCover.most_over, self.covers, lengths))
-        region = self.region * prod(
+        counts = self._counts(lengths)
+        region = self.image * prod(
             min(grid.length, max(0, count - 1) * grid.stride + grid.effective_size)
             for grid, count in zip(self.grids, counts, strict=True)
         )
         rows = min(counts[0], self.covers[0].most_over(band))
-        patch = self.made * prod(cover.size for cover in self.covers)
-        return region + patch * rows * prod(counts[1:]) + self.result * prod(lengths)
+        return region + self._returned * rows * prod(counts[1:]) + self.result * prod(lengths)
+
+    def _counts(self, lengths: Sequence[int]) -> list[int]:
+        """Count the patches over so many samples along every dim, at most."""
+        return [cover.most_over(n) for cover, n in zip(self.covers, lengths, strict=True)]
+
+    @property
+    def _returned(self) -> int:
+        """Bytes that the model returns for a patch."""
+        return self.output * prod(cover.size for cover in self.covers)
 
 
 def band_of(cover: AxisCover, counts: Sequence[int], batch_size: int) -> int:
@@ -197,22 +207,23 @@ def block_lengths(costs: MapCosts, units: Sequence[int], max_bytes: int) -> tupl
     They are the least of those if no more fit the budget, or not even those.
     """
     covers = costs.covers
-    pairs = zip(covers, units, strict=True)
-    lengths = [-(-min(cover.stride, cover.length) // unit) * unit for cover, unit in pairs]
-
-    def again(axis: int, length: int) -> float:
-        """Estimate how often a patch is run because blocks are no longer."""
-        cover = covers[axis]
-        return max(1.0, cover.most_over(length) * cover.stride / min(length, cover.length))
+    shortest = [
+        -(-min(cover.stride, cover.length) // unit) * unit
+        for cover, unit in zip(covers, units, strict=True)
+    ]
 
     def order(lengths: Sequence[int]) -> list[int]:
-        factors = [again(axis, length) for axis, length in enumerate(lengths)]
-        axes = sorted(range(len(lengths)), key=lambda axis: -factors[axis])
-        return [] if prod(factors) <= _FEW else axes
+        """Begin with the dim along which patches are run again most; with none if few are."""
+        again = [
+            max(1.0, cover.most_over(length) * cover.stride / min(length, cover.length))
+            for cover, length in zip(covers, lengths, strict=True)
+        ]
+        axes = sorted(range(len(lengths)), key=lambda axis: -again[axis])
+        return [] if prod(again) <= _FEW else axes
 
     def longer(axis: int, length: int) -> int:
         unit = units[axis]
         whole = -(-covers[axis].length // unit) * unit
         return min(whole, length + unit * max(1, length // unit // 4))
 
-    return tuple(grow(lengths, order, longer, lambda of: costs.nbytes(of) <= max_bytes))
+    return tuple(grow(shortest, order, longer, lambda lengths: costs.nbytes(lengths) <= max_bytes))

@@ -18,6 +18,7 @@ from xpatches.images import labels
 from xpatches.images.labels import SAMPLE_DIM
 from xpatches.images.lines import rounding
 from xpatches.images.packing import kept_encoding, nodata_of, of_other_numbers
+from xpatches.images.relabel import image_transforms
 from xpatches.images.samples import as_budget, check_variable
 from xpatches.images.spec import SPEC_ATTR
 from xpatches.stitching.gather import gather
@@ -423,7 +424,7 @@ def _coords(
         if labelled is not None:
             made[dim] = (dim, labelled, located.array.coords[dim].attrs)
     spec = located.spec
-    return labels.image_transforms(kept.assign_coords(made).coords, spec.grid, spec.label)
+    return image_transforms(kept.assign_coords(made).coords, spec.grid, spec.label)
 
 
 def _check_length(located: Located) -> None:
