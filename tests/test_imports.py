@@ -13,7 +13,7 @@ PACKAGE = Path(__file__).parents[1] / "xpatches"
 
 # A module imports from its own room and those above it in this list.
 ROOMS = [
-    *("redaction", "errors", "arguments", "documents", "dtypes", "threads"),
+    *("redaction", "errors", "arguments", "documents", "dtypes", "threads", "private"),
     *("geometry", "edges", "display", "lazy", "jobs", "images"),
     *("extraction", "reduction", "stitching", "mapping", "datasets"),
     *("tensorflow", "patches", "accessor", "cli", "__init__"),

@@ -10,9 +10,9 @@ from xpatches.arguments import as_choice, as_integer, as_tuple, said, shown
 from xpatches.dtypes import as_fill_value, check_dtype, is_dask, kind_of
 from xpatches.errors import PatchError
 from xpatches.extraction.kernel import extract_flat
-from xpatches.extraction.plan import plan_blocks
-from xpatches.geometry.boxes import Span
+from xpatches.extraction.plan import plan_blocks, plan_whole
 from xpatches.geometry.grid import AxisGrid, Padding
+from xpatches.images.samples import Source
 from xpatches.threads import available_threads
 
 _PADDINGS: dict[str, Padding] = {"VALID": "valid", "SAME": "same"}
@@ -69,20 +69,16 @@ def extract_patches(
     array = _as_array(images)
     grids = _grids(array.shape, sizes, strides, rates, padding)
     fill_value = as_fill_value(None, array.dtype)
-    if is_dask(array):
-        from xpatches.lazy import graphs as lazy  # dask is loaded for dask arrays only
-        from xpatches.lazy.sources import (  # dask is loaded for dask arrays only
-            as_budget,
-            check_chunks,
-        )
+    kernel, itemsize = partial(extract_flat, fill_value=fill_value), array.dtype.itemsize
+    if not is_dask(array):
+        kernel = partial(kernel, threads=available_threads())
+        plan = plan_whole(grids, array.shape, itemsize, "flat")
+        return Source(array).run(plan.blocks, kernel, array.dtype)
+    from xpatches.lazy.sources import as_budget, check_chunks  # dask is loaded for its arrays only
 
-        check_chunks("images", array)
-        budget = as_budget(None)
-        plan = plan_blocks("map_overlap", grids, array.chunks, array.dtype.itemsize, budget, "flat")
-        kernel = partial(extract_flat, fill_value=fill_value)
-        return lazy.exchange(array, plan.blocks, kernel, array.dtype)
-    spans = [Span(axis, grid, -grid.before, grid.count) for axis, grid in grids.items()]
-    return extract_flat(array, spans, fill_value, available_threads())
+    check_chunks("images", array)
+    plan = plan_blocks("map_overlap", grids, array.chunks, itemsize, as_budget(None), "flat")
+    return Source(array).run(plan.blocks, kernel, array.dtype)
 
 
 def _as_array(images: Any) -> Any:

@@ -1,7 +1,7 @@
 """Patches of one variable: NumPy in memory or lazily through dask, whichever holds it."""
 
-import sys
-from collections.abc import Callable, Hashable, Mapping
+from collections.abc import Hashable, Mapping
+from dataclasses import replace
 from functools import partial
 from math import prod
 from typing import Any
@@ -11,15 +11,15 @@ import xarray as xr
 from xpatches.dtypes import Array, is_dask
 from xpatches.errors import PatchError
 from xpatches.extraction.kernel import extract_block, extract_flat
-from xpatches.extraction.plan import Plan, plan_blocks
+from xpatches.extraction.plan import Plan, plan_blocks, plan_whole
 from xpatches.geometry.blocks import Form, Kernel
-from xpatches.geometry.boxes import Span
 from xpatches.geometry.grid import PatchGrid
 from xpatches.images import labels
 from xpatches.images.lines import Line
 from xpatches.images.packing import kept_encoding
-from xpatches.images.samples import _by_axis, chunk_lazy, in_memory, sliceable
+from xpatches.images.samples import Source, by_axis, in_memory, source_of
 from xpatches.images.spec import SPEC_ATTR, write_spec
+from xpatches.private import held
 from xpatches.threads import available_threads
 
 
@@ -92,16 +92,8 @@ def run(
     -------
     numpy.ndarray or dask.array.Array
     """
-    if in_memory(variable):
-        grids = _by_axis(variable, grid)
-        spans = [Span(axis, of, -of.before, of.count) for axis, of in grids.items()]
-        return kernel(variable.to_numpy(), spans)
-    from xpatches.lazy import graphs as lazy  # dask is loaded for lazy images only
-
-    data, plan, read = _planned(variable, grid, form, engine, max_bytes, patch_bytes)
-    if read is not None:
-        return lazy.read(read, data.name, plan.blocks, kernel, dtype)
-    return lazy.exchange(data, plan.blocks, kernel, dtype)
+    source, plan = _planned(variable, grid, form, engine, max_bytes, patch_bytes)
+    return source.run(plan.blocks, kernel, dtype)
 
 
 def _planned(
@@ -111,35 +103,25 @@ def _planned(
     engine: str,
     max_bytes: int | str | None,
     patch_bytes: int | None = None,
-) -> tuple[Any, Plan, Callable[[tuple[slice, ...]], Array] | None]:
-    """Plan for a variable that is not in memory, as `run` runs it.
-
-    Returns
-    -------
-    data : dask.array.Array
-        The samples, in the chunks of the storage.
-    plan : Plan
-    read : callable or None
-        What reads regions of them, for the engine "region".
-    """
+) -> tuple[Source, Plan]:
+    """Plan for a variable as `run` runs it."""
+    source, grids, itemsize = source_of(variable), by_axis(variable, grid), variable.dtype.itemsize
+    if source.in_memory:
+        return source, plan_whole(grids, variable.shape, itemsize, form)
     from xpatches.lazy.sources import as_budget  # dask is loaded for lazy images only
 
-    data = chunk_lazy(variable).data
-    budget = as_budget(max_bytes)
-    grids = _by_axis(variable, grid)
-    given = (grids, data.chunks, data.dtype.itemsize, budget, form, patch_bytes)
-    if engine != "map_overlap":
-        dask, read = is_dask(variable._data), sliceable(variable, data)
-        if engine == "region" and read is None:
-            raise PatchError(
-                "engine='region' needs an image that can be sliced without computing, got a dask "
-                "array that is computed; open it with chunks=None, or use engine='map_overlap'"
-            )
-        if read is not None and (engine == "region" or not dask):
-            plan = plan_blocks("region", *given)
-            if engine == "region" or plan.read_amplification < _MOST_READ:
-                return data, plan, read
-    return data, plan_blocks("map_overlap", *given), None
+    parts = (grids, source.chunks, itemsize, as_budget(max_bytes), form, patch_bytes)
+    if engine == "region" and source.read is None:
+        raise PatchError(
+            "engine='region' needs an image that can be sliced without computing, got a dask "
+            "array that is computed; open it with chunks=None, or use engine='map_overlap'"
+        )
+    opened = source.read is not None and not is_dask(held(variable))
+    if engine == "region" or (engine == "auto" and opened):
+        plan = plan_blocks("region", *parts)
+        if engine == "region" or plan.read_amplification < _MOST_READ:
+            return source, plan
+    return replace(source, read=None), plan_blocks("map_overlap", *parts)
 
 
 def plan_variable(
@@ -151,23 +133,15 @@ def plan_variable(
     """Say how `extract_variable` will work, as `Patches.plan` documents."""
     grid = grid.arrange(variable.dims)
     form: Form = "flat" if joined else "grid"
-    tasks, image_tasks, budget = 1, 0, None
-    if in_memory(variable):
-        grids, whole = _by_axis(variable, grid), tuple((length,) for length in variable.shape)
-        plan = plan_blocks("map_overlap", grids, whole, variable.dtype.itemsize, sys.maxsize, form)
-    else:
-        from xpatches.lazy import graphs as lazy  # dask is loaded for lazy images only
+    source, plan = _planned(variable, grid, form, **how)
+    (tasks, image_tasks), budget = source.tasks(plan.blocks), None
+    if not source.in_memory:
         from xpatches.lazy.sources import as_budget  # dask is loaded for lazy images only
 
-        data, plan, read = _planned(variable, grid, form, **how)
-        if read is None:
-            tasks, image_tasks = lazy.exchanged_tasks(data, plan.blocks), len(data.__dask_graph__())
-        else:
-            tasks = lazy.read_tasks(plan.blocks)
         budget = as_budget(how["max_bytes"])
     dims = labels.patch_dims(variable.dims, grid, flat=bool(joined))
     return {
-        "engine": "numpy" if in_memory(variable) else plan.engine,
+        "engine": "numpy" if source.in_memory else plan.engine,
         "patches": grid.total,
         "blocks": prod(len(axis.blocks) for axis in plan.axes),
         "tasks": tasks,

@@ -251,6 +251,25 @@ def plan_blocks(
     return Plan(engine, chunks, axes, tuple(grids), itemsize, each, form)
 
 
+def plan_whole(
+    grids: Mapping[int, AxisGrid], shape: Sequence[int], itemsize: int, form: Form = "grid"
+) -> Plan:
+    """Plan an extraction from an image in memory, in one block.
+
+    Parameters
+    ----------
+    grids, itemsize, form
+        As for `plan_blocks`.
+    shape
+        Of the image.
+    """
+    every = [grids.get(axis) or AxisGrid(axis, n, size=1, stride=1) for axis, n in enumerate(shape)]
+    axes = tuple(AxisPlan(grid, (grid.count,), max(1, grid.count)) for grid in every)
+    each = itemsize * prod(grid.size for grid in every)
+    chunks = tuple((n,) for n in shape)
+    return Plan("map_overlap", chunks, axes, tuple(grids), itemsize, each, form)
+
+
 @dataclass(frozen=True, slots=True)
 class _Costs:
     """Bytes of a task, from its patches along every axis."""

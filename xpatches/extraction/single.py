@@ -19,6 +19,7 @@ from xpatches.images.geotransform import moved_transforms
 from xpatches.images.lines import Line
 from xpatches.images.packing import kept_encoding
 from xpatches.images.spec import SPEC_ATTR, write_spec
+from xpatches.private import held, is_loaded
 
 Part: TypeAlias = tuple[xr.Dataset, Mapping[Hashable, int]]
 """A part of an image, and the index in the image of its first sample along dims of the grid."""
@@ -265,7 +266,7 @@ def read_ahead(
         name: variable
         for name, variable in image.variables.items()
         if (name in names or name in image.coords)
-        and not (variable._in_memory or is_dask(variable._data))
+        and not (is_loaded(variable) or is_dask(held(variable)))
         and not set(variable.dims).isdisjoint(grid.dims)
     }
     counts = [axis.count for axis in grid.axes]
@@ -322,7 +323,7 @@ def _patch(
     by_axis = {
         inside.get_axis_num(dim): pads.get(dim, (0, 0)) for dim in dims if dim in inside.dims
     }
-    if is_dask(inside._data):
+    if is_dask(held(inside)):
         from xpatches.lazy import graphs as lazy  # dask is loaded for dask arrays only
 
         data = lazy.pad(inside.data, by_axis, fill_value)

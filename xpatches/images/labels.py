@@ -22,6 +22,7 @@ from xpatches.images.geotransform import moved_transforms
 from xpatches.images.lines import Line
 from xpatches.images.packing import links_of
 from xpatches.images.samples import chunk_lazy
+from xpatches.private import held, is_loaded
 
 FLAT_DIM = "patch"
 """Dim that flattening joins the patch dims into."""
@@ -179,9 +180,9 @@ def settle(taken: xr.Coordinates, dims: Iterable[Hashable]) -> None:
     for variable in taken.variables.values():
         if not set(variable.dims).isdisjoint(dims):
             _forget_chunks(variable)
-            if is_dask(variable._data):
+            if is_dask(held(variable)):
                 variable.data = _even_chunks(variable).data
-            elif not variable._in_memory:
+            elif not is_loaded(variable):
                 variable.load()
             elif not isinstance(variable, xr.IndexVariable):
                 variable.data = variable.to_numpy().copy()
@@ -264,7 +265,7 @@ def lines_of(coords: xr.Coordinates, dims: Collection[Hashable]) -> dict[Hashabl
 
 def line_of(coord: xr.Variable) -> Line | None:
     """Tell how a coord along one dim is evenly spaced, if it is and stands in memory."""
-    if coord.ndim != 1 or not coord._in_memory or is_dask(coord._data):
+    if coord.ndim != 1 or not is_loaded(coord) or is_dask(held(coord)):
         return None
     labels = coord.to_numpy()
     return lines.line_of(labels) if isinstance(labels.dtype, np.dtype) else None

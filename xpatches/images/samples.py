@@ -1,8 +1,9 @@
 """Where the samples of an image are, and how regions of them are read."""
 
 from collections.abc import Callable, Hashable, Sequence
+from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 import xarray as xr
@@ -10,7 +11,76 @@ import xarray as xr
 from xpatches.arguments import as_integer, shown
 from xpatches.dtypes import Array, as_promised, check_dtype, is_dask, kind_of
 from xpatches.errors import PatchError
+from xpatches.geometry.blocks import BlockPlan, Kernel, run_kernel
 from xpatches.geometry.grid import AxisGrid, PatchGrid
+from xpatches.private import held, is_loaded
+
+Reader: TypeAlias = Callable[[tuple[slice, ...]], Array]
+"""Gives the samples of a region as NumPy, in any thread or process."""
+
+
+@dataclass(frozen=True)
+class Source:
+    """The samples of an image, on which a kernel is run: at once in memory, lazily elsewhere."""
+
+    data: Any
+    """A NumPy array, or a dask array in the chunks of the storage."""
+    read: Reader | None = None
+    """What reads regions, where the image was opened and nothing was done to it since."""
+    token: str = ""
+    """Tells what is read from all else."""
+
+    @property
+    def in_memory(self) -> bool:
+        """Whether the samples are."""
+        return isinstance(self.data, np.ndarray)
+
+    @property
+    def chunks(self) -> tuple[tuple[int, ...], ...]:
+        """Lengths of what is read or computed at once, along every axis."""
+        lengths: tuple[tuple[int, ...], ...] = (
+            tuple((n,) for n in self.data.shape) if self.in_memory else self.data.chunks
+        )
+        return lengths
+
+    def run(self, blocks: BlockPlan, kernel: Kernel, dtype: Any) -> Any:
+        """Run a kernel on all blocks, of which there is one in memory.
+
+        Returns
+        -------
+        numpy.ndarray or dask.array.Array
+            Of `dtype`.
+        """
+        if self.in_memory:
+            region, takes = blocks.read([0] * len(blocks.axes))
+            return run_kernel(kernel, takes, self.data[region])
+        from xpatches.lazy import graphs as lazy  # dask is loaded for lazy images only
+
+        if self.read is None:
+            return lazy.exchange(self.data, blocks, kernel, dtype)
+        return lazy.read(self.read, self.token, blocks, kernel, dtype)
+
+    def tasks(self, blocks: BlockPlan) -> tuple[int, int]:
+        """Count the tasks that `run` adds, and those of the image that they need."""
+        if self.in_memory:
+            return 1, 0
+        from xpatches.lazy import graphs as lazy  # dask is loaded for lazy images only
+
+        if self.read is None:
+            return lazy.exchanged_tasks(self.data, blocks), len(self.data.__dask_graph__())
+        return lazy.read_tasks(blocks), 0
+
+
+def source_of(variable: xr.Variable) -> Source:
+    """Find where the samples of a variable are; nothing is read."""
+    if in_memory(variable):
+        return Source(variable.to_numpy())
+    data = chunk_lazy(variable).data
+    if not is_dask(held(variable)):
+        return Source(data, partial(_read_region, variable), data.name)
+    from xpatches.lazy.sources import stored  # dask is loaded for dask arrays only
+
+    return Source(data, stored(data), data.name)
 
 
 def as_budget(max_bytes: object) -> int | None:
@@ -57,7 +127,7 @@ def check_held(what: str, variable: xr.Variable) -> None:
     PatchError
         It says what to do.
     """
-    data: Any = variable._data
+    data = held(variable)
     if is_dask(data):
         from xpatches.lazy.sources import (  # dask is loaded for dask arrays only
             check_chunks,
@@ -88,40 +158,27 @@ def checked_lazy(variable: xr.Variable) -> xr.Variable:
     return variable.copy(data=lazy.checked(variable.data))
 
 
-def sliceable(variable: xr.Variable, data: Any) -> Callable[[tuple[slice, ...]], Array] | None:
-    """Give what reads regions of a variable that was opened, of which `data` are the chunks."""
-    if not is_dask(variable._data):
-        return partial(_read_region, variable)
-    from xpatches.lazy.sources import (  # dask is loaded for dask arrays only
-        stored,
-    )
-
-    return stored(data)
-
-
-def region_reader(variable: xr.Variable) -> Callable[[tuple[slice, ...]], Array]:
+def region_reader(variable: xr.Variable) -> Reader:
     """Give what reads regions of a variable as NumPy, in any thread or process.
 
     Storage is read where the variable was opened, with dask or without; what was computed with dask
     is computed region by region.
     """
-    if is_dask(variable._data):
-        from xpatches.lazy.sources import (  # dask is loaded for dask arrays only
-            computed,
-            stored,
-        )
+    source = source_of(variable)
+    if source.in_memory:
+        return partial(_read_region, xr.Variable(variable.dims, source.data))
+    if source.read is not None:
+        return source.read
+    from xpatches.lazy.sources import computed  # dask is loaded for dask arrays only
 
-        return stored(variable.data) or computed(variable.data)
-    if in_memory(variable):
-        variable = xr.Variable(variable.dims, variable.to_numpy())
-    return partial(_read_region, variable)
+    return computed(source.data)
 
 
 def stored_chunks(variable: xr.Variable) -> tuple[int, ...]:
     """Give the lengths of what is read or computed at once of a variable that is not in memory."""
-    chunked = chunk_lazy(variable)
-    lengths = dict(zip(variable.dims, map(max, chunked.chunks or ()), strict=True))
-    if sliceable(variable, chunked.data) is not None:  # dask's chunks may be several of the store's
+    source = source_of(variable)
+    lengths = dict(zip(variable.dims, map(max, source.chunks), strict=True))
+    if source.read is not None:  # dask's chunks may be several of the store's
         preferred = variable.encoding.get("preferred_chunks", {})
         lengths |= {dim: int(np.max(preferred[dim])) for dim in variable.dims if dim in preferred}
     return tuple(min(n, length) for n, length in zip(variable.shape, lengths.values(), strict=True))
@@ -129,7 +186,7 @@ def stored_chunks(variable: xr.Variable) -> tuple[int, ...]:
 
 def in_memory(variable: xr.Variable) -> bool:
     """Whether the samples of a variable are NumPy's, in memory."""
-    return variable._in_memory and not is_dask(variable._data)
+    return is_loaded(variable) and not is_dask(held(variable))
 
 
 def every_axis(variable: xr.Variable, grid: PatchGrid) -> tuple[AxisGrid, ...]:
@@ -140,7 +197,8 @@ def every_axis(variable: xr.Variable, grid: PatchGrid) -> tuple[AxisGrid, ...]:
     )
 
 
-def _by_axis(variable: xr.Variable, grid: PatchGrid) -> dict[int, AxisGrid]:
+def by_axis(variable: xr.Variable, grid: PatchGrid) -> dict[int, AxisGrid]:
+    """Give the patches along every axis that has some, by its number."""
     return {variable.dims.index(axis.dim): axis for axis in grid.arrange(variable.dims)}
 
 
@@ -150,10 +208,15 @@ def _read_region(variable: xr.Variable, region: tuple[slice, ...]) -> Array:
 
 def chunk_lazy(variable: xr.Variable) -> xr.Variable:
     """Chunk a variable as its storage is if it was opened without dask; others stay as they are."""
-    if variable.chunks is not None or variable._in_memory:
+    if variable.chunks is not None or is_loaded(variable):
         return variable
     stored = variable.encoding.get("preferred_chunks", {})
     if not stored.keys() >= set(variable.dims):  # renamed since it was opened
         stored = dict(zip(variable.dims, variable.encoding.get("chunks") or (), strict=False))
     rest = -1 if variable.dtype.hasobject else "auto"
     return variable.chunk({dim: stored.get(dim, rest) for dim in variable.dims})
+
+
+def sliceable(variable: xr.Variable, data: Any) -> Reader | None:
+    """Give what reads regions."""
+    return source_of(variable).read

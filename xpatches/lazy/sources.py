@@ -9,7 +9,7 @@ from typing import Any
 import dask
 import dask.array as da
 import numpy as np
-from dask._task_spec import DataNode
+from dask.array.utils import meta_from_array
 from dask.base import tokenize
 from dask.utils import parse_bytes
 
@@ -17,6 +17,7 @@ from xpatches.arguments import as_integer, shown
 from xpatches.dtypes import Array, as_promised, kind_of
 from xpatches.errors import PatchError
 from xpatches.lazy.graphs import PLANNED, Slices, Work, checked, refuse_planned
+from xpatches.private import opened_from
 
 
 def as_budget(max_bytes: int | str | None) -> int:
@@ -50,9 +51,10 @@ def check_chunks(what: str, array: Any) -> None:
     """
     if any(np.isnan(length) for lengths in array.chunks for length in lengths):
         raise PatchError(f"{what} has chunks of unknown length; call compute_chunk_sizes() first")
-    if type(array._meta) is not np.ndarray:
+    sample = meta_from_array(array)
+    if type(sample) is not np.ndarray:
         raise PatchError(
-            f"{what} must hold NumPy chunks, got {kind_of(array._meta)}; convert it first with "
+            f"{what} must hold NumPy chunks, got {kind_of(sample)}; convert it first with "
             "map_blocks"
         )
 
@@ -62,15 +64,11 @@ def stored(array: Any) -> Callable[[Slices], Array] | None:
 
     That is so for what xarray, `dask.array.from_array` and `dask.array.from_zarr` open.
     """
-    original = f"original-{array.name}"
-    if PLANNED:
+    opened = opened_from(array)
+    if opened is None:
         return None
-    if set(array.dask.layers) != {array.name, original}:
-        return None
-    source = array.dask.layers[original][original]
-    source = source.value if isinstance(source, DataNode) else source
-    lock = array.dask.layers[array.name].task.kwargs.get("lock") or nullcontext()
-    return partial(_slice, source, array.dtype, lock)
+    source, lock = opened
+    return partial(_slice, source, array.dtype, lock or nullcontext())
 
 
 def opened(array: Any) -> Any:
@@ -96,8 +94,7 @@ def sources(array: Any) -> list[Any]:
 
 def _given(source: Any) -> Iterator[Any]:
     """Look into what reads regions."""
-    if isinstance(source, DataNode):
-        source = source.value
+    source = getattr(source, "value", source)  # of a node of a graph
     if isinstance(source, tuple):
         for part in source:
             yield from _given(part)

@@ -9,7 +9,6 @@ import xarray as xr
 
 from xpatches.dtypes import Array
 from xpatches.errors import PatchError
-from xpatches.geometry.blocks import run_kernel
 from xpatches.images import labels
 from xpatches.images.packing import kept_attrs, of_another_quantity
 from xpatches.images.relabel import resampled_coords
@@ -40,15 +39,7 @@ class Mapped(OutputPlan):
 
     def compute(self, max_bytes: int | str | None) -> Any:
         """Make the image: at once where the samples are in memory, else lazily."""
-        plan, dtype = self.map_plan(max_bytes), self.dtype
-        if self.in_memory:
-            region, takes = plan.blocks.read([0] * len(plan.counts))
-            return run_kernel(self.kernel, takes, self.variable.to_numpy()[region])
-        from xpatches.lazy import graphs as lazy  # dask is loaded for lazy images only
-
-        if self.read is None:
-            return lazy.exchange(self.chunked, plan.blocks, self.kernel, dtype)
-        return lazy.read(self.read, self.chunked.name, plan.blocks, self.kernel, dtype)
+        return self.source.run(self.map_plan(max_bytes).blocks, self.kernel, self.dtype)
 
 
 @dataclass(frozen=True)

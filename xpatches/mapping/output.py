@@ -1,6 +1,6 @@
 """What a model returns for a patch, as the user declares it, and the image that is made of that."""
 
-from collections.abc import Callable, Container, Hashable, Mapping
+from collections.abc import Container, Hashable, Mapping
 from dataclasses import dataclass
 from fractions import Fraction
 from functools import cached_property
@@ -27,7 +27,7 @@ from xpatches.geometry.coverage import AxisCover, cover_of
 from xpatches.geometry.grid import PatchGrid
 from xpatches.geometry.search import check_tasks
 from xpatches.images.labels import SAMPLE_DIM
-from xpatches.images.samples import chunk_lazy, in_memory, sliceable
+from xpatches.images.samples import Source, source_of
 from xpatches.mapping.plan import MapCosts, MapPlan, block_lengths
 from xpatches.stitching.labelled import dtype_of
 
@@ -93,20 +93,10 @@ class OutputPlan:
         lengths = {cover.dim: cover.length for cover in self.output.covers}
         return tuple((self.output.sizes | lengths).values())
 
-    @property
-    def in_memory(self) -> bool:
-        """Whether the samples are."""
-        return in_memory(self.variable)
-
     @cached_property
-    def chunked(self) -> Any:
-        """The samples as a dask array, in the chunks of the storage."""
-        return chunk_lazy(self.variable).data
-
-    @property
-    def read(self) -> Callable[[tuple[slice, ...]], Array] | None:
-        """What reads regions, where the variable was opened and nothing was done to it since."""
-        return sliceable(self.variable, self.chunked)
+    def source(self) -> Source:
+        """Where the samples are."""
+        return source_of(self.variable)
 
     @cached_property
     def costs(self) -> MapCosts:
@@ -114,7 +104,7 @@ class OutputPlan:
         others = prod(n for dim, n in self.variable.sizes.items() if dim not in self.grid.dims)
         sample = self.variable.dtype.itemsize * others
         # What is exchanged is held twice: in parts, and put together.
-        copies = 1 if self.in_memory or self.read is not None else 2
+        copies = 1 if self.source.in_memory or self.source.read is not None else 2
         new = prod(self.output.others.values())
         return MapCosts(
             self.grid.axes,
@@ -143,7 +133,7 @@ class OutputPlan:
         """
         variable, output, grids = self.variable, self.output, self.grid.axes
         lengths = tuple(cover.length for cover in output.covers)
-        if units or not self.in_memory:
+        if units or not self.source.in_memory:
             from xpatches.lazy.sources import as_budget  # dask is loaded for lazy images only
 
             budget = as_budget(max_bytes)
@@ -156,7 +146,7 @@ class OutputPlan:
                     f"max_bytes must be >= {needed}, for a block of {block} and the patches over "
                     f"it, got {budget}; raise it"
                 )
-        chunks = tuple((n,) for n in variable.shape) if self.in_memory else self.chunked.chunks
+        chunks = self.source.chunks
         axes = tuple(map(variable.dims.index, self.grid.dims))
         return MapPlan(chunks, axes, grids, output.covers, output.dims, output.others, lengths)
 
@@ -170,7 +160,7 @@ class OutputPlan:
         MemoryError, ValueError
             What NumPy raises for the result of an image in memory.
         """
-        if self.in_memory:
+        if self.source.in_memory:
             np.empty(self.shape, self.dtype)
         else:
             check_tasks(prod(self.map_plan(max_bytes).counts))
