@@ -24,7 +24,7 @@ from xpatches.errors import PatchError
 from xpatches.geometry.blocks import SCRATCH, AxisBlocks, BlockPlan, Engine, Form
 from xpatches.geometry.boxes import Span
 from xpatches.geometry.grid import AxisGrid
-from xpatches.geometry.search import _divide, _equal, check_tasks, shrink
+from xpatches.geometry.search import _divide, _equal, check_tasks, grow, shrink
 
 _AMPLIFICATION = 1.15
 """Blocks that read storage grow until every stored sample is read this often at most."""
@@ -347,23 +347,21 @@ def _from_regions(
     def size(most: Sequence[int]) -> int:
         return costs.region(most) + costs.patches(most)
 
-    def amplification(axis: int) -> float:
+    def amplification(most: Sequence[int], axis: int) -> float:
         few = min(costs.grids[axis].count, 32 * most[axis])  # more are read as these are
         plan = AxisPlan(costs.grids[axis], _equal(few, most[axis]), most[axis])
         return _amplification(plan, chunks[axis])
 
-    growing = True
-    while growing:
-        read = [amplification(axis) for axis in range(len(most))]
+    def order(most: Sequence[int]) -> list[int]:
+        read = [amplification(most, axis) for axis in range(len(most))]
         if prod(read) <= _AMPLIFICATION and size(most) >= costs.max_bytes // 8:
-            break
-        growing = False
-        for axis in sorted(movable, key=lambda axis: (-read[axis], most[axis] / steps[axis])):
-            more = most[axis] + steps[axis] * max(1, most[axis] // steps[axis] // 4)
-            larger = [*most[:axis], min(more, counts[axis]), *most[axis + 1 :]]
-            if larger != most and size(larger) <= costs.max_bytes:
-                most, growing = larger, True
-                break
+            return []
+        return sorted(movable, key=lambda axis: (-read[axis], most[axis] / steps[axis]))
+
+    def longer(axis: int, count: int) -> int:
+        return min(count + steps[axis] * max(1, count // steps[axis] // 4), counts[axis])
+
+    most = grow(most, order, longer, lambda most: size(most) <= costs.max_bytes)
     for grid, count in zip(costs.grids, most, strict=True):
         yield AxisPlan(grid, _equal(grid.count, count), count)
 

@@ -25,6 +25,7 @@ import numpy as np
 from xpatches.dtypes import Array, as_floats, divided, halves, in_floats, least
 from xpatches.edges import pad_block, region_of
 from xpatches.geometry.boxes import Span
+from xpatches.geometry.search import grow
 
 State: TypeAlias = tuple[Array, ...]
 """What is known of the samples reduced so far; all arrays have the same shape."""
@@ -120,7 +121,6 @@ def _tile(counts: Sequence[int], spans: Sequence[Span]) -> list[int]:
     """
     grids = {span.axis: span.grid for span in spans}
     order = sorted(range(len(counts)), key=lambda axis: axis != spans[0].axis)
-    lengths = [1] * len(counts)
 
     def reach(axis: int, length: int) -> int:
         if axis not in grids:
@@ -131,22 +131,18 @@ def _tile(counts: Sequence[int], spans: Sequence[Span]) -> list[int]:
         stride = grids[axis].stride if axis in grids else 1
         return max(4 / 3, reach(axis, lengths[axis]) / (lengths[axis] * stride))
 
-    def fits(lengths: Sequence[int], room: int) -> bool:
+    def fits(lengths: Sequence[int]) -> bool:
+        room = _MOST if math.prod(halo(axis, lengths) for axis in grids) > 2 else _CACHE
         along, *others = (reach(axis, lengths[axis]) for axis in order)
         strip = along * min(_ROW, math.prod(others))
         return lengths[order[0]] * math.prod(others) <= room and strip <= _MOST
 
-    growing = True
-    while growing:
-        growing = False
-        work = math.prod(halo(axis, lengths) for axis in grids)
-        room = _MOST if work > 2 else _CACHE
-        for axis in sorted(range(len(counts)), key=lambda axis: (-halo(axis, lengths), -axis)):
-            more = min(lengths[axis] + -(-lengths[axis] // 4), counts[axis])
-            larger = [*lengths[:axis], more, *lengths[axis + 1 :]]
-            if larger != lengths and fits(larger, room):
-                lengths, growing = larger, True
-                break
+    lengths = grow(
+        [1] * len(counts),
+        lambda lengths: sorted(range(len(counts)), key=lambda axis: (-halo(axis, lengths), -axis)),
+        lambda axis, length: min(length + -(-length // 4), counts[axis]),
+        fits,
+    )
     return [-(-n // -(-n // length)) for n, length in zip(counts, lengths, strict=True)]
 
 
