@@ -10,12 +10,13 @@ from hypothesis import strategies as st
 
 from reference import Array, four_loops
 from strategies import arguments, problems
-from xpatches.datasets.layout import BLOCKS, CHUNK, SHARD, Layout, lay_out
-from xpatches.datasets.patches import PatchPart
+from xpatches.datasets.chunks import BLOCKS, CHUNK, SHARD, lay_out
+from xpatches.datasets.layout import Arrangement, Layout
+from xpatches.datasets.patches import PatchArray
 from xpatches.errors import PatchError
 from xpatches.geometry.boxes import split_run
 from xpatches.geometry.grid import AxisGrid
-from xpatches.jobs.blocks import Samples
+from xpatches.jobs.blocks import Samples, StoredArray
 
 
 def layout_of(
@@ -32,8 +33,8 @@ def layout_of(
     dims = (*names[:after], *new, *names[after:])
     if flat:
         dims = ("sample", *new, *(name for axis, name in enumerate(names) if axis not in spatial))
-    itemsize = image.itemsize
-    return lay_out("'image'", flat, dims, every, spatial, itemsize, max_bytes, **given)
+    patches = Arrangement(flat, dims, every, spatial, image.itemsize, max_bytes // 2)
+    return lay_out("'image'", patches, **given)
 
 
 def expected(image: Array, grids: dict[int, AxisGrid], flat: bool) -> Array:
@@ -57,14 +58,16 @@ def test_blocks_hold_every_patch_once_in_whole_objects(
         return
     layout = layout_of(image, grids, flat, 2**20)
     most = [2**20, 40, 400, 4000][scarce]
-    dims = {dim: random.randint(1, 4) for dim in layout.dims if random.random() < 0.5}
-    layout = layout_of(image, grids, flat, 2**20, chunks=dims, shards=False)
+    dims, shape = layout.patches.dims, layout.patches.shape
+    lengths = {dim: random.randint(1, 4) for dim in dims if random.random() < 0.5}
+    layout = layout_of(image, grids, flat, 2**20, chunks=lengths, shards=False)
     writes = tuple(
         -(-n // length) * length if str(dim).endswith("_patch") else length * random.randint(1, 2)
-        for dim, n, length in zip(layout.dims, layout.shape, layout.chunks, strict=True)
+        for dim, n, length in zip(dims, shape, layout.chunks, strict=True)
     )
     blocks = tuple(length * random.randint(1, 3) for length in writes)
-    layout = replace(layout, writes=writes, blocks=blocks, max_bytes=most)
+    patches = replace(layout.patches, max_bytes=most)
+    layout = replace(layout, patches=patches, writes=writes, blocks=blocks)
     fill = np.zeros((), image.dtype)
     regions: list[tuple[slice, ...]] = []
 
@@ -72,28 +75,29 @@ def test_blocks_hold_every_patch_once_in_whole_objects(
         regions.append(region)
         return image[region]
 
-    part = PatchPart("image", read, layout, fill, {})
-    made = np.full(layout.shape, 1, image.dtype)
-    times = np.zeros(layout.shape, int)
+    stored = StoredArray("image", dims, shape, image.dtype, layout.chunks, None, {})
+    array = PatchArray(stored, blocks, read, image.itemsize, layout, fill)
+    made = np.full(shape, 1, image.dtype)
+    times = np.zeros(shape, int)
     for number in range(len(layout)):
-        samples = Samples(part.read)
+        samples = Samples(array.read)
 
         def put(step: tuple[slice, ...], patches: Array) -> None:
             made[step] = patches
             times[step] += 1
-            for along, length, n in zip(step, layout.chunks, layout.shape, strict=True):
+            for along, length, n in zip(step, layout.chunks, shape, strict=True):
                 assert along.start % length == 0
                 assert along.stop % length == 0 or along.stop == n
 
-        part.write(number, samples, put)
-        assert regions == part.reads(number)
+        array.write(number, samples, put)
+        assert regions == array.reads(number)
         assert (times[layout.block(number)] == 1).all()
-        again = Samples(part.read)
-        for region in part.reads(number):
+        again = Samples(array.read)
+        for region in array.reads(number):
             again.of(region)
         assert samples.checksum == again.checksum
         if most == 2**20:
-            assert len(part.reads(number)) == 1
+            assert len(array.reads(number)) == 1
         regions.clear()
     assert (times == 1).all()
     assert made.tobytes() == np.ascontiguousarray(expected(image, grids, flat)).tobytes()
@@ -128,7 +132,7 @@ def test_chunks_and_shards_have_sizes_that_stores_like(name: str, flat: bool) ->
     shape = tuple(grid.length for grid in GRIDS[name])
     layout = layout_of(np.broadcast_to(image, shape), grids, flat, 2**27)
     patch = 2 * prod(grid.size for grid in GRIDS[name])
-    total = 2 * prod(layout.shape)
+    total = 2 * prod(layout.patches.shape)
     chunk = 2 * prod(layout.chunks)
     stored = 2 * prod(layout.shards or layout.chunks)
     assert min(total, max(patch, CHUNK // 4)) <= chunk <= max(patch, CHUNK)
@@ -185,9 +189,9 @@ def test_a_region_larger_than_the_budget_is_read_in_pieces() -> None:
     image = np.broadcast_to(np.empty((), "uint8"), (10**9,))
     layout = layout_of(image, grids, False, 2**24)
     block = layout.block(0)
-    assert layout.region(block) is None
+    assert layout.patches.region(block) is None
     (step,) = layout.steps(block)
-    pieces = [*layout.pieces(step)]
+    pieces = [*layout.patches.pieces(step)]
     assert len(pieces) > 100
     assert all(piece.region[0].stop - piece.region[0].start <= 2**23 for piece in pieces)
 

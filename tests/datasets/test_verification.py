@@ -97,7 +97,7 @@ def harm(path: Path, way: str) -> None:
 def test_what_is_damaged_is_named_and_repaired(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, job: str, way: str
 ) -> None:
-    monkeypatch.setattr("xpatches.datasets.layout.BLOCKS", 10**9)
+    monkeypatch.setattr("xpatches.datasets.chunks.BLOCKS", 10**9)
     out = tmp_path / "out.zarr"
     other = xr.DataArray(np.arange(2.0**18).reshape(512, 512), dims=("a", "b")).chunk(a=256)
 
@@ -179,7 +179,7 @@ def test_an_incomplete_dataset_is_repaired_as_far_as_it_is(tmp_path: Path) -> No
     out, p = tmp_path / "out.zarr", IMAGE.patches(y=8, x=8)
     small: dict[str, Any] = {"chunks": {"y": 2, "x": 2}, "shards": False, **QUIET}
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("xpatches.datasets.layout.BLOCKS", 10**9)
+        patch.setattr("xpatches.datasets.chunks.BLOCKS", 10**9)
         plain = Job.write
 
         def fails(self: Any, number: int) -> int:

@@ -40,7 +40,7 @@ SMALL: dict[str, Any] = {"chunks": {"y": 2, "x": 2}, "shards": {"y": 4, "x": 4}}
 
 @pytest.fixture(autouse=True)
 def _many_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("xpatches.datasets.layout.BLOCKS", 10**9)  # blocks are single objects
+    monkeypatch.setattr("xpatches.datasets.chunks.BLOCKS", 10**9)  # blocks are single objects
 
 
 def test_the_dataset_is_what_extract_gives(tmp_path: Path) -> None:

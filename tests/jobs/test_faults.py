@@ -29,8 +29,8 @@ JOB_CODE = """
     import time
     import xarray as xr, xpatches
     from xpatches.jobs import blocks
-    from xpatches.datasets import layout
-    layout.BLOCKS = 10**9
+    from xpatches.datasets import chunks
+    chunks.BLOCKS = 10**9
     plain = blocks.Job.write
     def write(self, number):
         with open({log!r}, "a") as log:
@@ -70,7 +70,7 @@ def peace(image: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, by
     """The objects of a dataset that nothing disturbed."""
     out = tmp_path_factory.mktemp("peace") / "out.zarr"
     monkeypatch = pytest.MonkeyPatch()
-    monkeypatch.setattr("xpatches.datasets.layout.BLOCKS", 10**9)
+    monkeypatch.setattr("xpatches.datasets.chunks.BLOCKS", 10**9)
     write(image, out)
     monkeypatch.undo()
     return files(out)
@@ -78,7 +78,7 @@ def peace(image: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, by
 
 @pytest.fixture(autouse=True)
 def _many_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("xpatches.datasets.layout.BLOCKS", 10**9)
+    monkeypatch.setattr("xpatches.datasets.chunks.BLOCKS", 10**9)
 
 
 def code(image: Path, out: Path, log: Path, pause: float) -> str:
@@ -300,8 +300,8 @@ MAP_CODE = """
     import time
     import xarray as xr, xpatches
     from xpatches.jobs import blocks
-    from xpatches.datasets import layout, outputs
-    layout.BLOCKS = outputs.BLOCKS = 10**9
+    from xpatches.datasets import chunks, outputs
+    chunks.BLOCKS = outputs.BLOCKS = 10**9
     plain = blocks.Job.write
     def write(self, number):
         with open({log!r}, "a") as log:

@@ -106,7 +106,7 @@ def write(image: Any, out: Path, **given: Any) -> None:
 
 @pytest.fixture(autouse=True)
 def _many_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("xpatches.datasets.layout.BLOCKS", 10**9)
+    monkeypatch.setattr("xpatches.datasets.chunks.BLOCKS", 10**9)
 
 
 def test_workers_of_a_cluster_write_the_same_objects(
