@@ -86,7 +86,10 @@ def sessions(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 @pytest.fixture
 def bucket(
-    server: tuple[Failing, str], monkeypatch: pytest.MonkeyPatch, sessions: None
+    server: tuple[Failing, str],
+    monkeypatch: pytest.MonkeyPatch,
+    sessions: None,
+    single_objects: None,
 ) -> Iterator[Any]:
     app, address = server
     for name, value in {
@@ -98,7 +101,6 @@ def bucket(
         "AWS_MAX_ATTEMPTS": "1",
     }.items():
         monkeypatch.setenv(name, value)
-    monkeypatch.setattr("xpatches.datasets.chunks.BLOCKS", 10**9)
     monkeypatch.setattr(jobs, "_PAUSE", 0.0)
     monkeypatch.setattr(s3fs.S3FileSystem, "retries", 1)
     app.share, app.hold = 0.0, lambda method, path: None

@@ -21,6 +21,7 @@ from xpatches.jobs.folder import JOB
 from xpatches.jobs.workers import Window, Workers, workers_for
 
 distributed = pytest.importorskip("distributed")
+pytestmark = pytest.mark.usefixtures("single_objects")
 
 
 class Counted:
@@ -102,11 +103,6 @@ def image(tmp_path: Path) -> Any:
 def write(image: Any, out: Path, **given: Any) -> None:
     small = {"chunks": {"y": 2, "x": 2}, "shards": {"y": 4, "x": 4}}
     image.patches(y=16, x=16, stride=8).to_zarr(out, **small, progress=False, **given)
-
-
-@pytest.fixture(autouse=True)
-def _many_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("xpatches.datasets.chunks.BLOCKS", 10**9)
 
 
 def test_workers_of_a_cluster_write_the_same_objects(

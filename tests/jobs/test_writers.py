@@ -91,8 +91,7 @@ class Places:
 
 
 @pytest.fixture
-def places(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Places]:
-    monkeypatch.setattr("xpatches.datasets.chunks.BLOCKS", 10**9)
+def places(tmp_path: Path, single_objects: None) -> Iterator[Places]:
     places = Places(tmp_path)
     yield places
     for job in places.jobs:

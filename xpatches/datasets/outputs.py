@@ -11,7 +11,7 @@ import xarray as xr
 
 from xpatches.datasets.chunks import BLOCKS, CHUNK, SHARD, check_not_empty
 from xpatches.datasets.encoding import encoding_of
-from xpatches.datasets.write import Source
+from xpatches.datasets.write import Product, Source
 from xpatches.errors import PatchError
 from xpatches.geometry.boxes import Span, halve, split_run
 from xpatches.geometry.grid import AxisGrid
@@ -30,7 +30,7 @@ from xpatches.stitching.locate import Located
 
 
 @dataclass(frozen=True)
-class ModelDataset:
+class ModelDataset(Product):
     """What is written of an image and a model."""
 
     source: Source
@@ -101,10 +101,6 @@ class OutputDataset(ModelDataset):
                 OutputArray(stored, stored.objects, *source, model, variable.shape, budget)
             )
         return arrays
-
-    def coords(self) -> xr.Coordinates:
-        """Give no coords: the geometry is that of the map."""
-        return xr.Coordinates()
 
     def promised(self) -> dict[Hashable, Located]:
         """Give what will be stored, to plan with."""

@@ -11,7 +11,7 @@ import xarray as xr
 from xpatches.datasets.chunks import check_dims, lay_out
 from xpatches.datasets.encoding import encoding_of
 from xpatches.datasets.layout import Arrangement, Layout
-from xpatches.datasets.write import Source
+from xpatches.datasets.write import Product, Source
 from xpatches.dtypes import Array
 from xpatches.errors import PatchError
 from xpatches.extraction.kernel import extract_block
@@ -87,7 +87,7 @@ class PatchArray(BlockArray):
 
 
 @dataclass(frozen=True)
-class PatchDataset:
+class PatchDataset(Product):
     """Patches that are written of an image."""
 
     source: Source
@@ -144,10 +144,6 @@ class PatchDataset:
         attrs = variable.attrs
         spec = write_spec(variable.dims, grid, fill_value, self.label, {}, self.layout, even, attrs)
         return {**attrs, SPEC_ATTR: spec}
-
-    def described(self) -> dict[str, Any]:
-        """Describe nothing but what the attrs of the variables hold."""
-        return {}
 
     def _arrange(self, variable: xr.Variable) -> Arrangement:
         """Arrange the patches of a variable along those dims of the grid that it has."""

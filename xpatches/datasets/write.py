@@ -1,10 +1,11 @@
 """Datasets that jobs write of an image."""
 
 import json
+from abc import ABC, abstractmethod
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
-from typing import Any, Protocol
+from typing import Any
 
 import xarray as xr
 from zarr.storage import MemoryStore
@@ -56,32 +57,30 @@ class Source:
         return name
 
 
-class Product(Protocol):
+class Product(ABC):
     """What is written of an image."""
 
-    @property
-    def source(self) -> Source:
-        """The image."""
+    source: Source
+    layout: str
+    """How what is written lies in the store."""
+    max_bytes: int | str | None
+    """Budget of a task."""
 
-    @property
-    def layout(self) -> str:
-        """How what is written lies in the store."""
-
-    @property
-    def max_bytes(self) -> int | str | None:
-        """Budget of a task."""
-
+    @abstractmethod
     def arrays(self, encoding: Mapping[Any, Mapping[str, Any]]) -> Sequence[BlockArray]:
         """Lay out what is made of every variable that is cut, in their order."""
 
     def coords(self) -> xr.Coordinates:
-        """Label it."""
+        """Label it; by nothing, if nothing is known."""
+        return xr.Coordinates()
 
+    @abstractmethod
     def attrs(self, name: Hashable) -> dict[Any, Any]:
         """Give the attrs of what is made of a variable."""
 
     def described(self) -> dict[str, Any]:
         """Describe, as plain data, how it is made; a job with another description is another."""
+        return {}
 
 
 def write_dataset(
@@ -202,7 +201,7 @@ def _described(
     """Describe a job, as `read_description` reads it."""
     source = product.source
     (first, *_) = source.fill_values
-    links = {str(name): sorted(links_of(of)) for name, of in template.variables.items()}
+    links = {str(name): sorted(links_of(v)) for name, v in template.variables.items()}
     return {
         "version": VERSION,
         "xpatches": version("xpatches"),

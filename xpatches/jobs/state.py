@@ -18,7 +18,7 @@ from functools import partial
 from typing import Any
 
 from xpatches.arguments import shown
-from xpatches.documents import Check, Unfit, flag, integer, mapping_of, parse, text
+from xpatches.documents import Check, Unfit, flag, integer, list_of, mapping_of, parse, record, text
 from xpatches.errors import PatchError
 from xpatches.jobs.folder import JOB, Folder, parsed
 from xpatches.jobs.nodes import foreign
@@ -37,6 +37,7 @@ SAID_LAST: Mapping[str, Check] = {
     "checksums": mapping_of(text, partial(integer, most=(1 << 32) - 1)),
 }
 """What a job says of itself in the description, at the end."""
+_ready = record({"runs": list_of(text), "repair": flag})
 _SAID_LAST = tuple(f"attributes.{JOB}.{key}," for key in SAID_LAST)
 _RUN = "[0-9a-f]{32}"
 _OURS = re.compile(
@@ -101,15 +102,13 @@ class StoredDataset:
 
     def ready(self) -> Ready:
         """Read what was said of a dataset that is being written."""
-        said = self.folder.document(READY) or {}
-        runs, repair = said.get("runs"), said.get("repair")
-        if (
-            not isinstance(runs, list)
-            or not all(isinstance(run, str) for run in runs)
-            or not isinstance(repair, bool)
-        ):
-            raise PatchError(f"{READY} of store {self.folder} is damaged; overwrite the store")
-        return Ready(tuple(runs), repair)
+        try:
+            ready = _ready("", self.folder.document(READY))
+        except Unfit as error:
+            raise PatchError(
+                f"{READY} of store {self.folder} is damaged; overwrite the store"
+            ) from error
+        return Ready(tuple(ready["runs"]), ready["repair"])
 
     def checksums(self) -> dict[str, int]:
         """Give the checksums that a finished dataset keeps, by variable and number of the block."""
@@ -188,8 +187,8 @@ class StoredDataset:
                 missing.append(name)
             elif stored != ours and name.endswith("zarr.json"):
                 place = name.removesuffix("zarr.json").strip("/")
-                found = _different(place, self.folder.document(name), json.loads(ours))
-                differences += [told for told in found if not told.startswith(_SAID_LAST)]
+                told = _different(place, self.folder.document(name), json.loads(ours))
+                differences += [line for line in told if not line.startswith(_SAID_LAST)]
             elif stored != ours:
                 differences.append(f"values of {name.split('/c')[0]!r}")
         differences += [f"{name} is missing" for name in missing] if whole else []
