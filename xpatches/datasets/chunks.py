@@ -1,13 +1,14 @@
 """Which lengths chunks, shards and blocks have; those of patches are chosen here."""
 
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from functools import partial
 from math import prod
 from operator import add
 from typing import Any, TypeAlias
 
 from xpatches.arguments import among, check_among
-from xpatches.datasets.layout import Arrangement, Layout
+from xpatches.datasets.layout import Arrangement
 from xpatches.errors import PatchError
 from xpatches.geometry.boxes import count_parts
 from xpatches.geometry.search import grow
@@ -25,13 +26,25 @@ Fits: TypeAlias = Callable[[Sequence[int]], bool]
 """Whether lengths fit."""
 
 
+@dataclass(frozen=True, slots=True)
+class Lengths:
+    """Along every dim of an array of patches."""
+
+    chunks: tuple[int, ...]
+    shards: tuple[int, ...] | None
+    steps: tuple[int, ...]
+    """Of what is cut and written at once, multiples of those of a stored object."""
+    blocks: tuple[int, ...]
+    """Multiples of those of a step."""
+
+
 def lay_out(
     what: str,
     patches: Arrangement,
     chunks: Mapping[Any, int] | None = None,
     shards: Mapping[Any, int] | bool | None = None,
-) -> Layout:
-    """Choose chunks, shards and blocks.
+) -> Lengths:
+    """Choose the lengths of chunks, shards, steps and blocks.
 
     A chunk is a patch, or several patches up to `CHUNK` bytes, with all that lies along the other
     dims: behind the patch up to a shard, before it where that makes no more than four `CHUNK`, or
@@ -100,10 +113,10 @@ def lay_out(
         return patches.region(tuple(map(slice, starts, ends))) is not None
 
     ends, fits = whole_units(shape, least), several(min(SHARD, budget))
-    write = double_lengths(least, ends, fits, counted, before)
-    ends, fits = whole_units(shape, write), several(_MOST * budget)
-    block = double_lengths(write, ends, lambda n: fits(n) and readable(n), counted, before)
-    return Layout(patches, chunk, None if stored == chunk else stored, write, block)
+    step = double_lengths(least, ends, fits, counted, before)
+    ends, fits = whole_units(shape, step), several(_MOST * budget)
+    block = double_lengths(step, ends, lambda n: fits(n) and readable(n), counted, before)
+    return Lengths(chunk, None if stored == chunk else stored, step, block)
 
 
 def double_lengths(

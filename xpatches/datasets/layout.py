@@ -11,16 +11,7 @@ from collections.abc import Hashable, Iterator, Sequence
 from dataclasses import dataclass
 from math import prod
 
-from xpatches.geometry.boxes import (
-    Span,
-    around,
-    count_parts,
-    count_samples,
-    divide,
-    halve,
-    part_at,
-    split_run,
-)
+from xpatches.geometry.boxes import Span, around, count_samples, halve, split_run
 from xpatches.geometry.grid import AxisGrid
 
 
@@ -142,45 +133,3 @@ class Arrangement:
             for part, along in zip(parts, step, strict=True)
         )
         return Piece(self._under(box), tuple(spans), tuple(place))
-
-
-@dataclass(frozen=True, slots=True)
-class Layout:
-    """Patches as a stored array, in blocks.
-
-    Examples
-    --------
-    >>> grids = (AxisGrid("y", 8, 2, 2), AxisGrid("x", 12, 2, 2))
-    >>> patches = Arrangement(True, ("sample", "y_patch", "x_patch"), grids, (0, 1), 1, 99)
-    >>> layout = Layout(patches, (5, 2, 2), None, (5, 2, 2), (10, 2, 2))
-    >>> len(layout), layout.block(1)
-    (3, (slice(10, 20, None), slice(0, 2, None), slice(0, 2, None)))
-    >>> [step[0] for step in layout.steps(layout.block(1))]
-    [slice(10, 15, None), slice(15, 20, None)]
-    """
-
-    patches: Arrangement
-    chunks: tuple[int, ...]
-    shards: tuple[int, ...] | None
-    writes: tuple[int, ...]
-    """Lengths of a step, multiples of those of a stored object."""
-    blocks: tuple[int, ...]
-    """Lengths of a block, multiples of those of a step."""
-
-    def __len__(self) -> int:
-        return count_parts(self.patches.shape, self.blocks)
-
-    def block(self, number: int) -> tuple[slice, ...]:
-        """Find a block of the result by its number."""
-        return part_at(number, self.patches.shape, self.blocks)
-
-    def steps(self, block: tuple[slice, ...]) -> Iterator[tuple[slice, ...]]:
-        """Divide a block into what is cut and written at once."""
-        return divide(block, self.writes)
-
-    def reads(self, block: tuple[slice, ...]) -> list[tuple[slice, ...]]:
-        """List the regions that are read for a block, in order."""
-        whole = self.patches.region(block)
-        if whole is not None:
-            return [whole]
-        return [piece.region for step in self.steps(block) for piece in self.patches.pieces(step)]

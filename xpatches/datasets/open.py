@@ -1,7 +1,7 @@
 """Datasets that jobs wrote, opened again as what the image was."""
 
 import gzip
-from collections.abc import Hashable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from math import prod
 from types import MappingProxyType
@@ -73,12 +73,9 @@ def open_patches(
     with undamaged(folder):
         dataset = _opened(folder, described)
     check_among("chunks", lengths or (), dataset.dims)
-    for name in () if lengths is None else described["blocks"]:
-        variable = dataset.variables[name]
-        objects = _objects(name, variable)
-        chosen = {dim: length for dim, length in (lengths or {}).items() if dim in objects}
-        _check_count(name, variable, {dim: n for dim, n in objects.items() if dim not in chosen})
-        dataset[name] = variable.chunk({**objects, **chosen})
+    if lengths is not None:
+        for name in described["blocks"]:
+            dataset[name] = _chunked(name, dataset.variables[name], lengths)
     dataset.attrs = {key: value for key, value in dataset.attrs.items() if key != JOB}
     if described["array"] is None:
         return dataset
@@ -173,20 +170,17 @@ def undamaged(folder: Folder) -> Iterator[None]:
         ) from error
 
 
-def _objects(name: str, variable: xr.Variable) -> dict[Hashable, int]:
-    """Give the lengths of stored objects along the dims of a variable, or those of the dims."""
-    lengths = variable.encoding.get("shards") or variable.encoding["chunks"]
-    if min(lengths, default=1) < 1:
-        raise PatchError(f"{name!r} lies in chunks of the lengths {lengths}; write it anew")
-    pairs = zip(variable.sizes.items(), lengths, strict=True)
-    return {dim: min(length, max(1, n)) for (dim, n), length in pairs}
-
-
-def _check_count(name: str, variable: xr.Variable, lengths: Mapping[Hashable, int]) -> None:
-    """Refuse to make more dask chunks than there can be."""
-    count = prod(-(-variable.sizes[dim] // n) for dim, n in lengths.items())
+def _chunked(name: str, variable: xr.Variable, lengths: Mapping[Any, int]) -> xr.Variable:
+    """Give dask chunks of these lengths, and along other dims of those of stored objects."""
+    objects = variable.encoding.get("shards") or variable.encoding["chunks"]
+    if min(objects, default=1) < 1:
+        raise PatchError(f"{name!r} lies in chunks of the lengths {objects}; write it anew")
+    pairs = zip(variable.sizes.items(), objects, strict=True)
+    own = {dim: min(length, max(1, n)) for (dim, n), length in pairs if dim not in lengths}
+    count = prod(-(-variable.sizes[dim] // length) for dim, length in own.items())
     if count > _OBJECTS:
         raise PatchError(
             f"{name!r} lies in {count} stored objects, more than the {_OBJECTS} chunks that dask "
             "is given; open it with chunks=None, or with larger chunks={dim: length}"
         )
+    return variable.chunk(own | {dim: lengths[dim] for dim in variable.dims if dim in lengths})

@@ -10,12 +10,12 @@ import xarray as xr
 
 from xpatches.datasets.chunks import check_dims, lay_out
 from xpatches.datasets.encoding import encoding_of
-from xpatches.datasets.layout import Arrangement, Layout
+from xpatches.datasets.layout import Arrangement
 from xpatches.datasets.write import Product, Source
 from xpatches.dtypes import Array
 from xpatches.errors import PatchError
 from xpatches.extraction.kernel import extract_block
-from xpatches.geometry.boxes import count_samples
+from xpatches.geometry.boxes import count_samples, divide
 from xpatches.images import labels
 from xpatches.images.labels import SAMPLE_DIM
 from xpatches.images.samples import chunk_lazy, every_axis, region_reader
@@ -31,32 +31,38 @@ _LOOKED_AT = 100
 class PatchArray(BlockArray):
     """The patches of one variable."""
 
-    layout: Layout
+    patches: Arrangement
+    steps: tuple[int, ...]
+    """Lengths of what is cut and written at once."""
     fill_value: Array
 
     def reads(self, number: int) -> list[tuple[slice, ...]]:
         """List the regions that are read for a block."""
-        return self.layout.reads(self.place(number))
+        block = self.place(number)
+        region = self.patches.region(block)
+        if region is not None:
+            return [region]
+        steps = divide(block, self.steps)
+        return [piece.region for step in steps for piece in self.patches.pieces(step)]
 
     def write(self, number: int, samples: Samples, put: Put) -> None:
         """Extract the patches of a block."""
         block = self.place(number)
-        region = self.layout.patches.region(block)
+        region = self.patches.region(block)
         if region is not None:
             samples.hold(region)
-        for step in self.layout.steps(block):
+        for step in divide(block, self.steps):
             put(step, self.cut(step, samples))
 
     def cut(self, step: tuple[slice, ...], samples: Samples) -> Array:
         """Extract the patches of a step of a block."""
-        arrangement = self.layout.patches
         lengths = tuple(along.stop - along.start for along in step)
         patches: Array | None = None
-        for piece in arrangement.pieces(step):
+        for piece in self.patches.pieces(step):
             spans = sorted(piece.spans, key=lambda span: span.axis)
             cut = extract_block(samples.of(piece.region), spans, self.fill_value)
-            if arrangement.flat:
-                numbered, spatial = arrangement.spatial, sorted(arrangement.spatial)
+            if self.patches.flat:
+                numbered, spatial = self.patches.spatial, sorted(self.patches.spatial)
                 behind = spatial[-1] + 1
                 sizes = [behind + spatial.index(axis) for axis in numbered]
                 others = [axis for axis in range(cut.ndim) if axis not in (*spatial, *sizes)]
@@ -71,7 +77,7 @@ class PatchArray(BlockArray):
 
     def describe(self, number: int) -> str:
         """Say which patches a block holds, and which samples they are cut from."""
-        patches, block = self.layout.patches, self.place(number)
+        patches, block = self.patches, self.place(number)
         numbers = ", ".join(
             f"{dim}={along.start}:{along.stop}"
             for dim, axis, along in zip(patches.dims, patches.axes, block, strict=True)
@@ -107,14 +113,12 @@ class PatchDataset(Product):
             variable, called = self.source.dataset.variables[name], self.source.stored(name)
             encoded = encoding_of(repr(called), variable.dtype, encoding.get(called, {}))
             patches = self._arrange(variable)
-            layout = lay_out(repr(called), patches, self.chunks, self.shards)
-            stored = StoredArray(
-                called, patches.dims, patches.shape, fill_value.dtype,
-                layout.chunks, layout.shards, encoded,
-            )  # fmt: skip
-            read = region_reader(variable)
+            lengths = lay_out(repr(called), patches, self.chunks, self.shards)
+            shape = (patches.dims, patches.shape, fill_value.dtype)
+            stored = StoredArray(called, *shape, lengths.chunks, lengths.shards, encoded)
+            source = (region_reader(variable), patches.itemsize)
             arrays.append(
-                PatchArray(stored, layout.blocks, read, patches.itemsize, layout, fill_value)
+                PatchArray(stored, lengths.blocks, *source, patches, lengths.steps, fill_value)
             )
         check_dims([array.stored.dims for array in arrays], chunks=self.chunks, shards=self.shards)
         return arrays
@@ -168,7 +172,7 @@ def plan_patches(patches: PatchDataset) -> dict[Hashable, dict[str, Any]]:
 
 
 def _plan(array: PatchArray, image: xr.Variable) -> dict[str, Any]:
-    stored, layout, patches = array.stored, array.layout, array.layout.patches
+    stored, patches = array.stored, array.patches
     lengths = chunk_lazy(image).chunks or [(1,)] * image.ndim  # any sample alone in memory
 
     def read(region: Iterable[slice]) -> int:
@@ -182,7 +186,7 @@ def _plan(array: PatchArray, image: xr.Variable) -> dict[str, Any]:
     looked_at = range(0, len(array), -(-len(array) // _LOOKED_AT))
     regions = [region for number in looked_at for region in array.reads(number)]
     whole = read(slice(*grid.region(0, grid.count)[:2]) for grid in patches.grids)
-    step = prod(map(min, layout.writes, stored.shape))
+    step = prod(map(min, array.steps, stored.shape))
     largest = max(map(count_samples, regions))
     return {
         "patches": prod(patches.grids[axis].count for axis in patches.spatial),
