@@ -26,14 +26,7 @@ def array_of(
         grids.get(axis) or AxisGrid(f"d{axis}", length, size=1, stride=1)
         for axis, length in enumerate(image.shape)
     )
-    names = [str(grid.dim) for grid in every]
-    spatial = tuple(grids)
-    new = [f"{names[axis]}_patch" for axis in spatial]
-    after = spatial[-1] + 1
-    dims = (*names[:after], *new, *names[after:])
-    if flat:
-        dims = ("sample", *new, *(name for axis, name in enumerate(names) if axis not in spatial))
-    patches = Arrangement(flat, dims, every, spatial, image.itemsize, max_bytes // 2)
+    patches = Arrangement(flat, every, tuple(grids), image.itemsize, max_bytes // 2)
     lengths = lay_out("'image'", patches, **given)
     shape = (patches.dims, patches.shape, image.dtype)
     stored = StoredArray("image", *shape, lengths.chunks, lengths.shards, {})

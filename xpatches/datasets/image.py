@@ -16,7 +16,7 @@ from xpatches.datasets.outputs import ModelDataset, OutputDataset, check_samples
 from xpatches.datasets.write import Source, check_dataset, write_dataset
 from xpatches.errors import PatchError
 from xpatches.geometry.blocks import BlockPlan, Kernel, run_kernel
-from xpatches.geometry.boxes import divide
+from xpatches.geometry.boxes import divide, within
 from xpatches.geometry.search import grow
 from xpatches.images.samples import region_reader
 from xpatches.jobs.blocks import BlockArray, Put, Reader, Samples, StoredArray
@@ -122,8 +122,7 @@ class ImageArray(BlockArray):
         place, objects = self.place(number), self.stored.objects
         # One stored object after the other, for zarr encodes copies of all it is given.
         for part in divide(place, objects):
-            pairs = zip(part, place, strict=True)
-            put(part, block[tuple(slice(p.start - b.start, p.stop - b.start) for p, b in pairs)])
+            put(part, block[within(part, place)])
 
     def _index(self, number: int) -> tuple[int, ...]:
         return tuple(map(int, np.unravel_index(number, self.blocks.counts)))

@@ -10,9 +10,13 @@ those under its pieces are read: boxes of the grid whose region does.
 from collections.abc import Hashable, Iterator, Sequence
 from dataclasses import dataclass
 from math import prod
+from typing import TypeVar
 
-from xpatches.geometry.boxes import Span, around, count_samples, halve, split_run
+from xpatches.geometry.boxes import Span, around, count_samples, halve, split_run, within
 from xpatches.geometry.grid import AxisGrid
+from xpatches.images.labels import SAMPLE_DIM
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,18 +38,18 @@ class Arrangement:
     Examples
     --------
     >>> grids = (AxisGrid("y", 8, 2, 2), AxisGrid("x", 12, 2, 2))
-    >>> patches = Arrangement(True, ("sample", "y_patch", "x_patch"), grids, (0, 1), 1, 99)
+    >>> patches = Arrangement(True, grids, (0, 1), 1, 99)
     >>> block = (slice(10, 20), slice(0, 2), slice(0, 2))
-    >>> patches.shape, patches.region(block)
-    ((24, 2, 2), (slice(2, 8, None), slice(0, 12, None)))
+    >>> patches.dims, patches.shape
+    (('sample', 'y_patch', 'x_patch'), (24, 2, 2))
+    >>> patches.region(block)
+    (slice(2, 8, None), slice(0, 12, None))
     >>> [piece.region for piece in patches.pieces((slice(10, 15), slice(0, 2), slice(0, 2)))]
     [(slice(2, 4, None), slice(8, 12, None)), (slice(4, 6, None), slice(0, 6, None))]
     """
 
     flat: bool
     """Whether the patches lie along one dim, ``sample``, or along the dims of the grid."""
-    dims: tuple[Hashable, ...]
-    """Dims of the result."""
     grids: tuple[AxisGrid, ...]
     """One for each axis of the image; an axis without patches has patches of one sample."""
     spatial: tuple[int, ...]
@@ -56,22 +60,21 @@ class Arrangement:
     """Budget of the samples under a block, or else under a piece; as much again is for patches."""
 
     @property
+    def dims(self) -> tuple[Hashable, ...]:
+        """Dims of the result."""
+        dims = [grid.dim for grid in self.grids]
+        return self._in_order(SAMPLE_DIM, [f"{grid.dim}_patch" for grid in self._cut], dims)
+
+    @property
     def shape(self) -> tuple[int, ...]:
         """Lengths of the result."""
-        counts, sizes = [grid.count for grid in self.grids], [grid.size for grid in self._cut]
-        lengths = [
-            sizes.pop(0) if axis is None else counts[axis] for axis in self.axes[self.flat :]
-        ]
-        return (prod(grid.count for grid in self._cut), *lengths) if self.flat else (*lengths,)
+        counts = [grid.count for grid in self.grids]
+        return self._in_order(prod(self._counts), [grid.size for grid in self._cut], counts)
 
     @property
     def axes(self) -> tuple[int | None, ...]:
         """The axis of the image that a dim of the result runs along, where there is one."""
-        new, axes = [None] * len(self.spatial), range(len(self.grids))
-        if self.flat:
-            return (None, *new, *(axis for axis in axes if axis not in self.spatial))
-        after = self.spatial[-1] + 1
-        return (*axes[:after], *new, *axes[after:])
+        return self._in_order(None, [None] * len(self.spatial), range(len(self.grids)))
 
     def region(self, block: tuple[slice, ...]) -> tuple[slice, ...] | None:
         """Find the samples under a block, along every axis of the image; None if too many."""
@@ -85,6 +88,14 @@ class Arrangement:
         for run in runs:
             for box in halve(self._box(step, run), self._fits, self.spatial):
                 yield self._piece(box, step)
+
+    def _in_order(self, sample: T, patch: Sequence[T], image: Sequence[T]) -> tuple[T, ...]:
+        """Order what belongs to the dims of the result: samples, those of a patch, the image's."""
+        if self.flat:
+            others = (item for axis, item in enumerate(image) if axis not in self.spatial)
+            return (sample, *patch, *others)
+        after = self.spatial[-1] + 1
+        return (*image[:after], *patch, *image[after:])
 
     @property
     def _cut(self) -> list[AxisGrid]:
@@ -128,8 +139,4 @@ class Arrangement:
         ]
         if self.flat:
             parts[0] = range(first, first + prod(span.count for span in spans))
-        place = (
-            slice(part.start - along.start, part.stop - along.start)
-            for part, along in zip(parts, step, strict=True)
-        )
-        return Piece(self._under(box), tuple(spans), tuple(place))
+        return Piece(self._under(box), tuple(spans), within(parts, step))

@@ -151,16 +151,12 @@ class PatchDataset(Product):
 
     def _arrange(self, variable: xr.Variable) -> Arrangement:
         """Arrange the patches of a variable along those dims of the grid that it has."""
-        flat = self.layout == "samples"
-        grid = self.source.grid.arrange(variable.dims)
-        dims = labels.patch_dims(variable.dims, grid, flat=False)
-        if flat:  # in the order of the numbers, the same for all variables
-            grid = self.source.grid.restrict(variable.dims)
-            others = [dim for dim in variable.dims if dim not in grid.dims]
-            dims = (SAMPLE_DIM, *(f"{dim}_patch" for dim in grid.dims), *others)
+        flat, grid = self.layout == "samples", self.source.grid
+        # Samples are numbered in the order of the grid, the same for all variables.
+        grid = grid.restrict(variable.dims) if flat else grid.arrange(variable.dims)
         axes = tuple(variable.dims.index(dim) for dim in grid.dims)
         grids, itemsize = every_axis(variable, grid), variable.dtype.itemsize
-        return Arrangement(flat, dims, grids, axes, itemsize, as_budget(None) // 2)
+        return Arrangement(flat, grids, axes, itemsize, as_budget(None) // 2)
 
 
 def plan_patches(patches: PatchDataset) -> dict[Hashable, dict[str, Any]]:

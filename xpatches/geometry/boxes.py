@@ -1,6 +1,6 @@
 """Runs of samples and boxes of them: where they lie, clipped, cut and halved."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import product
 from math import prod
@@ -130,6 +130,18 @@ def part_at(number: int, shape: Sequence[int], lengths: Sequence[int]) -> tuple[
         number, index = divmod(number, -(-n // length))
         part.append(slice(index * length, min(n, (index + 1) * length)))
     return tuple(reversed(part))
+
+
+def within(part: Iterable[slice | range], block: Iterable[slice]) -> tuple[slice, ...]:
+    """Find a part of a block in what holds the block.
+
+    Examples
+    --------
+    >>> within([range(4, 5)], [slice(3, 6)])
+    (slice(1, 2, None),)
+    """
+    pairs = zip(part, block, strict=True)
+    return tuple(slice(p.start - b.start, p.stop - b.start) for p, b in pairs)
 
 
 def count_samples(box: Sequence[slice]) -> int:

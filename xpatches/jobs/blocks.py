@@ -33,7 +33,7 @@ from xpatches.documents import (
     text,
 )
 from xpatches.dtypes import Array
-from xpatches.geometry.boxes import count_parts, count_samples, part_at
+from xpatches.geometry.boxes import count_parts, count_samples, part_at, within
 from xpatches.jobs.folder import Folder
 from xpatches.jobs.state import MARKS
 from xpatches.jobs.writer import Run
@@ -50,22 +50,18 @@ class Samples:
     def __init__(self, read: Reader) -> None:
         self._read = read
         self.checksum = 0
-        self._starts: list[int] = []
+        self._region: tuple[slice, ...] = ()
         self._held: Array | None = None
 
     def hold(self, region: tuple[slice, ...]) -> None:
         """Read a region, of which others are parts."""
-        self._starts = [along.start for along in region]
-        self._held = self._fetch(region)
+        self._region, self._held = region, self._fetch(region)
 
     def of(self, region: tuple[slice, ...]) -> Array:
         """Give the samples of a region."""
         if self._held is None:
             return self._fetch(region)
-        pairs = zip(region, self._starts, strict=True)
-        return self._held[
-            tuple(slice(along.start - start, along.stop - start) for along, start in pairs)
-        ]
+        return self._held[within(region, self._region)]
 
     def _fetch(self, region: tuple[slice, ...]) -> Array:
         samples = self._read(region)
