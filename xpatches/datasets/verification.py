@@ -69,11 +69,9 @@ def verify(store: Any, *, repair: bool = False, progress: bool = True) -> dict[s
     >>> verify(store, progress=False)
     {'state': 'complete', 'objects': 5, 'missing': 0, 'damaged': {}}
     """
-    repair, report = (
-        as_flag("repair", repair),
-        Progress if as_flag("progress", progress) else Report,
-    )
-    folder, tell = open_folder(store, read_only=not repair), report().wait
+    repair = as_flag("repair", repair)
+    tell = (Progress if as_flag("progress", progress) else Report)().wait
+    folder = open_folder(store, read_only=not repair)
     with ExitStack() as stack:
         if repair:
             folder.check_links()

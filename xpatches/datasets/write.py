@@ -14,12 +14,7 @@ from xpatches.arguments import check_among, said, shown
 from xpatches.datasets.chunks import CHUNK
 from xpatches.datasets.copies import copy_of
 from xpatches.datasets.descriptions import VERSION
-from xpatches.datasets.encoding import (
-    check_storable,
-    decoding_of,
-    with_checksums,
-    without_codecs,
-)
+from xpatches.datasets.encoding import check_storable, decoding_of, with_checksums, without_codecs
 from xpatches.datasets.open import open_patches
 from xpatches.datasets.places import check_apart, places_of
 from xpatches.dtypes import Array
