@@ -453,10 +453,8 @@ def _left(out: str, resume: bool, overwrite: bool) -> int | None:
     open_folder(out)
     if "://" in out or os.path.exists(os.path.expanduser(out)):
         folder = open_folder(out, read_only=True)
-        if (
-            StoredDataset(folder).check_state(resume, overwrite) in ("writing", "complete")
-            and resume
-        ):
+        state = StoredDataset(folder).check_state(resume, overwrite)
+        if resume and state in ("writing", "complete"):
             missing: int = dataset_state(folder)["missing"]
             return missing
     return None
@@ -629,13 +627,9 @@ def _same_place(source: str, out: str) -> bool:
 
 def _about(folder: Folder, given: str, source: Mapping[str, Any] | None = None) -> dict[str, Any]:
     """Describe what lies in a store; of what the options say, where it is an image."""
-    if (
-        any(value is not None for value in (source or {}).values())
-        or not StoredDataset(folder).exists()
-    ):
-        if (
-            StoredDataset(folder).state() == "begun"
-        ):  # and killed before anything could be said of it
+    dataset = StoredDataset(folder)
+    if any(value is not None for value in (source or {}).values()) or not dataset.exists():
+        if dataset.state() == "begun":  # and killed before anything could be said of it
             return {"store": redacted(given), "holds": "patches", "state": "incomplete"}
         image = open_image(given, **(source or {}))
         return {
