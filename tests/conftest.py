@@ -7,7 +7,7 @@ import dask
 import pytest
 from hypothesis import settings
 
-from stores import CountingStore, FailingStore
+from stores import CountingStore, FailingStore, single_objects
 from xpatches.jobs.writer import Run
 
 settings.register_profile("quick", deadline=None, max_examples=40, derandomize=True)
@@ -48,6 +48,12 @@ def no_compute() -> Iterator[None]:
 def _synchronous() -> Iterator[None]:
     """Compute in this thread: tests of small arrays need no pool."""
     with dask.config.set(scheduler="synchronous"):
+        yield
+
+
+@pytest.fixture(name="single_objects")
+def _single_objects() -> Iterator[None]:
+    with single_objects():
         yield
 
 

@@ -47,6 +47,14 @@ def ending_after(steps: int) -> Iterator[None]:
         yield
 
 
+@contextmanager
+def single_objects() -> Iterator[None]:
+    """Let blocks be single stored objects, however few there are."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("xpatches.datasets.chunks.BLOCKS", 10**9)
+        yield
+
+
 def files(folder: Path) -> dict[str, bytes]:
     return {
         str(path.relative_to(folder)): path.read_bytes()

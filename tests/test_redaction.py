@@ -19,7 +19,8 @@ from zarr.storage import FsspecStore, ObjectStore
 import xpatches
 from xpatches.cli.main import main
 from xpatches.errors import BlockFailure, JobError, MapError, PatchError
-from xpatches.jobs.folder import Folder, open_folder
+from xpatches.jobs.folder import Folder
+from xpatches.jobs.open import open_folder
 from xpatches.redaction import redacted
 
 SECRET = "c3cr3t+word"

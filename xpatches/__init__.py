@@ -13,8 +13,8 @@ from xpatches.stitching.labelled import stitch
 from xpatches.tensorflow import extract_patches
 
 if TYPE_CHECKING:
+    from xpatches.datasets.open import open_patches
     from xpatches.datasets.verification import verify
-    from xpatches.datasets.write import open_patches
 
 __all__ = [
     "BlockFailure",
@@ -35,7 +35,7 @@ def __dir__() -> list[str]:
 
 
 def __getattr__(name: str) -> Any:
-    module = {"open_patches": "datasets.write", "verify": "datasets.verification"}.get(name)
+    module = {"open_patches": "datasets.open", "verify": "datasets.verification"}.get(name)
     if module is None:
         raise AttributeError(f"module 'xpatches' has no attribute {name!r}")
     return getattr(import_module(f"xpatches.{module}"), name)  # zarr and dask are loaded for these

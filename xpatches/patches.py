@@ -516,7 +516,7 @@ class Patches(Generic[T]):
             return self._made(every, data, coords)
         (called, *_) = (of.answer.name for of in every.values())
         from xpatches.datasets.image import write_map  # zarr and dask are loaded for jobs only
-        from xpatches.jobs.folder import open_folder
+        from xpatches.jobs.open import open_folder
 
         store = None if store is None else open_folder(store)
         if materialize is not None:
@@ -672,10 +672,10 @@ class Patches(Generic[T]):
         >>> plan["dims"], plan["chunks"], plan["tasks"]
         ({'sample': 961, 'y_patch': 64, 'x_patch': 64}, (256, 64, 64), 1)
         """
-        from xpatches.datasets import patches as cuts  # zarr and dask are loaded for jobs only
+        from xpatches.datasets import patches as datasets  # zarr and dask are loaded for jobs only
 
         chunks, shards, _ = _stored(chunks, shards)
-        plans = cuts.plan_patches(self._cut(layout, chunks, shards))
+        plans = datasets.plan_patches(self._cut(layout, chunks, shards))
         return plans[ARRAY] if isinstance(self.source, xr.DataArray) else plans
 
     def plan_map(
@@ -843,11 +843,11 @@ class Patches(Generic[T]):
             yield name, self._dataset.variables[name], fill_value
 
     def _cut(self, layout: str, chunks: Any, shards: Any, label: str = "center") -> Any:
-        from xpatches.datasets import patches as cuts  # zarr and dask are loaded for jobs only
+        from xpatches.datasets import patches as datasets  # zarr and dask are loaded for jobs only
 
         layout = as_choice("layout", layout, ("grid", "samples"))
         label = as_choice("label", label, _LABELS)
-        return cuts.Cut(self._written(), layout, chunks, shards, label)
+        return datasets.PatchDataset(self._written(), layout, chunks, shards, label)
 
     def _written(self, called: Hashable = None) -> Any:
         """Give what jobs take of the image, which calls a DataArray by its own name by default."""

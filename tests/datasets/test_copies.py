@@ -170,13 +170,13 @@ def test_large_coords_are_copied_and_small_ones_are_not(
     assert set(counting_store.chunk_reads("lat").values()) == {1}
     xr.testing.assert_identical(made.compute(), image)
     assert made.lat.chunks is not None
-    marks = xpatches.datasets.write.dataset_state(
-        xpatches.jobs.folder.open_folder(tmp_path / "out.zarr")
+    marks = xpatches.datasets.open.dataset_state(
+        xpatches.jobs.open.open_folder(tmp_path / "out.zarr")
     )
     assert set(marks["job"]["blocks"]) == {"image", "lat", "lon"}
     assert set(p.to_zarr(tmp_path / "patches.zarr", **QUIET).coords) >= {"lat", "lon", "y"}
-    marks = xpatches.datasets.write.dataset_state(
-        xpatches.jobs.folder.open_folder(tmp_path / "patches.zarr")
+    marks = xpatches.datasets.open.dataset_state(
+        xpatches.jobs.open.open_folder(tmp_path / "patches.zarr")
     )
     assert set(marks["job"]["blocks"]) == {"image"}
 

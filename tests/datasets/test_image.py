@@ -14,8 +14,8 @@ import xpatches
 from models import CUT, IMAGE, FailsOn, above_least, identity, opened
 from reference import Array
 from xpatches import JobError, MapError, PatchError
-from xpatches.jobs.folder import open_folder
 from xpatches.jobs.lock import writing
+from xpatches.jobs.open import open_folder
 from xpatches.threads import available_cores
 
 

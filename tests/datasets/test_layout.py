@@ -10,30 +10,28 @@ from hypothesis import strategies as st
 
 from reference import Array, four_loops
 from strategies import arguments, problems
-from xpatches.datasets.layout import BLOCKS, CHUNK, SHARD, Layout, lay_out
-from xpatches.datasets.patches import PatchPart
+from xpatches.datasets.chunks import BLOCKS, CHUNK, SHARD, lay_out
+from xpatches.datasets.layout import Arrangement
+from xpatches.datasets.patches import PatchArray
 from xpatches.errors import PatchError
-from xpatches.geometry.boxes import split_run
+from xpatches.geometry.boxes import divide, split_run
 from xpatches.geometry.grid import AxisGrid
-from xpatches.jobs.blocks import Samples
+from xpatches.jobs.blocks import Samples, StoredArray
 
 
-def layout_of(
+def array_of(
     image: Array, grids: dict[int, AxisGrid], flat: bool, max_bytes: int, **given: Any
-) -> Layout:
+) -> PatchArray:
     every = tuple(
         grids.get(axis) or AxisGrid(f"d{axis}", length, size=1, stride=1)
         for axis, length in enumerate(image.shape)
     )
-    names = [str(grid.dim) for grid in every]
-    spatial = tuple(grids)
-    new = [f"{names[axis]}_patch" for axis in spatial]
-    after = spatial[-1] + 1
-    dims = (*names[:after], *new, *names[after:])
-    if flat:
-        dims = ("sample", *new, *(name for axis, name in enumerate(names) if axis not in spatial))
-    itemsize = image.itemsize
-    return lay_out("'image'", flat, dims, every, spatial, itemsize, max_bytes, **given)
+    patches = Arrangement(flat, every, tuple(grids), image.itemsize, max_bytes // 2)
+    lengths = lay_out("'image'", patches, **given)
+    shape = (patches.dims, patches.shape, image.dtype)
+    stored = StoredArray("image", *shape, lengths.chunks, lengths.shards, {})
+    source, fill = (image.__getitem__, image.itemsize), np.zeros((), image.dtype)
+    return PatchArray(stored, lengths.blocks, *source, patches, lengths.steps, fill)
 
 
 def expected(image: Array, grids: dict[int, AxisGrid], flat: bool) -> Array:
@@ -55,45 +53,45 @@ def test_blocks_hold_every_patch_once_in_whole_objects(
     image, grids = problem
     if not image.size:
         return
-    layout = layout_of(image, grids, flat, 2**20)
+    array = array_of(image, grids, flat, 2**20)
     most = [2**20, 40, 400, 4000][scarce]
-    dims = {dim: random.randint(1, 4) for dim in layout.dims if random.random() < 0.5}
-    layout = layout_of(image, grids, flat, 2**20, chunks=dims, shards=False)
-    writes = tuple(
+    dims, shape = array.stored.dims, array.stored.shape
+    lengths = {dim: random.randint(1, 4) for dim in dims if random.random() < 0.5}
+    array = array_of(image, grids, flat, 2**20, chunks=lengths, shards=False)
+    steps = tuple(
         -(-n // length) * length if str(dim).endswith("_patch") else length * random.randint(1, 2)
-        for dim, n, length in zip(layout.dims, layout.shape, layout.chunks, strict=True)
+        for dim, n, length in zip(dims, shape, array.stored.chunks, strict=True)
     )
-    blocks = tuple(length * random.randint(1, 3) for length in writes)
-    layout = replace(layout, writes=writes, blocks=blocks, max_bytes=most)
-    fill = np.zeros((), image.dtype)
+    blocks = tuple(length * random.randint(1, 3) for length in steps)
     regions: list[tuple[slice, ...]] = []
 
     def read(region: tuple[slice, ...]) -> Array:
         regions.append(region)
         return image[region]
 
-    part = PatchPart("image", read, layout, fill, {})
-    made = np.full(layout.shape, 1, image.dtype)
-    times = np.zeros(layout.shape, int)
-    for number in range(len(layout)):
-        samples = Samples(part.read)
+    patches = replace(array.patches, max_bytes=most)
+    array = replace(array, lengths=blocks, read=read, patches=patches, steps=steps)
+    made = np.full(shape, 1, image.dtype)
+    times = np.zeros(shape, int)
+    for number in range(len(array)):
+        samples = Samples(array.read)
 
         def put(step: tuple[slice, ...], patches: Array) -> None:
             made[step] = patches
             times[step] += 1
-            for along, length, n in zip(step, layout.chunks, layout.shape, strict=True):
+            for along, length, n in zip(step, array.stored.chunks, shape, strict=True):
                 assert along.start % length == 0
                 assert along.stop % length == 0 or along.stop == n
 
-        part.write(number, samples, put)
-        assert regions == part.reads(number)
-        assert (times[layout.block(number)] == 1).all()
-        again = Samples(part.read)
-        for region in part.reads(number):
+        array.write(number, samples, put)
+        assert regions == array.reads(number)
+        assert (times[array.place(number)] == 1).all()
+        again = Samples(array.read)
+        for region in array.reads(number):
             again.of(region)
         assert samples.checksum == again.checksum
         if most == 2**20:
-            assert len(part.reads(number)) == 1
+            assert len(array.reads(number)) == 1
         regions.clear()
     assert (times == 1).all()
     assert made.tobytes() == np.ascontiguousarray(expected(image, grids, flat)).tobytes()
@@ -126,36 +124,36 @@ def test_chunks_and_shards_have_sizes_that_stores_like(name: str, flat: bool) ->
     image = np.empty((), "uint16")
     grids = dict(enumerate(GRIDS[name]))
     shape = tuple(grid.length for grid in GRIDS[name])
-    layout = layout_of(np.broadcast_to(image, shape), grids, flat, 2**27)
+    array = array_of(np.broadcast_to(image, shape), grids, flat, 2**27)
     patch = 2 * prod(grid.size for grid in GRIDS[name])
-    total = 2 * prod(layout.shape)
-    chunk = 2 * prod(layout.chunks)
-    stored = 2 * prod(layout.shards or layout.chunks)
+    total = 2 * prod(array.stored.shape)
+    chunk = 2 * prod(array.stored.chunks)
+    stored = 2 * prod(array.stored.shards or array.stored.chunks)
     assert min(total, max(patch, CHUNK // 4)) <= chunk <= max(patch, CHUNK)
     assert min(total, SHARD // 4) <= stored <= SHARD
-    assert 2 * prod(layout.writes) <= SHARD
-    assert 2 * prod(layout.blocks) <= 2**29
-    assert len(layout) >= min(BLOCKS, total // stored)
-    for number in (0, len(layout) // 2, len(layout) - 1):
-        for region in layout.reads(layout.block(number)):
+    assert 2 * prod(array.steps) <= SHARD
+    assert 2 * prod(array.lengths) <= 2**29
+    assert len(array) >= min(BLOCKS, total // stored)
+    for number in (0, len(array) // 2, len(array) - 1):
+        for region in array.reads(number):
             assert 2 * prod(along.stop - along.start for along in region) <= 2**26
 
 
 def test_what_several_objects_need_is_read_once() -> None:
     image = np.broadcast_to(np.empty((), "uint16"), (16384, 16384))
     for flat in (False, True):
-        layout = layout_of(image, dict(enumerate(GRIDS["large"])), flat, 2**27)
-        block = layout.block(len(layout) // 2)
-        assert len([*layout.steps(block)]) >= 4
-        assert len(layout.reads(block)) == 1
+        array = array_of(image, dict(enumerate(GRIDS["large"])), flat, 2**27)
+        number = len(array) // 2
+        assert len([*divide(array.place(number), array.steps)]) >= 4
+        assert len(array.reads(number)) == 1
 
 
 def test_other_dims_lie_in_the_same_chunk_as_their_patch() -> None:
     grids = {1: AxisGrid("y", 512, 64, 32), 2: AxisGrid("x", 512, 64, 32)}
     image = np.broadcast_to(np.empty((), "uint16"), (5, 512, 512, 13))
-    grid = layout_of(image, grids, False, 2**27)
-    assert (grid.chunks[0], *grid.chunks[3:]) == (5, 64, 64, 13)
-    assert layout_of(image, grids, True, 2**27).chunks[1:] == (64, 64, 5, 13)
+    grid = array_of(image, grids, False, 2**27)
+    assert (grid.stored.chunks[0], *grid.stored.chunks[3:]) == (5, 64, 64, 13)
+    assert array_of(image, grids, True, 2**27).stored.chunks[1:] == (64, 64, 5, 13)
 
 
 @pytest.mark.parametrize(
@@ -174,20 +172,20 @@ def test_dims_before_those_that_are_cut_are_whole_in_a_chunk_where_it_can_hold_t
 ) -> None:
     grids = {1: AxisGrid("y", 8192, size, size // 2), 2: AxisGrid("x", 8192, size, size // 2)}
     image = np.broadcast_to(np.empty((), dtype), (bands, 8192, 8192))
-    layout = layout_of(image, grids, False, 2**27)
-    assert layout.chunks == (*expected, size, size)
-    given = layout_of(image, grids, False, 2**27, chunks={"d0": 1})
-    assert given.chunks[0] == 1
+    array = array_of(image, grids, False, 2**27)
+    assert array.stored.chunks == (*expected, size, size)
+    given = array_of(image, grids, False, 2**27, chunks={"d0": 1})
+    assert given.stored.chunks[0] == 1
 
 
 def test_a_region_larger_than_the_budget_is_read_in_pieces() -> None:
     grids = {0: AxisGrid("x", 10**9, 2, 10**6)}
     image = np.broadcast_to(np.empty((), "uint8"), (10**9,))
-    layout = layout_of(image, grids, False, 2**24)
-    block = layout.block(0)
-    assert layout.region(block) is None
-    (step,) = layout.steps(block)
-    pieces = [*layout.pieces(step)]
+    array = array_of(image, grids, False, 2**24)
+    block = array.place(0)
+    assert array.patches.region(block) is None
+    (step,) = divide(block, array.steps)
+    pieces = [*array.patches.pieces(step)]
     assert len(pieces) > 100
     assert all(piece.region[0].stop - piece.region[0].start <= 2**23 for piece in pieces)
 
@@ -202,4 +200,4 @@ def test_a_region_larger_than_the_budget_is_read_in_pieces() -> None:
 def test_lengths_that_do_not_fit_are_refused(given: Any, message: str) -> None:
     image = np.broadcast_to(np.empty((), "uint16"), (16384, 16384))
     with pytest.raises(PatchError, match=message):
-        layout_of(image, dict(enumerate(GRIDS["large"])), False, 2**27, **given)
+        array_of(image, dict(enumerate(GRIDS["large"])), False, 2**27, **given)

@@ -95,9 +95,12 @@ def harm(path: Path, way: str) -> None:
 @pytest.mark.parametrize("way", ["removed", "emptied", "cut", "changed"])
 @pytest.mark.parametrize("job", ["grid", "samples", "map", "materialized", "copy"])
 def test_what_is_damaged_is_named_and_repaired(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, job: str, way: str
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    single_objects: None,
+    job: str,
+    way: str,
 ) -> None:
-    monkeypatch.setattr("xpatches.datasets.layout.BLOCKS", 10**9)
     out = tmp_path / "out.zarr"
     other = xr.DataArray(np.arange(2.0**18).reshape(512, 512), dims=("a", "b")).chunk(a=256)
 
@@ -175,11 +178,12 @@ def test_a_repair_that_ends_at_any_step_is_finished(tmp_path: Path) -> None:
     assert 3 < last < 99
 
 
-def test_an_incomplete_dataset_is_repaired_as_far_as_it_is(tmp_path: Path) -> None:
+def test_an_incomplete_dataset_is_repaired_as_far_as_it_is(
+    tmp_path: Path, single_objects: None
+) -> None:
     out, p = tmp_path / "out.zarr", IMAGE.patches(y=8, x=8)
     small: dict[str, Any] = {"chunks": {"y": 2, "x": 2}, "shards": False, **QUIET}
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("xpatches.datasets.layout.BLOCKS", 10**9)
         plain = Job.write
 
         def fails(self: Any, number: int) -> int:

@@ -34,13 +34,10 @@ def patches_of(image: Any, **given: Any) -> Any:
     return image.patches(**{"y": 8, "x": 8, "stride": 4, "padding": "same", **given})
 
 
+pytestmark = pytest.mark.usefixtures("single_objects")
+
 # Small stored objects: many blocks.
 SMALL: dict[str, Any] = {"chunks": {"y": 2, "x": 2}, "shards": {"y": 4, "x": 4}}
-
-
-@pytest.fixture(autouse=True)
-def _many_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("xpatches.datasets.layout.BLOCKS", 10**9)  # blocks are single objects
 
 
 def test_the_dataset_is_what_extract_gives(tmp_path: Path) -> None:

@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 import xarray as xr
 
-from stores import files
+from stores import files, single_objects
 from strategies import LONG
 from xpatches.errors import JobError, PatchError
 from xpatches.jobs.blocks import Job
@@ -25,12 +25,14 @@ from xpatches.jobs.folder import JOB
 from xpatches.jobs.writer import LostError, Run
 from xpatches.threads import available_cores
 
+pytestmark = pytest.mark.usefixtures("single_objects")
+
 JOB_CODE = """
     import time
     import xarray as xr, xpatches
     from xpatches.jobs import blocks
-    from xpatches.datasets import layout
-    layout.BLOCKS = 10**9
+    from xpatches.datasets import chunks
+    chunks.BLOCKS = 10**9
     plain = blocks.Job.write
     def write(self, number):
         with open({log!r}, "a") as log:
@@ -69,16 +71,9 @@ def write(image: Path, out: Any, **given: Any) -> Any:
 def peace(image: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
     """The objects of a dataset that nothing disturbed."""
     out = tmp_path_factory.mktemp("peace") / "out.zarr"
-    monkeypatch = pytest.MonkeyPatch()
-    monkeypatch.setattr("xpatches.datasets.layout.BLOCKS", 10**9)
-    write(image, out)
-    monkeypatch.undo()
+    with single_objects():
+        write(image, out)
     return files(out)
-
-
-@pytest.fixture(autouse=True)
-def _many_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("xpatches.datasets.layout.BLOCKS", 10**9)
 
 
 def code(image: Path, out: Path, log: Path, pause: float) -> str:
@@ -300,8 +295,8 @@ MAP_CODE = """
     import time
     import xarray as xr, xpatches
     from xpatches.jobs import blocks
-    from xpatches.datasets import layout, outputs
-    layout.BLOCKS = outputs.BLOCKS = 10**9
+    from xpatches.datasets import chunks, outputs
+    chunks.BLOCKS = outputs.BLOCKS = 10**9
     plain = blocks.Job.write
     def write(self, number):
         with open({log!r}, "a") as log:

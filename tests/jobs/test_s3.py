@@ -86,7 +86,10 @@ def sessions(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 @pytest.fixture
 def bucket(
-    server: tuple[Failing, str], monkeypatch: pytest.MonkeyPatch, sessions: None
+    server: tuple[Failing, str],
+    monkeypatch: pytest.MonkeyPatch,
+    sessions: None,
+    single_objects: None,
 ) -> Iterator[Any]:
     app, address = server
     for name, value in {
@@ -98,7 +101,6 @@ def bucket(
         "AWS_MAX_ATTEMPTS": "1",
     }.items():
         monkeypatch.setenv(name, value)
-    monkeypatch.setattr("xpatches.datasets.layout.BLOCKS", 10**9)
     monkeypatch.setattr(jobs, "_PAUSE", 0.0)
     monkeypatch.setattr(s3fs.S3FileSystem, "retries", 1)
     app.share, app.hold = 0.0, lambda method, path: None
@@ -254,9 +256,9 @@ def test_of_two_that_find_a_store_free_at_once_one_writes(
 
 SLEEPER = """
     import numpy as np, xarray as xr, xpatches
-    from xpatches.datasets import layout
+    from xpatches.datasets import chunks
     from xpatches.jobs import lock
-    layout.BLOCKS, lock.LEASE = 10**9, 0.5
+    chunks.BLOCKS, lock.LEASE = 10**9, 0.5
     image = xr.DataArray(np.full((60, 70), 7, "u2"), dims=("y", "x"), name="image")
     small = {"chunks": {"y": 1, "x": 1}, "shards": {"y": 2, "x": 2}, "progress": False}
     image.patches(y=16, x=16, stride=8).to_zarr("s3://bucket/out.zarr", **small, **HOW)

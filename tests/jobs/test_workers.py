@@ -4,7 +4,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import CancelledError, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -21,6 +21,7 @@ from xpatches.jobs.folder import JOB
 from xpatches.jobs.workers import Window, Workers, workers_for
 
 distributed = pytest.importorskip("distributed")
+pytestmark = pytest.mark.usefixtures("single_objects")
 
 
 class Counted:
@@ -104,11 +105,6 @@ def write(image: Any, out: Path, **given: Any) -> None:
     image.patches(y=16, x=16, stride=8).to_zarr(out, **small, progress=False, **given)
 
 
-@pytest.fixture(autouse=True)
-def _many_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("xpatches.datasets.layout.BLOCKS", 10**9)
-
-
 def test_workers_of_a_cluster_write_the_same_objects(
     client: Any, image: Any, tmp_path: Path
 ) -> None:
@@ -132,6 +128,19 @@ def pid(dask_worker: Any) -> int:
     return os.getpid()
 
 
+def once_begun(out: Path, act: Callable[[], Any]) -> threading.Thread:
+    """Do something as soon as a job has written a block."""
+
+    def wait() -> None:
+        while not [*(out / JOB / "blocks").glob("*/*")]:
+            time.sleep(0.01)
+        act()
+
+    thread = threading.Thread(target=wait, daemon=True)
+    thread.start()
+    return thread
+
+
 class Slow(blocks.Job):
     """Takes its time, so that there is some to kill a worker in."""
 
@@ -146,15 +155,10 @@ def test_a_worker_that_is_killed_loses_nothing(
     write(image, tmp_path / "peace.zarr")
     monkeypatch.setattr("xpatches.datasets.write.Job", Slow)
     victims = [*client.run(pid).values()]
-
-    def kill() -> None:
-        time.sleep(1.0)
-        os.kill(victims[0], signal.SIGKILL)
-
-    killer = threading.Thread(target=kill)
+    out = tmp_path / "out.zarr"
     with client.as_current():
-        killer.start()
-        write(image, tmp_path / "out.zarr")
+        killer = once_begun(out, lambda: os.kill(victims[0], signal.SIGKILL))
+        write(image, out)
     killer.join()
     assert victims[0] not in client.run(pid).values()
     assert files(tmp_path / "out.zarr") == files(tmp_path / "peace.zarr")
@@ -194,8 +198,7 @@ def test_a_worker_that_leaves_does_not_take_the_job_from_others_of_its_process(
         ) as cluster,
         distributed.Client(cluster),
     ):
-        leaver = threading.Timer(1.0, lambda: cluster.scale(1))
-        leaver.start()
+        leaver = once_begun(tmp_path / "out.zarr", lambda: cluster.scale(1))
         write(image, tmp_path / "out.zarr", retries=0)
         leaver.join()
     write(image, tmp_path / "peace.zarr")
@@ -233,8 +236,7 @@ def test_a_scheduler_that_dies_ends_the_job_which_can_be_resumed(
         n_workers=1, threads_per_worker=1, dashboard_address=":0", silence_logs=50
     ) as cluster:
         client = distributed.Client(cluster)
-        closer = threading.Timer(1.0, cluster.close)
-        closer.start()
+        closer = once_begun(tmp_path / "out.zarr", cluster.close)
         with client.as_current(), pytest.raises((ConnectionError, JobError)):
             write(image, tmp_path / "out.zarr", retries=0)
         closer.join()

@@ -22,8 +22,9 @@ from stores import EndError, ending_after, files
 from strategies import LONG
 from xpatches.errors import PatchError
 from xpatches.jobs import lock
-from xpatches.jobs.folder import JOB, Folder, open_folder
-from xpatches.jobs.state import state_of
+from xpatches.jobs.folder import JOB, Folder
+from xpatches.jobs.open import open_folder
+from xpatches.jobs.state import StoredDataset
 from xpatches.jobs.writer import LostError, Run
 
 QUIET: dict[str, Any] = {"progress": False}
@@ -32,9 +33,9 @@ CODE = """
     from pathlib import Path
     import numpy as np, xarray as xr, xpatches
     from xpatches.jobs import blocks
-    from xpatches.datasets import layout
+    from xpatches.datasets import chunks
     from xpatches.jobs import lock
-    layout.BLOCKS = 10**9
+    chunks.BLOCKS = 10**9
     lock.LEASE = {lease}
     plain = blocks.Job.write
     def write(self, number):
@@ -90,8 +91,7 @@ class Places:
 
 
 @pytest.fixture
-def places(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Places]:
-    monkeypatch.setattr("xpatches.datasets.layout.BLOCKS", 10**9)
+def places(tmp_path: Path, single_objects: None) -> Iterator[Places]:
     places = Places(tmp_path)
     yield places
     for job in places.jobs:
@@ -191,7 +191,7 @@ def test_what_another_job_writes_while_a_store_is_looked_at_is_not_foreign(
         return plain(self, prefix)
 
     monkeypatch.setattr(Folder, "names", names)
-    assert state_of(open_folder(places.out)) == "complete"
+    assert StoredDataset(open_folder(places.out)).state() == "complete"
 
 
 @pytest.mark.parametrize("seed", range(25 if LONG else 3))

@@ -22,15 +22,16 @@ from zarr.errors import UnstableSpecificationWarning
 
 from xpatches.cli.opening import open_image
 from xpatches.datasets import verification
-from xpatches.datasets.write import dataset_state, open_patches, undamaged
+from xpatches.datasets.open import dataset_state, open_patches, undamaged
 from xpatches.display import plots as pictures
 from xpatches.display.text import readable
 from xpatches.errors import JobError, PatchError
 from xpatches.geometry.grid import AxisGrid
 from xpatches.images.spec import SPEC_ATTR, read_spec
-from xpatches.jobs.folder import Folder, open_folder
+from xpatches.jobs.folder import Folder
 from xpatches.jobs.lock import writer_of
-from xpatches.jobs.state import check_state, holds_patches, state_of
+from xpatches.jobs.open import open_folder
+from xpatches.jobs.state import StoredDataset
 from xpatches.mapping.output import as_scale
 from xpatches.redaction import redacted, told
 from xpatches.stitching.labelled import REDUCES
@@ -452,7 +453,8 @@ def _left(out: str, resume: bool, overwrite: bool) -> int | None:
     open_folder(out)
     if "://" in out or os.path.exists(os.path.expanduser(out)):
         folder = open_folder(out, read_only=True)
-        if check_state(folder, resume, overwrite) in ("writing", "complete") and resume:
+        state = StoredDataset(folder).check_state(resume, overwrite)
+        if resume and state in ("writing", "complete"):
             missing: int = dataset_state(folder)["missing"]
             return missing
     return None
@@ -625,8 +627,9 @@ def _same_place(source: str, out: str) -> bool:
 
 def _about(folder: Folder, given: str, source: Mapping[str, Any] | None = None) -> dict[str, Any]:
     """Describe what lies in a store; of what the options say, where it is an image."""
-    if any(value is not None for value in (source or {}).values()) or not holds_patches(folder):
-        if state_of(folder) == "begun":  # and killed before anything could be said of it
+    dataset = StoredDataset(folder)
+    if any(value is not None for value in (source or {}).values()) or not dataset.exists():
+        if dataset.state() == "begun":  # and killed before anything could be said of it
             return {"store": redacted(given), "holds": "patches", "state": "incomplete"}
         image = open_image(given, **(source or {}))
         return {

@@ -10,10 +10,11 @@ import xarray as xr
 import zarr
 from zarr.storage import LocalStore
 
-from xpatches.datasets.write import undamaged
+from xpatches.datasets.open import undamaged
 from xpatches.documents import Unfit, text
 from xpatches.errors import PatchError
-from xpatches.jobs.folder import Folder, open_folder
+from xpatches.jobs.folder import Folder
+from xpatches.jobs.open import open_folder
 from xpatches.jobs.state import attrs_of
 from xpatches.redaction import redacted
 

@@ -1,7 +1,6 @@
 """What describes the job of a patch dataset: JSON in an attr of its group, all of it checked."""
 
 from collections.abc import Mapping
-from functools import partial
 from typing import Any
 
 from xpatches.documents import (
@@ -24,11 +23,10 @@ from xpatches.documents import (
 from xpatches.errors import PatchError
 from xpatches.images.packing import LINKS
 from xpatches.jobs.folder import JOB
+from xpatches.jobs.state import SAID_LAST, damaged
 
 VERSION = 5
 """Of what describes a dataset."""
-
-_CHECKSUM = (1 << 32) - 1
 
 
 def _stored(place: str, value: Any) -> str:
@@ -71,8 +69,7 @@ _description = record(
     },
     {
         "map": mapping_of(_stored, _mapped),
-        "complete": flag,
-        "checksums": mapping_of(text, partial(integer, most=_CHECKSUM)),
+        **SAID_LAST,
     },
 )
 
@@ -114,10 +111,7 @@ def read_description(attrs: Mapping[str, Any], store: object) -> dict[str, Any]:
         _description("", job)
         _check_names(job)
     except Unfit as error:
-        raise PatchError(
-            f"attr {JOB!r} of store {store} is damaged, {error}; write the dataset anew, with "
-            "overwrite=True, or take it from where it came again"
-        ) from error
+        raise damaged(store, error) from error
     return job
 
 

@@ -5,7 +5,7 @@ store. Here they are checked before anything is written, and only what was encod
 """
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -54,15 +54,14 @@ def check_storable(dataset: xr.Dataset) -> None:
     for name, index in dataset.xindexes.items():
         if len(dataset.xindexes.get_all_coords(name)) > 1 and hasattr(index, "index"):
             raise PatchError(f"coord {name!r} is of a MultiIndex; use reset_index first")
-    attrs = {"the Dataset": dataset.attrs}
-    attrs |= {repr(name): variable.attrs for name, variable in dataset.variables.items()}
-    for what, of in attrs.items():
-        for key, value in of.items():
+    attrs = {repr(name): variable.attrs for name, variable in dataset.variables.items()}
+    for what, attrs_there in {"the Dataset": dataset.attrs, **attrs}.items():
+        for key, value in attrs_there.items():
             _check_attr(what, key, value)
 
 
-def encoding_of(what: str, dtype: np.dtype[Any], given: Mapping[str, Any]) -> dict[str, Any]:
-    """Normalise how a variable's values are encoded; times keep their units.
+def encoding_of(what: str, dtype: np.dtype[Any], encoding: Mapping[str, Any]) -> dict[str, Any]:
+    """Normalise how the user wants values to be encoded; times keep their units.
 
     Raises
     ------
@@ -70,16 +69,16 @@ def encoding_of(what: str, dtype: np.dtype[Any], given: Mapping[str, Any]) -> di
         If it would change what is stored.
     """
     for key in ("chunks", "shards"):
-        if key in given:
+        if key in encoding:
             raise PatchError(
                 f"encoding of {what} must not hold {key!r}; give {key}={{dim: length}}"
             )
     if dtype.kind == "V":
         raise _not_of_zarr(what, dtype)
     if dtype.kind not in "mM":
-        return dict(given)
+        return dict(encoding)
     for key in ("units", "dtype", "calendar", *_PACKING):
-        if key in given:
+        if key in encoding:
             raise PatchError(
                 f"encoding of {what} must not hold {key!r}: times are stored as they are, in their "
                 "own units; convert the image with .astype(...)"
@@ -91,7 +90,7 @@ def encoding_of(what: str, dtype: np.dtype[Any], given: Mapping[str, Any]) -> di
         )
     unit = _UNITS[name]
     units = unit if dtype.kind == "m" else f"{unit} since 1970-01-01"
-    return {"units": units, "dtype": "int64", **given}
+    return {"units": units, "dtype": "int64", **encoding}
 
 
 def without_codecs(variable: xr.Variable) -> dict[str, Any]:
@@ -113,11 +112,10 @@ def with_checksums(encoding: Mapping[str, Any]) -> dict[str, Any]:
     encoding
         Of a variable; zarr's own compressors where it names none.
     """
-    given = encoding.get("compressors", "auto")
-    if isinstance(given, str) and given == "auto":
-        default: Any = zarr.create_array(MemoryStore(), shape=(1,), dtype="u1").compressors
-        given = default
-    codecs = [*given] if isinstance(given, list | tuple) else [] if given is None else [given]
+    chosen: Any = encoding.get("compressors", "auto")
+    if isinstance(chosen, str) and chosen == "auto":
+        chosen = zarr.create_array(MemoryStore(), shape=(1,), dtype="u1").compressors
+    codecs = [*chosen] if isinstance(chosen, list | tuple) else [] if chosen is None else [chosen]
     names = {codec.get("name") for codec in codecs if isinstance(codec, Mapping)}
     if "crc32c" not in names and not any(isinstance(codec, Crc32cCodec) for codec in codecs):
         codecs.append(Crc32cCodec())
@@ -126,31 +124,27 @@ def with_checksums(encoding: Mapping[str, Any]) -> dict[str, Any]:
 
 def decoding_of(dataset: xr.Dataset) -> dict[str, Any]:
     """Describe, as plain data, what `open_kwargs` needs to read variables back as they are."""
-    variables = {str(name): dataset.variables[name] for name in sorted(map(str, dataset.variables))}
+    variables = sorted((str(name), variable) for name, variable in dataset.variables.items())
     return {
-        "dtypes": {name: str(of.dtype) for name, of in variables.items() if not of.dtype.hasobject},
-        "packed": [name for name, of in variables.items() if not _PACKING.isdisjoint(of.attrs)],
+        "dtypes": {name: str(v.dtype) for name, v in variables if not v.dtype.hasobject},
+        "packed": [name for name, v in variables if not _PACKING.isdisjoint(v.attrs)],
     }
 
 
 def open_kwargs(described: Mapping[str, Any]) -> dict[str, Any]:
     """Choose what `xarray.open_zarr` decodes: what was encoded, times with the units they had."""
-    times: dict[str, Any] = {}
-    spans: dict[str, Any] = {}
-    for name, text in described["dtypes"].items():
-        dtype = np.dtype(text)
-        times[name] = spans[name] = False
-        if dtype.kind in "mM":
-            unit: Any = np.datetime_data(dtype)[0]
-            if dtype.kind == "M":
-                times[name] = xr.coders.CFDatetimeCoder(time_unit=unit)
-            else:
-                spans[name] = xr.coders.CFTimedeltaCoder(time_unit=unit)
-    packed: Iterable[str] = described["packed"]
+    dtypes = {name: np.dtype(text) for name, text in described["dtypes"].items()}
+
+    def coders(kind: str, coder: Any) -> dict[str, Any]:
+        return {
+            name: dtype.kind == kind and coder(time_unit=np.datetime_data(dtype)[0])
+            for name, dtype in dtypes.items()
+        }
+
     return {
-        "decode_times": times,
-        "decode_timedelta": spans,
-        "mask_and_scale": dict.fromkeys(packed, False),
+        "decode_times": coders("M", xr.coders.CFDatetimeCoder),
+        "decode_timedelta": coders("m", xr.coders.CFTimedeltaCoder),
+        "mask_and_scale": dict.fromkeys(described["packed"], False),
     }
 
 

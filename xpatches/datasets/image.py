@@ -10,16 +10,16 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
+from xpatches.datasets.chunks import CHUNK, SHARD, check_dims, given_lengths, given_shards
 from xpatches.datasets.encoding import encoding_of
-from xpatches.datasets.layout import CHUNK, SHARD, given_lengths, given_shards
 from xpatches.datasets.outputs import ModelDataset, OutputDataset, check_samples
-from xpatches.datasets.write import Source, check_dataset, check_dims, write_dataset
+from xpatches.datasets.write import Source, check_dataset, write_dataset
 from xpatches.errors import PatchError
 from xpatches.geometry.blocks import BlockPlan, Kernel, run_kernel
-from xpatches.geometry.boxes import divide
+from xpatches.geometry.boxes import divide, within
 from xpatches.geometry.search import grow
 from xpatches.images.samples import region_reader
-from xpatches.jobs.blocks import Part, Put, Reader, Samples
+from xpatches.jobs.blocks import BlockArray, Put, Reader, Samples, StoredArray
 from xpatches.jobs.folder import Folder
 from xpatches.jobs.job import Report
 from xpatches.lazy.sources import as_budget
@@ -42,21 +42,23 @@ class ImageDataset(ModelDataset):
 
     layout = "image"
 
-    def parts(self, encoding: Mapping[Any, Mapping[str, Any]]) -> list[Part]:
+    def arrays(self, encoding: Mapping[Any, Mapping[str, Any]]) -> list[BlockArray]:
         """Choose the blocks of every variable: whole chunks or shards."""
-        parts: list[Part] = []
+        arrays: list[BlockArray] = []
         dims = [mapped.dims for mapped in self.mapped.values()]
         check_dims(dims, chunks=self.chunks, shards=self.shards)
         wanted = (self.outputs is not None, self.max_bytes, self.chunks, self.shards)
         for name, mapped in self.mapped.items():
-            stored = self.source.stored(name)
-            chunks, shards = stored_lengths(repr(stored), mapped, *wanted)
-            units = dict(zip(mapped.dims, shards or chunks, strict=True))
+            called = self.source.stored(name)
+            lengths = stored_lengths(repr(called), mapped, *wanted)
+            encoded = encoding_of(repr(called), mapped.dtype, encoding.get(called, {}))
+            shape = (mapped.dims, mapped.shape, mapped.dtype)
+            stored = StoredArray(called, *shape, *lengths, encoded)
+            units = dict(zip(mapped.dims, stored.objects, strict=True))
             read, itemsize, blocks, kernel = self._made_of(name, units)
-            encoded = encoding_of(repr(stored), mapped.dtype, encoding.get(stored, {}))
-            array = (mapped.dims, mapped.dtype, chunks, shards, encoded, itemsize)
-            parts.append(ImageArray(stored, read, blocks, kernel, *array))
-        return parts
+            longest = tuple(map(max, blocks.out_chunks))
+            arrays.append(ImageArray(stored, longest, read, itemsize, blocks, kernel))
+        return arrays
 
     def coords(self) -> xr.Coordinates:
         """Label the image."""
@@ -100,29 +102,11 @@ class ImageDataset(ModelDataset):
 
 
 @dataclass(frozen=True)
-class ImageArray:
+class ImageArray(BlockArray):
     """An image that a kernel makes, block by block."""
 
-    name: str
-    read: Reader
     blocks: BlockPlan
     kernel: Kernel
-    dims: tuple[Hashable, ...]
-    dtype: np.dtype[Any]
-    chunks: tuple[int, ...]
-    shards: tuple[int, ...] | None
-    encoding: Mapping[str, Any]
-    itemsize: int
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        """Lengths of the image."""
-        return tuple(map(sum, self.blocks.out_chunks))
-
-    @property
-    def lengths(self) -> tuple[int, ...]:
-        """Of a block."""
-        return tuple(map(max, self.blocks.out_chunks))
 
     def __len__(self) -> int:
         return prod(self.blocks.counts)
@@ -135,17 +119,10 @@ class ImageArray:
         """Make a block."""
         region, takes = self.blocks.read(self._index(number))
         block = run_kernel(self.kernel, takes, samples.of(region))
-        place, objects = self.place(number), self.shards or self.chunks
+        place, objects = self.place(number), self.stored.objects
         # One stored object after the other, for zarr encodes copies of all it is given.
         for part in divide(place, objects):
-            pairs = zip(part, place, strict=True)
-            put(part, block[tuple(slice(p.start - b.start, p.stop - b.start) for p, b in pairs)])
-
-    def describe(self, number: int) -> str:
-        """Say what of the image a block holds."""
-        place = zip(self.dims, self.place(number), strict=True)
-        spans = (f"{dim}={along.start}:{along.stop}" for dim, along in place)
-        return f"{self.name!r}, {', '.join(spans)}"
+            put(part, block[within(part, place)])
 
     def _index(self, number: int) -> tuple[int, ...]:
         return tuple(map(int, np.unravel_index(number, self.blocks.counts)))

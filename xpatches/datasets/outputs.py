@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
+from xpatches.datasets.chunks import BLOCKS, CHUNK, SHARD, check_not_empty
 from xpatches.datasets.encoding import encoding_of
-from xpatches.datasets.layout import BLOCKS, CHUNK, SHARD, check_not_empty
-from xpatches.datasets.write import Source
+from xpatches.datasets.write import Product, Source
 from xpatches.errors import PatchError
 from xpatches.geometry.boxes import Span, halve, split_run
 from xpatches.geometry.grid import AxisGrid
@@ -19,7 +19,7 @@ from xpatches.geometry.search import check_tasks
 from xpatches.images.labels import SAMPLE_DIM, check_names
 from xpatches.images.samples import region_reader
 from xpatches.images.spec import Spec, write_spec
-from xpatches.jobs.blocks import Part, Put, Reader, Samples
+from xpatches.jobs.blocks import BlockArray, Put, Samples, StoredArray
 from xpatches.lazy.sources import promised
 from xpatches.mapping.kernel import run_patches
 from xpatches.mapping.labelled import Mapped
@@ -30,7 +30,7 @@ from xpatches.stitching.locate import Located
 
 
 @dataclass(frozen=True)
-class ModelDataset:
+class ModelDataset(Product):
     """What is written of an image and a model."""
 
     source: Source
@@ -69,49 +69,47 @@ class OutputDataset(ModelDataset):
 
     layout = "runs"
 
-    def parts(self, encoding: Mapping[Any, Mapping[str, Any]]) -> list[Part]:
+    def arrays(self, encoding: Mapping[Any, Mapping[str, Any]]) -> list[BlockArray]:
         """Lay out what is made, in chunks and shards of as many patches as fit."""
         check_names(self.source.dataset, [SAMPLE_DIM])
-        parts: list[Part] = []
+        arrays: list[BlockArray] = []
         for name, mapped in self.mapped.items():
             if len(mapped.grid.dims) < len(self.source.grid.dims):
                 raise PatchError(
                     f"materialize needs variables with all of the dims {self.source.grid.dims}, "
                     f"{name!r} has {mapped.grid.dims}; map it by itself"
                 )
-            stored, variable, output = self.source.stored(name), mapped.variable, mapped.output
-            check_samples(repr(stored), mapped)
+            called, variable, output = self.source.stored(name), mapped.variable, mapped.output
+            check_samples(repr(called), mapped)
             nbytes = output.dtype.itemsize * prod(output.shape)
             shard = min(SHARD // nbytes, 4 * self.max_bytes // mapped.costs.patch)
             shard = max(1, min(shard, -(-mapped.grid.total // BLOCKS)))
             chunk = min(shard, max(1, CHUNK // nbytes))
             shard = shard // chunk * chunk
-            parts.append(
-                OutputArray(
-                    stored,
-                    region_reader(variable),
-                    mapped.model,
-                    variable.shape,
-                    (chunk, *output.shape),
-                    (shard, *output.shape) if shard > chunk else None,
-                    encoding_of(repr(stored), mapped.dtype, encoding.get(stored, {})),
-                    variable.dtype.itemsize,
-                    self.max_bytes // 2,
-                )
+            stored = StoredArray(
+                called,
+                (SAMPLE_DIM, *map(mapped.model.renamed, output.dims)),
+                (mapped.grid.total, *output.shape),
+                output.dtype,
+                (chunk, *output.shape),
+                (shard, *output.shape) if shard > chunk else None,
+                encoding_of(repr(called), mapped.dtype, encoding.get(called, {})),
             )
-        return parts
-
-    def coords(self) -> xr.Coordinates:
-        """Give no coords: the geometry is that of the map."""
-        return xr.Coordinates()
+            source = (region_reader(variable), variable.dtype.itemsize)
+            model, budget = mapped.model, self.max_bytes // 2
+            arrays.append(
+                OutputArray(stored, stored.objects, *source, model, variable.shape, budget)
+            )
+        return arrays
 
     def promised(self) -> dict[Hashable, Located]:
         """Give what will be stored, to plan with."""
         arrays = {}
-        for part in self.parts({}):
-            check_tasks(len(part), "what materialize stores")
-            data = promised(part.shape, part.dtype, part.shards or part.chunks)
-            arrays[part.name] = xr.DataArray(data, dims=part.dims)
+        for array in self.arrays({}):
+            check_tasks(len(array), "what materialize stores")
+            stored = array.stored
+            data = promised(stored.shape, stored.dtype, stored.objects)
+            arrays[stored.name] = xr.DataArray(data, dims=stored.dims)
         return self.located(arrays)
 
     def located(self, arrays: Mapping[Any, xr.DataArray]) -> dict[Hashable, Located]:
@@ -126,43 +124,14 @@ class OutputDataset(ModelDataset):
 
 
 @dataclass(frozen=True)
-class OutputArray:
+class OutputArray(BlockArray):
     """What a model makes of every patch, along one dim; every patch is run once."""
 
-    name: str
-    read: Reader
     model: Model
     image_shape: tuple[int, ...]
     """Lengths of the image, along all its axes."""
-    chunks: tuple[int, ...]
-    shards: tuple[int, ...] | None
-    encoding: Mapping[str, Any]
-    itemsize: int
     max_bytes: int
     """Of samples that are read at a time, if they are of several patches."""
-
-    @property
-    def dims(self) -> tuple[Hashable, ...]:
-        """Dims of what is made."""
-        return (SAMPLE_DIM, *map(self.model.renamed, self.model.output.dims))
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        """Its lengths."""
-        return (self.model.grid.total, *self.model.output.shape)
-
-    @property
-    def dtype(self) -> np.dtype[Any]:
-        """Its dtype."""
-        return self.model.output.dtype
-
-    @property
-    def lengths(self) -> tuple[int, ...]:
-        """Of a block."""
-        return ((self.shards or self.chunks)[0], *self.model.output.shape)
-
-    def __len__(self) -> int:
-        return -(-self.shape[0] // self.lengths[0])
 
     def reads(self, number: int) -> list[tuple[slice, ...]]:
         """List the regions that are read for a block."""
@@ -171,7 +140,7 @@ class OutputArray:
     def write(self, number: int, samples: Samples, put: Put) -> None:
         """Run the model on the patches of a block."""
         place, done = self.place(number), 0
-        outputs = np.empty([along.stop - along.start for along in place], self.dtype)
+        outputs = np.empty([along.stop - along.start for along in place], self.stored.dtype)
         for box in self._boxes(number):
             region, count = self._region(box), prod(map(len, box))
             spans = [
@@ -185,21 +154,13 @@ class OutputArray:
 
     def describe(self, number: int) -> str:
         """Say which patches a block holds."""
-        place = self._patches(number)
-        return f"{self.name!r}, {SAMPLE_DIM}={place.start}:{place.stop}"
-
-    def place(self, number: int) -> tuple[slice, ...]:
-        """Find a block among what is made of the patches."""
-        return (self._patches(number), *(slice(0, n) for n in self.model.output.shape))
-
-    def _patches(self, number: int) -> slice:
-        start = number * self.lengths[0]
-        return slice(start, min(start + self.lengths[0], self.shape[0]))
+        patches = self.place(number)[0]
+        return f"{self.stored.name!r}, {SAMPLE_DIM}={patches.start}:{patches.stop}"
 
     def _boxes(self, number: int) -> list[tuple[range, ...]]:
-        place = self._patches(number)
+        patches = self.place(number)[0]
         counts = [axis.count for axis in self.model.grid]
-        runs = split_run(counts, place.start, place.stop)
+        runs = split_run(counts, patches.start, patches.stop)
         return [box for run in runs for box in halve(run, self._fits)]
 
     def _fits(self, box: tuple[range, ...]) -> bool:

@@ -8,17 +8,19 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
+from xpatches.datasets.chunks import check_dims, lay_out
 from xpatches.datasets.encoding import encoding_of
-from xpatches.datasets.layout import Layout, lay_out
-from xpatches.datasets.write import Source, check_dims
+from xpatches.datasets.layout import Arrangement
+from xpatches.datasets.write import Product, Source
 from xpatches.dtypes import Array
 from xpatches.errors import PatchError
 from xpatches.extraction.kernel import extract_block
+from xpatches.geometry.boxes import count_samples, divide
 from xpatches.images import labels
 from xpatches.images.labels import SAMPLE_DIM
 from xpatches.images.samples import chunk_lazy, every_axis, region_reader
 from xpatches.images.spec import SPEC_ATTR, write_spec
-from xpatches.jobs.blocks import Put, Reader, Samples
+from xpatches.jobs.blocks import BlockArray, Put, Samples, StoredArray
 from xpatches.lazy.sources import as_budget
 
 _LOOKED_AT = 100
@@ -26,112 +28,72 @@ _LOOKED_AT = 100
 
 
 @dataclass(frozen=True)
-class PatchPart:
+class PatchArray(BlockArray):
     """The patches of one variable."""
 
-    name: str
-    read: Reader
-    layout: Layout
+    patches: Arrangement
+    steps: tuple[int, ...]
+    """Lengths of what is cut and written at once."""
     fill_value: Array
-    encoding: Mapping[str, Any]
-
-    @property
-    def dims(self) -> tuple[Hashable, ...]:
-        """Dims of the patches."""
-        return self.layout.dims
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        """Their lengths."""
-        return self.layout.shape
-
-    @property
-    def dtype(self) -> np.dtype[Any]:
-        """Dtype of the image."""
-        return self.fill_value.dtype
-
-    @property
-    def chunks(self) -> tuple[int, ...]:
-        """Lengths of the chunks."""
-        return self.layout.chunks
-
-    @property
-    def shards(self) -> tuple[int, ...] | None:
-        """Lengths of the shards."""
-        return self.layout.shards
-
-    @property
-    def lengths(self) -> tuple[int, ...]:
-        """Of a block."""
-        return self.layout.blocks
-
-    @property
-    def itemsize(self) -> int:
-        """Bytes of a sample of the image."""
-        return self.layout.itemsize
-
-    def __len__(self) -> int:
-        return len(self.layout)
-
-    def place(self, number: int) -> tuple[slice, ...]:
-        """Find a block among the patches."""
-        return self.layout.block(number)
 
     def reads(self, number: int) -> list[tuple[slice, ...]]:
         """List the regions that are read for a block."""
-        return self.layout.reads(self.layout.block(number))
+        block = self.place(number)
+        region = self.patches.region(block)
+        if region is not None:
+            return [region]
+        steps = divide(block, self.steps)
+        return [piece.region for step in steps for piece in self.patches.pieces(step)]
 
     def write(self, number: int, samples: Samples, put: Put) -> None:
         """Extract the patches of a block."""
-        block = self.layout.block(number)
-        region = self.layout.region(block)
+        block = self.place(number)
+        region = self.patches.region(block)
         if region is not None:
             samples.hold(region)
-        for step in self.layout.steps(block):
+        for step in divide(block, self.steps):
             put(step, self.cut(step, samples))
 
     def cut(self, step: tuple[slice, ...], samples: Samples) -> Array:
         """Extract the patches of a step of a block."""
-        layout = self.layout
         lengths = tuple(along.stop - along.start for along in step)
         patches: Array | None = None
-        for piece in layout.pieces(step):
+        for piece in self.patches.pieces(step):
             spans = sorted(piece.spans, key=lambda span: span.axis)
-            made = extract_block(samples.of(piece.region), spans, self.fill_value)
-            if layout.flat:
-                numbered, spatial = layout.spatial, sorted(layout.spatial)
+            cut = extract_block(samples.of(piece.region), spans, self.fill_value)
+            if self.patches.flat:
+                numbered, spatial = self.patches.spatial, sorted(self.patches.spatial)
                 behind = spatial[-1] + 1
                 sizes = [behind + spatial.index(axis) for axis in numbered]
-                others = [axis for axis in range(made.ndim) if axis not in (*spatial, *sizes)]
-                made = made.transpose(*numbered, *sizes, *others)
-                made = made.reshape(-1, *made.shape[len(spatial) :])
-            if made.shape == lengths:
-                patches = made
-            else:
-                patches = np.empty(lengths, made.dtype) if patches is None else patches
-                patches[piece.place] = made
+                others = [axis for axis in range(cut.ndim) if axis not in (*spatial, *sizes)]
+                cut = cut.transpose(*numbered, *sizes, *others)
+                cut = cut.reshape(-1, *cut.shape[len(spatial) :])
+            if cut.shape == lengths:
+                return cut
+            patches = np.empty(lengths, cut.dtype) if patches is None else patches
+            patches[piece.place] = cut
         assert patches is not None
         return patches
 
     def describe(self, number: int) -> str:
         """Say which patches a block holds, and which samples they are cut from."""
-        layout = self.layout
-        patches = ", ".join(
+        patches, block = self.patches, self.place(number)
+        numbers = ", ".join(
             f"{dim}={along.start}:{along.stop}"
-            for dim, axis, along in zip(layout.dims, layout.axes, layout.block(number), strict=True)
-            if axis is not None or (layout.flat and dim == layout.dims[0])
+            for dim, axis, along in zip(patches.dims, patches.axes, block, strict=True)
+            if axis is not None or (patches.flat and dim == patches.dims[0])
         )
         regions = self.reads(number)
         samples = ", ".join(
-            f"{layout.grids[axis].dim}={min(r[axis].start for r in regions)}:"
+            f"{patches.grids[axis].dim}={min(r[axis].start for r in regions)}:"
             f"{max(r[axis].stop for r in regions)}"
-            for axis in layout.spatial
+            for axis in patches.spatial
         )
-        return f"{self.name!r}, patches {patches} from samples {samples}"
+        return f"{self.stored.name!r}, patches {numbers} from samples {samples}"
 
 
 @dataclass(frozen=True)
-class Cut:
+class PatchDataset(Product):
     """Patches that are written of an image."""
 
     source: Source
@@ -144,16 +106,22 @@ class Cut:
 
     max_bytes = None
 
-    def parts(self, encoding: Mapping[Any, Mapping[str, Any]]) -> list[PatchPart]:
+    def arrays(self, encoding: Mapping[Any, Mapping[str, Any]]) -> list[PatchArray]:
         """Lay out the patches of every variable."""
-        parts = []
+        arrays = []
         for name, fill_value in self.source.fill_values.items():
-            variable, stored = self.source.dataset.variables[name], self.source.stored(name)
-            given = encoding_of(repr(stored), variable.dtype, encoding.get(stored, {}))
-            layout = self._lay_out(stored, variable)
-            parts.append(PatchPart(stored, region_reader(variable), layout, fill_value, given))
-        check_dims([part.dims for part in parts], chunks=self.chunks, shards=self.shards)
-        return parts
+            variable, called = self.source.dataset.variables[name], self.source.stored(name)
+            encoded = encoding_of(repr(called), variable.dtype, encoding.get(called, {}))
+            patches = self._arrange(variable)
+            lengths = lay_out(repr(called), patches, self.chunks, self.shards)
+            shape = (patches.dims, patches.shape, fill_value.dtype)
+            stored = StoredArray(called, *shape, lengths.chunks, lengths.shards, encoded)
+            source = (region_reader(variable), patches.itemsize)
+            arrays.append(
+                PatchArray(stored, lengths.blocks, *source, patches, lengths.steps, fill_value)
+            )
+        check_dims([array.stored.dims for array in arrays], chunks=self.chunks, shards=self.shards)
+        return arrays
 
     def coords(self) -> xr.Coordinates:
         """Label the patches, along the dims of the grid or along one."""
@@ -181,64 +149,50 @@ class Cut:
         spec = write_spec(variable.dims, grid, fill_value, self.label, {}, self.layout, even, attrs)
         return {**attrs, SPEC_ATTR: spec}
 
-    def described(self) -> dict[str, Any]:
-        """Describe nothing but what the attrs of the variables hold."""
-        return {}
-
-    def _lay_out(self, stored: str, variable: xr.Variable) -> Layout:
-        """Lay out the patches of a variable along those dims of the grid that it has."""
-        flat = self.layout == "samples"
-        grid = self.source.grid.arrange(variable.dims)
-        dims = labels.patch_dims(variable.dims, grid, flat=False)
-        if flat:  # in the order of the numbers, the same for all variables
-            grid = self.source.grid.restrict(variable.dims)
-            others = [dim for dim in variable.dims if dim not in grid.dims]
-            dims = (SAMPLE_DIM, *(f"{dim}_patch" for dim in grid.dims), *others)
-        return lay_out(
-            repr(stored),
-            flat,
-            dims,
-            every_axis(variable, grid),
-            tuple(variable.dims.index(dim) for dim in grid.dims),
-            variable.dtype.itemsize,
-            as_budget(None),
-            self.chunks,
-            self.shards,
-        )
+    def _arrange(self, variable: xr.Variable) -> Arrangement:
+        """Arrange the patches of a variable along those dims of the grid that it has."""
+        flat, grid = self.layout == "samples", self.source.grid
+        # Samples are numbered in the order of the grid, the same for all variables.
+        grid = grid.restrict(variable.dims) if flat else grid.arrange(variable.dims)
+        axes = tuple(variable.dims.index(dim) for dim in grid.dims)
+        grids, itemsize = every_axis(variable, grid), variable.dtype.itemsize
+        return Arrangement(flat, grids, axes, itemsize, as_budget(None) // 2)
 
 
-def plan_patches(cut: Cut) -> dict[Hashable, dict[str, Any]]:
+def plan_patches(patches: PatchDataset) -> dict[Hashable, dict[str, Any]]:
     """Say how patches will be written, as `Patches.plan_zarr` documents, by variable."""
     return {
-        name: _plan(part.layout, cut.source.dataset.variables[name])
-        for name, part in zip(cut.source.fill_values, cut.parts({}), strict=True)
+        name: _plan(array, patches.source.dataset.variables[name])
+        for name, array in zip(patches.source.fill_values, patches.arrays({}), strict=True)
     }
 
 
-def _plan(layout: Layout, image: xr.Variable) -> dict[str, Any]:
-    stored = chunk_lazy(image).chunks or [(1,)] * image.ndim  # any sample alone in memory
+def _plan(array: PatchArray, image: xr.Variable) -> dict[str, Any]:
+    stored, patches = array.stored, array.patches
+    lengths = chunk_lazy(image).chunks or [(1,)] * image.ndim  # any sample alone in memory
 
     def read(region: Iterable[slice]) -> int:
         """Count the samples of the stored chunks that a region touches."""
         count = 1
-        for along, lengths, n in zip(region, stored, image.shape, strict=True):
-            chunk = max(lengths)
+        for along, chunks, n in zip(region, lengths, image.shape, strict=True):
+            chunk = max(chunks)
             count *= min(-(-along.stop // chunk) * chunk, n) - along.start // chunk * chunk
         return count
 
-    looked_at = range(0, len(layout), -(-len(layout) // _LOOKED_AT))
-    blocks = [layout.reads(layout.block(number)) for number in looked_at]
-    regions = [region for of in blocks for region in of]
-    whole = read(slice(*grid.region(0, grid.count)[:2]) for grid in layout.grids)
-    step = prod(map(min, layout.writes, layout.shape))
-    largest = max(prod(along.stop - along.start for along in region) for region in regions)
+    looked_at = range(0, len(array), -(-len(array) // _LOOKED_AT))
+    regions = [region for number in looked_at for region in array.reads(number)]
+    whole = read(slice(*grid.region(0, grid.count)[:2]) for grid in patches.grids)
+    step = prod(map(min, array.steps, stored.shape))
+    largest = max(map(count_samples, regions))
     return {
-        "patches": prod(layout.grids[axis].count for axis in layout.spatial),
-        "bytes": layout.itemsize * prod(layout.shape),
-        "dims": dict(zip(layout.dims, layout.shape, strict=True)),
-        "chunks": layout.chunks,
-        "shards": layout.shards,
-        "tasks": len(layout),
-        "bytes_per_task": layout.itemsize * (3 * step + 2 * largest),
-        "read_amplification": sum(map(read, regions)) * len(layout) / len(blocks) / max(1, whole),
+        "patches": prod(patches.grids[axis].count for axis in patches.spatial),
+        "bytes": stored.nbytes,
+        "dims": dict(zip(stored.dims, stored.shape, strict=True)),
+        "chunks": stored.chunks,
+        "shards": stored.shards,
+        "tasks": len(array),
+        "bytes_per_task": array.itemsize * (3 * step + 2 * largest),
+        "read_amplification": (
+            sum(map(read, regions)) * len(array) / len(looked_at) / max(1, whole)
+        ),
     }

@@ -1,6 +1,6 @@
 """Read everything of a dataset that a job wrote, and say what is damaged."""
 
-from collections.abc import Collection, Iterator
+from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -12,14 +12,16 @@ from typing import Any
 import zarr
 
 from xpatches.arguments import as_flag
-from xpatches.datasets.write import dataset_state
+from xpatches.datasets.open import dataset_state
 from xpatches.geometry.grid import walk
-from xpatches.jobs.folder import JOB, Folder, open_folder
+from xpatches.jobs.folder import JOB, Folder
 from xpatches.jobs.job import Report
 from xpatches.jobs.lock import writing
 from xpatches.jobs.nodes import ChunkKeys, chunk_keys
+from xpatches.jobs.open import open_folder
 from xpatches.jobs.progress import Progress
-from xpatches.jobs.state import Ready, say_incomplete, say_ready
+from xpatches.jobs.setup import say_incomplete, say_ready
+from xpatches.jobs.state import Ready
 from xpatches.redaction import told
 from xpatches.threads import available_cores
 
@@ -67,27 +69,31 @@ def verify(store: Any, *, repair: bool = False, progress: bool = True) -> dict[s
     >>> verify(store, progress=False)
     {'state': 'complete', 'objects': 5, 'missing': 0, 'damaged': {}}
     """
-    repair, report = (
-        as_flag("repair", repair),
-        Progress if as_flag("progress", progress) else Report,
-    )
-    folder, tell = open_folder(store, read_only=not repair), report().wait
+    repair = as_flag("repair", repair)
+    tell = (Progress if as_flag("progress", progress) else Report)().wait
+    folder = open_folder(store, read_only=not repair)
     with ExitStack() as stack:
         if repair:
             folder.check_links()
             run, _ = stack.enter_context(writing(folder, tell))
         state = dataset_state(folder)
-        complete = state["state"] == "complete"
+        complete, blocks = state["state"] == "complete", state["job"]["blocks"]
         damaged, objects, missing = dict[str, str](), 0, 0
-        for array in _arrays(folder, state["job"]["blocks"]):
-            if array.problem is not None:
-                damaged[array.name] = array.problem
+        for path in _paths(folder, blocks):
+            metadata = folder.get(f"{path}/zarr.json")
+            try:
+                array = None if metadata is None else _Array.opened(folder, path, metadata)
+            except Exception as error:  # whatever zarr raises for what it cannot read
+                damaged[f"{path}/zarr.json"] = _text(error)
                 continue
-            tell(f"reading {len(array.stored)} objects of {array.path!r}")
-            objects += len(array.stored)
+            if array is None:
+                damaged[f"{path}/zarr.json"] = "it is missing"
+                continue
+            tell(f"reading {len(array.indexes)} objects of {path!r}")
+            objects += len(array.indexes)
             damaged |= array.damaged()
-            if complete and array.is_made:
-                missing += array.count - len(array.stored)
+            if complete and path in blocks:  # which write all of its objects
+                missing += prod(array.keys.counts) - len(array.indexes)
                 damaged |= dict.fromkeys(islice(array.missing(), _LISTED), "it is missing")
         if repair and damaged:
             if complete:
@@ -104,93 +110,66 @@ def verify(store: Any, *, repair: bool = False, progress: bool = True) -> dict[s
     }
 
 
+def _paths(folder: Folder, blocks: Iterable[str]) -> list[str]:
+    """Find the arrays in a folder, and those that should be there."""
+    documents = (name for name in folder.names() if name.endswith("/zarr.json"))
+    return sorted(({name.removesuffix("/zarr.json") for name in documents} - {JOB}).union(blocks))
+
+
 @dataclass(frozen=True)
 class _Array:
     """An array in a folder, and its objects."""
 
     folder: Folder
     path: str
-    is_made: bool
-    """Whether blocks make it, which write all of its objects."""
-    metadata: bytes | None
+    keys: ChunkKeys
+    stored: Any
+    """As zarr opens it."""
 
-    @property
-    def name(self) -> str:
-        """Name of what describes it."""
-        return f"{self.path}/zarr.json"
-
-    @cached_property
-    def problem(self) -> str | None:
-        """What is wrong with its metadata."""
-        if self.metadata is None:
-            return "it is missing"
-        try:
-            return None if self._keys and self._stored is not None else "it is a group"
-        except Exception as error:  # whatever zarr raises for what it cannot read
-            return _text(error)
+    @classmethod
+    def opened(cls, folder: Folder, path: str, metadata: bytes) -> "_Array":
+        """Open an array."""
+        keys = chunk_keys(metadata)
+        if keys is None:
+            raise ValueError("it is a group")
+        stored = zarr.open_array(folder.store, path=folder.key(path), mode="r", zarr_format=3)
+        return cls(folder, path, keys, stored)
 
     @cached_property
-    def stored(self) -> dict[str, tuple[int, ...]]:
+    def indexes(self) -> dict[str, tuple[int, ...]]:
         """Index of the chunk or shard in every object, by name."""
-        indexes = {
-            f"{self.path}/{key}": self._keys.index_of(key)
+        return {
+            f"{self.path}/{key}": index
             for key in self.folder.names(f"{self.path}/")
+            if (index := self.keys.index_of(key)) is not None
         }
-        return {name: index for name, index in indexes.items() if index is not None}
-
-    @property
-    def count(self) -> int:
-        """Number of all objects."""
-        return prod(self._keys.counts)
 
     def damaged(self) -> dict[str, str]:
         """Read all objects: what is wrong, by name."""
-        found, left = dict[str, str](), iter(self.stored)
+        damaged, left = dict[str, str](), iter(self.indexes)
         with ThreadPoolExecutor(available_cores()) as pool:
             while some := [*islice(left, _AT_ONCE)]:
                 problems = zip(some, pool.map(self._read, some), strict=True)
-                found |= {name: problem for name, problem in problems if problem is not None}
-        return found
+                damaged |= {name: problem for name, problem in problems if problem is not None}
+        return damaged
 
     def missing(self) -> Iterator[str]:
         """Name objects that are not there."""
-        if self.count > len(self.stored):
-            known = set(self.stored.values())
-            for index in walk([*map(range, self._keys.counts)]):
+        if prod(self.keys.counts) > len(self.indexes):
+            known = set(self.indexes.values())
+            for index in walk([*map(range, self.keys.counts)]):
                 if index not in known:
-                    yield f"{self.path}/{self._stored.metadata.encode_chunk_key(index)}"
+                    yield f"{self.path}/{self.stored.metadata.encode_chunk_key(index)}"
 
     def _read(self, name: str) -> str | None:
-        array = self._stored
-        lengths = array.shards or array.chunks
-        ends = zip(self.stored[name], lengths, array.shape, strict=True)
+        lengths = self.stored.shards or self.stored.chunks
+        ends = zip(self.indexes[name], lengths, self.stored.shape, strict=True)
         place = tuple(slice(i * length, min((i + 1) * length, n)) for i, length, n in ends)
         try:
-            self.folder.again(lambda: array[place])
+            self.folder.again(lambda: self.stored[place])
         except Exception as error:  # whatever its codecs raise
             return _text(error)
         return None
-
-    @cached_property
-    def _keys(self) -> ChunkKeys:
-        keys = chunk_keys(self.metadata or b"")
-        if keys is None:
-            raise ValueError("it is a group")
-        return keys
-
-    @cached_property
-    def _stored(self) -> Any:
-        return zarr.open_array(
-            self.folder.store, path=self.folder.key(self.path), mode="r", zarr_format=3
-        )
-
-
-def _arrays(folder: Folder, made: Collection[str]) -> Iterator[_Array]:
-    """Find the arrays in a folder, and those that should be there."""
-    documents = [name for name in folder.names() if name.endswith("/zarr.json")]
-    found = {name.removesuffix("/zarr.json") for name in documents} - {JOB}
-    for path in sorted(found.union(made)):
-        yield _Array(folder, path, path in made, folder.get(f"{path}/zarr.json"))
 
 
 def _text(error: Exception) -> str:

@@ -1,6 +1,6 @@
 """Runs of samples and boxes of them: where they lie, clipped, cut and halved."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import product
 from math import prod
@@ -112,7 +112,45 @@ def divide(block: tuple[slice, ...], lengths: Sequence[int]) -> Iterator[tuple[s
     )
 
 
-def _around(counts: Sequence[int], start: int, stop: int) -> list[range]:
+def count_parts(shape: Sequence[int], lengths: Sequence[int]) -> int:
+    """Count the parts of these lengths that an array is divided into, the last ones smaller."""
+    return prod(-(-n // length) for n, length in zip(shape, lengths, strict=True))
+
+
+def part_at(number: int, shape: Sequence[int], lengths: Sequence[int]) -> tuple[slice, ...]:
+    """Find such a part by its number, the last dim running fastest.
+
+    Examples
+    --------
+    >>> part_at(3, (4, 5), (2, 3))
+    (slice(2, 4, None), slice(3, 5, None))
+    """
+    part = []
+    for n, length in zip(reversed(shape), reversed(lengths), strict=True):
+        number, index = divmod(number, -(-n // length))
+        part.append(slice(index * length, min(n, (index + 1) * length)))
+    return tuple(reversed(part))
+
+
+def within(part: Iterable[slice | range], block: Iterable[slice]) -> tuple[slice, ...]:
+    """Find a part of a block in what holds the block.
+
+    Examples
+    --------
+    >>> within([range(4, 5)], [slice(3, 6)])
+    (slice(1, 2, None),)
+    """
+    pairs = zip(part, block, strict=True)
+    return tuple(slice(p.start - b.start, p.stop - b.start) for p, b in pairs)
+
+
+def count_samples(box: Sequence[slice]) -> int:
+    """Count what lies in a box."""
+    samples: int = prod(along.stop - along.start for along in box)
+    return samples
+
+
+def around(counts: Sequence[int], start: int, stop: int) -> list[range]:
     """Find the box around a run of patches, the last dim running fastest."""
     box = []
     first, last = start, stop - 1

@@ -6,12 +6,13 @@ can therefore be written in any order, by any process, again, and not again.
 """
 
 import json
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Hashable, Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import accumulate, islice, product
 from math import prod
-from typing import Any, Protocol, TypeAlias
+from typing import Any, TypeAlias
 
 import google_crc32c
 import numpy as np
@@ -32,6 +33,7 @@ from xpatches.documents import (
     text,
 )
 from xpatches.dtypes import Array
+from xpatches.geometry.boxes import count_parts, count_samples, part_at, within
 from xpatches.jobs.folder import Folder
 from xpatches.jobs.state import MARKS
 from xpatches.jobs.writer import Run
@@ -48,22 +50,18 @@ class Samples:
     def __init__(self, read: Reader) -> None:
         self._read = read
         self.checksum = 0
-        self._starts: list[int] = []
+        self._region: tuple[slice, ...] = ()
         self._held: Array | None = None
 
     def hold(self, region: tuple[slice, ...]) -> None:
         """Read a region, of which others are parts."""
-        self._starts = [along.start for along in region]
-        self._held = self._fetch(region)
+        self._region, self._held = region, self._fetch(region)
 
     def of(self, region: tuple[slice, ...]) -> Array:
         """Give the samples of a region."""
         if self._held is None:
             return self._fetch(region)
-        pairs = zip(region, self._starts, strict=True)
-        return self._held[
-            tuple(slice(along.start - start, along.stop - start) for along, start in pairs)
-        ]
+        return self._held[within(region, self._region)]
 
     def _fetch(self, region: tuple[slice, ...]) -> Array:
         samples = self._read(region)
@@ -71,76 +69,77 @@ class Samples:
         return samples
 
 
-class Part(Protocol):
+@dataclass(frozen=True)
+class StoredArray:
+    """An array as it is stored."""
+
+    name: str
+    dims: tuple[Hashable, ...]
+    shape: tuple[int, ...]
+    dtype: np.dtype[Any]
+    chunks: tuple[int, ...]
+    """Lengths of its chunks."""
+    shards: tuple[int, ...] | None
+    """Lengths of its shards, where it has some."""
+    encoding: Mapping[str, Any]
+    """How xarray encodes it."""
+
+    @property
+    def objects(self) -> tuple[int, ...]:
+        """Lengths of what is written at once: shards, or chunks."""
+        return self.shards or self.chunks
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all that is in it."""
+        return self.dtype.itemsize * prod(self.shape)
+
+
+@dataclass(frozen=True)
+class BlockArray(ABC):
     """A stored array that is made block by block from regions of a source."""
 
-    @property
-    def name(self) -> str:
-        """Of the stored array."""
-
-    @property
-    def dims(self) -> tuple[Hashable, ...]:
-        """Its dims."""
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        """Its lengths."""
-
-    @property
-    def dtype(self) -> np.dtype[Any]:
-        """Dtype of what is made."""
-
-    @property
-    def chunks(self) -> tuple[int, ...]:
-        """Lengths of its chunks."""
-
-    @property
-    def shards(self) -> tuple[int, ...] | None:
-        """Lengths of its shards, where it has some."""
-
-    @property
-    def encoding(self) -> Mapping[str, Any]:
-        """How xarray encodes it."""
-
-    @property
-    def lengths(self) -> tuple[int, ...]:
-        """Of a block, along every dim."""
+    stored: StoredArray
+    lengths: tuple[int, ...]
+    """Of a block, along every dim: whole stored objects."""
+    read: Reader
+    """Reads the source."""
+    itemsize: int
+    """Bytes of a sample of the source."""
 
     def __len__(self) -> int:
-        """Count the blocks."""
+        return count_parts(self.stored.shape, self.lengths)
 
     def place(self, number: int) -> tuple[slice, ...]:
-        """Find a block in the array: whole stored objects."""
+        """Find a block in the array."""
+        return part_at(number, self.stored.shape, self.lengths)
 
+    @abstractmethod
     def reads(self, number: int) -> list[tuple[slice, ...]]:
         """List the regions of the source that are read for a block, in order."""
 
+    @abstractmethod
     def write(self, number: int, samples: Samples, put: Put) -> None:
         """Make a block from samples, and put it where it belongs, whole objects at a time."""
 
-    @property
-    def read(self) -> Reader:
-        """What reads the source."""
-
-    @property
-    def itemsize(self) -> int:
-        """Bytes of a sample of the source."""
-
     def describe(self, number: int) -> str:
-        """Say what a block holds, and which samples it is made from."""
+        """Say what a block holds, and which samples it is made from, if they are others."""
+        along = zip(self.stored.dims, self.place(number), strict=True)
+        place = ", ".join(f"{dim}={part.start}:{part.stop}" for dim, part in along)
+        return f"{self.stored.name!r}, {place}"
 
 
-_PART = 1 << 18
+_CACHED = 1 << 18
 """Bytes that stay in cache between being copied and being added to a checksum."""
 
 
 def _checksum(samples: Array, before: int) -> int:
     """Add samples, in C order, to a CRC-32C, part by part: it takes contiguous bytes only."""
-    if samples.nbytes <= _PART or not samples.ndim:
+    if samples.nbytes <= _CACHED or not samples.ndim:
         return int(google_crc32c.extend(before, samples.tobytes()))
     if len(samples) == 1:
         return _checksum(samples[0], before)
-    rows = max(1, _PART * len(samples) // samples.nbytes)
+    rows = max(1, _CACHED * len(samples) // samples.nbytes)
     for first in range(0, len(samples), rows):
         before = _checksum(samples[first : first + rows], before)
     return before
@@ -151,77 +150,74 @@ class Job:
     """The blocks of a dataset, which can be written by any process that has this."""
 
     folder: Folder
-    parts: tuple[Part, ...]
+    arrays: tuple[BlockArray, ...]
     run: Run | None = None
     """Who writes them, once somebody does."""
 
     def __len__(self) -> int:
-        return sum(map(len, self.parts))
+        return sum(map(len, self.arrays))
 
     @property
     def nbytes(self) -> int:
         """Bytes of all that is written."""
-        return sum(part.dtype.itemsize * prod(part.shape) for part in self.parts)
+        return sum(array.stored.nbytes for array in self.arrays)
 
-    def locate(self, number: int) -> tuple[Part, int]:
-        """Find a block by its number: its part, and its number there."""
-        for part in self.parts:
-            if number < len(part):
-                return part, number
-            number -= len(part)
+    def locate(self, number: int) -> tuple[BlockArray, int]:
+        """Find a block by its number: its array, and its number there."""
+        for array in self.arrays:
+            if number < len(array):
+                return array, number
+            number -= len(array)
         raise IndexError(number)
 
     def write(self, number: int) -> int:
         """Make, write and record a block; the bytes of it."""
         assert self.run is not None
-        run, (part, of) = self.run, self.locate(number)
-        samples, nbytes, objects = Samples(part.read), 0, dict[str, int]()
+        run, (array, index) = self.run, self.locate(number)
+        stored, samples, objects = array.stored, Samples(array.read), dict[str, int]()
 
         def put(place: tuple[slice, ...], values: Array) -> None:
-            nonlocal nbytes
-            nbytes += values.nbytes
-            variable = xr.Variable(part.dims, values, encoding=dict(part.encoding))
-            encoded = xr.conventions.encode_cf_variable(variable, name=part.name)
-            made = Folder(MemoryStore())
-            self._array(part.name, made.store)[place] = encoded.to_numpy()
-            contents = made.views(made.names())
+            variable = xr.Variable(stored.dims, values, encoding=dict(stored.encoding))
+            encoded = xr.conventions.encode_cf_variable(variable, name=stored.name)
+            memory = Folder(MemoryStore())
+            self._array(stored.name, memory.store)[place] = encoded.to_numpy()
+            contents = memory.views(memory.names())
             run.publish(contents)
             objects.update({name: view.nbytes for name, view in contents.items()})
-            made.remove_all(contents)  # and not when zarr's array is collected
+            memory.remove_all(contents)  # and not when zarr's array is collected
 
         run.check()  # before the user's function takes an hour
-        part.write(of, samples, put)
+        array.write(index, samples, put)
         mark = {"run": run.id, "checksum": samples.checksum, "objects": objects}
         run.publish({f"{MARKS}/{self.mark(number)}": json.dumps(mark).encode()})
-        return nbytes
+        return stored.dtype.itemsize * count_samples(array.place(index))
 
     def mark(self, number: int) -> str:
         """Name a block by its variable, so that nothing depends on the order of variables."""
-        part, of = self.locate(number)
-        return f"{part.name}/{of}"
+        array, index = self.locate(number)
+        return f"{array.stored.name}/{index}"
 
     def numbers(self, marks: Iterable[str]) -> list[int]:
         """Find blocks by their names, in order."""
-        return numbers_of(marks, {part.name: len(part) for part in self.parts})
+        return numbers_of(marks, {array.stored.name: len(array) for array in self.arrays})
 
     def checksum(self, number: int) -> int:
         """Give the checksum of the samples under a block."""
-        part, of = self.locate(number)
-        samples = Samples(part.read)
-        for region in part.reads(of):
+        array, index = self.locate(number)
+        samples = Samples(array.read)
+        for region in array.reads(index):
             samples.of(region)
         return samples.checksum
 
     def source_bytes(self, number: int) -> int:
         """Count the bytes that are read for a block."""
-        part, of = self.locate(number)
-        samples: int = sum(prod(o.stop - o.start for o in region) for region in part.reads(of))
-        return part.itemsize * samples
+        array, index = self.locate(number)
+        return array.itemsize * sum(map(count_samples, array.reads(index)))
 
     def describe(self, number: int) -> str:
         """Say what a block holds, and which samples it is made from."""
-        part, of = self.locate(number)
-        return part.describe(of)
+        array, index = self.locate(number)
+        return array.describe(index)
 
     def _array(self, name: str, store: Store) -> Any:
         """Give a stored array as if it lay in another store."""
@@ -234,17 +230,17 @@ class Job:
     @cached_property
     def _metadata(self) -> dict[str, Any]:
         """What zarr says of every stored array."""
-        found = dict[str, Any]()
-        for part in self.parts:
-            path = self.folder.key(part.name)
-            if self.folder.get(f"{part.name}/zarr.json") is None:
+        metadata = dict[str, Any]()
+        for name in (array.stored.name for array in self.arrays):
+            if self.folder.get(f"{name}/zarr.json") is None:
                 raise FileNotFoundError(
-                    f"{part.name}/zarr.json of store {self.folder} is not there: it was removed, "
+                    f"{name}/zarr.json of store {self.folder} is not there: it was removed, "
                     "or workers do not share the store; give a path or a URL that all reach"
                 )
-            array: Any = zarr.open_array(self.folder.store, path=path, mode="r", zarr_format=3)
-            found[part.name] = array.metadata
-        return found
+            path = self.folder.key(name)
+            opened: Any = zarr.open_array(self.folder.store, path=path, mode="r", zarr_format=3)
+            metadata[name] = opened.metadata
+        return metadata
 
     def sound(self, runs: Collection[str]) -> dict[int, int | None]:
         """Find the blocks that some runs have written, and whose objects are there as they were.
@@ -254,34 +250,34 @@ class Job:
         dict
             By number, the checksum of the samples under the block, where it is known.
         """
-        names = iter(self.numbers(self.folder.names(f"{MARKS}/")))
-        found = dict[int, int | None]()
-        while some := {f"{MARKS}/{self.mark(n)}": n for n in islice(names, _READ_AT_ONCE)}:
+        numbers = iter(self.numbers(self.folder.names(f"{MARKS}/")))
+        checksums = dict[int, int | None]()
+        while some := {f"{MARKS}/{self.mark(n)}": n for n in islice(numbers, _READ_AT_ONCE)}:
             contents = self.folder.contents(some)
             marks = {number: mark_in(contents[name]) for name, number in some.items()}
             ours = {n: mark for n, mark in marks.items() if mark is not None and mark.run in runs}
             sizes = self.folder.sizes(name for mark in ours.values() for name in mark.objects)
             for number, mark in ours.items():
                 if all(sizes[name] == size for name, size in mark.objects.items()):
-                    found[number] = mark.checksum
-        return found
+                    checksums[number] = mark.checksum
+        return checksums
 
     def present(self) -> list[int]:
         """List the blocks all of whose objects are there, whoever wrote them."""
-        found = []
-        for first, part in zip(
-            accumulate(map(len, self.parts), initial=0), self.parts, strict=False
-        ):
-            names = set(self.folder.names(f"{part.name}/"))
-            lengths, key_of = part.shards or part.chunks, self._metadata[part.name].encode_chunk_key
-            for number in range(len(part)):
+        blocks, first = list[int](), 0
+        for array in self.arrays:
+            stored = array.stored
+            names = set(self.folder.names(f"{stored.name}/"))
+            key_of = self._metadata[stored.name].encode_chunk_key
+            for number in range(len(array)):
                 index = (
-                    range(of.start // length, -(-of.stop // length))
-                    for of, length in zip(part.place(number), lengths, strict=True)
+                    range(part.start // length, -(-part.stop // length))
+                    for part, length in zip(array.place(number), stored.objects, strict=True)
                 )
                 if all(key_of(i) in names for i in product(*index)):
-                    found.append(first + number)
-        return found
+                    blocks.append(first + number)
+            first += len(array)
+        return blocks
 
 
 _READ_AT_ONCE = 4096
@@ -302,10 +298,9 @@ class Mark:
 def mark_in(content: bytes | None) -> Mark | None:
     """Read the mark of a block; None where there is none, or where it is damaged."""
     try:
-        found = _mark("", parse(content))
+        return Mark(**_mark("", parse(content)))
     except Unfit:
         return None
-    return Mark(found["run"], found["checksum"], found["objects"])
 
 
 def _key(place: str, value: Any) -> str:

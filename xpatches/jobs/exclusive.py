@@ -71,8 +71,8 @@ class _Memory:
     async def create(self, key: str, content: bytes) -> bool:
         value = default_buffer_prototype().buffer.from_bytes(content)
         await self.store.set_if_not_exists(key, value)
-        found = await self.store.get(key, default_buffer_prototype())
-        return found is not None and found.to_bytes() == content
+        buffer = await self.store.get(key, default_buffer_prototype())
+        return buffer is not None and buffer.to_bytes() == content
 
     async def version(self, key: str) -> Any:
         return "" if await self.store.exists(key) else None
@@ -102,10 +102,10 @@ class _Object:
         from obstore import head_async
 
         try:
-            found = await head_async(self.store.store, key)
+            head = await head_async(self.store.store, key)
         except FileNotFoundError:
             return None
-        known = {"e_tag": found["e_tag"], "version": found["version"]}
+        known = {"e_tag": head["e_tag"], "version": head["version"]}
         return {key: value for key, value in known.items() if value is not None}
 
     async def replace(self, key: str, content: bytes, version: Any) -> bool:

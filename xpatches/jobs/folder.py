@@ -1,29 +1,26 @@
-"""Where a patch dataset lies: objects under a path of any store of zarr's."""
+"""Where a dataset lies: objects under a path of any store of zarr's."""
 
 import asyncio
 import contextlib
 import os
 import time
 from collections.abc import Awaitable, Callable, Iterable, Iterator
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
-import zarr
 from zarr.abc.store import Store
-from zarr.core.buffer import default_buffer_prototype
+from zarr.core.buffer import Buffer, default_buffer_prototype
 from zarr.core.sync import sync
-from zarr.storage import LocalStore, StorePath, ZipStore
+from zarr.storage import LocalStore
 
-from xpatches.arguments import shown
 from xpatches.documents import Unfit, parse
 from xpatches.errors import PatchError
 from xpatches.jobs.exclusive import exclusive, protocols
 from xpatches.redaction import redacted, told
 
 JOB = "xpatches_job"
-"""Attr of a patch dataset that describes its job, and the group of the job's marks."""
+"""Attr of a dataset that describes its job, and the group of the job's marks."""
 
 T = TypeVar("T")
 
@@ -41,7 +38,8 @@ class Folder:
 
     Examples
     --------
-    >>> folder = open_folder(zarr.storage.MemoryStore())
+    >>> from zarr.storage import MemoryStore
+    >>> folder = Folder(MemoryStore())
     >>> folder.put("a/b", b"c")
     >>> folder.get("a/b"), folder.get("b"), folder.names("a/")
     (b'c', None, ['b'])
@@ -69,7 +67,7 @@ class Folder:
     @property
     def on_disk(self) -> Path | None:
         """Where it lies on a disk, whichever library opened it, links resolved; None for others."""
-        disk = _as_disk(self.store)
+        disk = as_disk(self.store)
         return None if disk is None else Path(os.path.realpath(disk.root / self.path))
 
     def below(self, other: "Folder") -> str | None:
@@ -79,7 +77,8 @@ class Folder:
 
         Examples
         --------
-        >>> store = zarr.storage.MemoryStore()
+        >>> from zarr.storage import MemoryStore
+        >>> store = MemoryStore()
         >>> group = Folder(store, "a")
         >>> [Folder(store, path).below(group) for path in ("a/b/c", "a", "ab", "")]
         ['b/c', '', None, None]
@@ -112,8 +111,7 @@ class Folder:
 
     def get(self, name: str) -> bytes | None:
         """Read an object; None where there is none."""
-        found = self.again(lambda: sync(self.store.get(self.key(name), default_buffer_prototype())))
-        return None if found is None else found.to_bytes()
+        return self.again(lambda: sync(self._bytes(self.key(name))))
 
     def put(self, name: str, content: bytes) -> None:
         """Write an object."""
@@ -129,8 +127,7 @@ class Folder:
             If the store is not known to do that in one request.
         """
         if self.root is not None:
-            path = self.root / name
-            return create_file(path, content)
+            return create_file(self.root / name, content)
         conditions = exclusive(self.store)
         if conditions is None:
             raise PatchError(
@@ -154,22 +151,12 @@ class Folder:
         root = self.root
         if root is not None:
             return {name: _read(root / name) for name in names}
-
-        async def read(key: str) -> bytes | None:
-            found = await self.store.get(key, default_buffer_prototype())
-            return None if found is None else found.to_bytes()
-
-        return self._many(read, names)
+        return self._many(self._bytes, names)
 
     def views(self, names: Iterable[str]) -> dict[str, memoryview]:
         """Look at many objects in memory, which are there."""
-
-        async def view(key: str) -> memoryview:
-            found = await self.store.get(key, default_buffer_prototype())
-            assert found is not None
-            return memoryview(found.as_buffer_like())
-
-        return self._many(view, names)
+        buffers: dict[str, Any] = self._many(self._buffer, names)
+        return {name: memoryview(buffer.as_buffer_like()) for name, buffer in buffers.items()}
 
     def sizes(self, names: Iterable[str]) -> dict[str, int | None]:
         """Give the bytes of many objects; None where there is none."""
@@ -184,6 +171,13 @@ class Folder:
                 return None
 
         return self._many(size, names)
+
+    async def _buffer(self, key: str) -> Buffer | None:
+        return await self.store.get(key, default_buffer_prototype())
+
+    async def _bytes(self, key: str) -> bytes | None:
+        buffer = await self._buffer(key)
+        return None if buffer is None else buffer.to_bytes()
 
     def _many(self, request: Callable[[str], Awaitable[T]], names: Iterable[str]) -> dict[str, T]:
         """Make a request for many objects, several at once."""
@@ -245,10 +239,10 @@ class Folder:
             If it is something else.
         """
         content = self.get(name)
-        found = None if content is None else parsed(content)
-        if content is not None and found is None:
+        document = None if content is None else parsed(content)
+        if content is not None and document is None:
             raise PatchError(f"{name} of store {self} is damaged; remove the store")
-        return found
+        return document
 
     def names(self, prefix: str = "") -> list[str]:
         """List the objects under a prefix that ends with "/", without it."""
@@ -287,7 +281,7 @@ _SCHEMES = {"S3Store": "s3", "GCSStore": "gcs"}
 """How fsspec calls what obstore opens."""
 
 
-def _as_disk(store: Store) -> LocalStore | None:
+def as_disk(store: Store) -> LocalStore | None:
     """Give a store that lies on a disk of this machine, whichever library opened it, as zarr's."""
     inner: Any = getattr(store, "store", None)  # of obstore
     if isinstance(store, LocalStore):
@@ -309,25 +303,21 @@ def create_file(path: Path, content: bytes) -> bool:
     """
     for left in reversed(range(_RACES)):
         try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-        except (FileExistsError, NotADirectoryError) as error:
-            raise PatchError(
-                f"{path.parent} must be a directory, to hold {path.name}, and is a file; remove it"
-            ) from error
-        except FileNotFoundError:
-            if not left:
-                raise
-            continue
-        try:
+            try:
+                path.parent.mkdir(parents=True, exist_ok=True)
+            except (FileExistsError, NotADirectoryError) as error:
+                raise PatchError(
+                    f"{path.parent} must be a directory, to hold {path.name}, and is a file; "
+                    "remove it"
+                ) from error
             with open(path, "xb") as file:
                 file.write(content)
+            return True
         except FileExistsError:
             return False
         except FileNotFoundError:
             if not left:
                 raise
-        else:
-            return True
     return False
 
 
@@ -343,97 +333,6 @@ def _size(path: Path) -> int | None:
         return path.stat().st_size
     except (FileNotFoundError, NotADirectoryError):
         return None
-
-
-def takes_zarr_alone(store: Any) -> bool:
-    """Whether a store is an Icechunk session, which has no room for what jobs write beside."""
-    return type(store).__module__.partition(".")[0] == "icechunk"  # which is not imported for this
-
-
-def open_folder(store: Any, *, read_only: bool = False, what: str = "store") -> Folder:
-    """Find the store of what the user names: a path, a zip file, a URL, or a store of zarr's.
-
-    Raises
-    ------
-    PatchError
-        If it is none of these, or a library that opens the URL is missing.
-    """
-    if isinstance(store, Folder):
-        return store
-    inner = store.store if isinstance(store, StorePath) else store
-    if takes_zarr_alone(inner):
-        raise PatchError(
-            "store must not be an Icechunk session, which takes objects of zarr alone, no marks "
-            "of a job: write to a path or a URL, copy it with xarray.open_zarr(path, "
-            "consolidated=False).to_zarr(session.store, zarr_format=3, consolidated=False), and "
-            "commit; what is there is opened by xarray.open_zarr(session.store, consolidated=False)"
-        )
-    if isinstance(inner, Store):
-        disk = None if read_only else _as_disk(inner)
-        return Folder(disk or inner, store.path if isinstance(store, StorePath) else "")
-    text = _as_path(what, store)
-    if "://" in text:
-        return Folder(_open_url(text, read_only))
-    if text.endswith(".zip"):
-        if not read_only:
-            raise PatchError(
-                f"{what} must not be a zip file, got {redacted(text)!r}: zip is for reading only"
-            )
-        return Folder(sync(ZipStore.open(text, mode="r")))
-    if read_only and not os.path.exists(text):
-        raise PatchError(f"{what} {text} does not exist; check the path")
-    if not read_only and os.path.isfile(text):
-        raise PatchError(f"{what} must be a folder, got the file {text!r}; give another path")
-    # Absolute, for workers and later readers may stand in other folders.
-    return Folder(LocalStore(Path(os.path.abspath(text)), read_only=read_only))
-
-
-def _as_path(what: str, store: Any) -> str:
-    """Normalise a path, of which there need not be anything, or a URL."""
-    try:
-        path = os.fspath(store)
-        if not path or isinstance(path, bytes):
-            raise TypeError
-        path = os.path.expanduser(str.__str__(path).removeprefix("file://"))
-        if "://" not in path:
-            with suppress(FileNotFoundError):
-                os.stat(path)
-    except OSError as error:
-        raise PatchError(
-            f"{what} {shown(store)} cannot be opened: {error.strerror}; give another path"
-        ) from error
-    except Exception:  # whatever a type raises that is no path
-        raise PatchError(
-            f"{what} must be a path, a URL or a zarr store, got {shown(store)}; give one of those"
-        ) from None
-    return path
-
-
-def _open_url(url: str, read_only: bool) -> Store:
-    scheme, _, place = url.rpartition("::")[2].partition("://")
-    bucket = place.partition("/")[0]
-    named = scheme not in ("s3", "s3a", "gs", "gcs") or bucket.startswith("arn:")
-    if not named and (":" in bucket or "@" in bucket):
-        raise PatchError(
-            f"store must not hold credentials, got {scheme}://***; give {scheme}://bucket/path, "
-            "and them in the environment, or a zarr store with storage_options"
-        )
-    with without_credentials():
-        try:
-            return zarr.storage.FsspecStore.from_url(url, read_only=read_only)
-        except ValueError as error:
-            raise PatchError(
-                f"store {redacted(url)!r} cannot be opened: {redacted(error)}; check the URL"
-            ) from error
-        except ImportError as missing:
-            try:
-                from obstore.store import from_url
-            except ImportError:
-                raise PatchError(
-                    f"store {redacted(url)!r} needs a library that opens it: {redacted(missing)}; "
-                    "or install obstore"
-                ) from missing
-            return zarr.storage.ObjectStore(from_url(url), read_only=read_only)
 
 
 @contextlib.contextmanager
@@ -452,7 +351,7 @@ def without_credentials() -> Iterator[None]:
 def parsed(content: bytes) -> dict[str, Any] | None:
     """Parse a JSON object; None where it is something else, or torn."""
     try:
-        found = parse(content, whole=True)
+        document = parse(content, whole=True)
     except Unfit:
         return None
-    return found if isinstance(found, dict) else None
+    return document if isinstance(document, dict) else None

@@ -1,7 +1,7 @@
-"""Write patch datasets as jobs: independent blocks, in threads or on a cluster, and resumable.
+"""Write datasets as jobs: independent blocks, in threads or on a cluster, and resumable.
 
-The setup writes everything but the patches. Then blocks are submitted, a few at a time; those that
-fail are tried again, and what cannot be written is reported when all others are. Of the blocks
+The setup writes everything but what blocks make. Then blocks are submitted, a few at a time; those
+that fail are tried again, and what cannot be written is reported when all others are. Of the blocks
 that are done when a job is resumed, some are read again: if their samples have changed, so has the
 image.
 """
@@ -13,30 +13,16 @@ import time
 import zlib
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from itertools import accumulate, takewhile
 from typing import Any
-
-import xarray as xr
 
 from xpatches.errors import BlockFailure, JobError, MapError, PatchError
 from xpatches.jobs.blocks import Job
 from xpatches.jobs.folder import Folder
 from xpatches.jobs.lock import wait_until_free, writing
-from xpatches.jobs.state import (
-    Ready,
-    add,
-    check_apart,
-    check_files,
-    check_same,
-    check_state,
-    clear,
-    finish,
-    kept_checksums,
-    prepare,
-    ready_in,
-    say_ready,
-    set_up,
-)
+from xpatches.jobs.setup import add, check_apart, clear, finish, say_ready, set_up
+from xpatches.jobs.state import Ready, StoredDataset
 from xpatches.jobs.workers import TICK, Window, Workers, workers_for
 from xpatches.jobs.writer import LostError, Run
 
@@ -72,39 +58,31 @@ class Report:
         """No more blocks will be."""
 
 
-def check_job(
-    job: Job,
-    template: xr.Dataset,
-    encoding: Mapping[str, Mapping[str, Any]],
-    *,
-    resume: bool,
-    overwrite: bool,
-) -> None:
+def check_job(job: Job, objects: Mapping[str, bytes], *, resume: bool, overwrite: bool) -> None:
     """Refuse what `write_job` would refuse before the first block; nothing is touched."""
-    first, folder = prepare(template, encoding), job.folder
+    folder, dataset = job.folder, StoredDataset(job.folder)
     if folder.root is not None and not folder.root.exists():
         return  # opening it would make it
     folder.check_links()
-    state = check_state(folder, resume, overwrite)
+    state = dataset.check_state(resume, overwrite)
     wait_until_free(folder, Report().wait)
     if resume and state in ("writing", "complete"):
-        check_same(first, folder)
+        dataset.check_same(objects)
     else:
-        check_files(folder)
+        dataset.check_files()
 
 
 def write_job(
     job: Job,
-    template: xr.Dataset,
-    encoding: Mapping[str, Mapping[str, Any]],
+    objects: Mapping[str, bytes],
     sources: Sequence[Folder],
+    report: Report,
     *,
     resume: bool,
     overwrite: bool,
     retries: int,
     lock: bool,
     fsync: bool,
-    report: Report,
 ) -> None:
     """Write a dataset, or the rest of it.
 
@@ -112,16 +90,14 @@ def write_job(
     ----------
     job
         The blocks.
-    template
-        The dataset; the variables that the job writes hold one dask chunk that is never computed.
-    encoding
-        As in `xarray.Dataset.to_zarr`.
+    objects
+        All that zarr stores of the dataset but what the blocks write, by name.
     sources
         Where the arrays lie that the blocks read, as far as it is known.
-    resume, overwrite, retries, lock, fsync
-        As in `Patches.to_zarr`.
     report
         Is told of the progress.
+    resume, overwrite, retries, lock, fsync
+        As in `Patches.to_zarr`.
 
     Raises
     ------
@@ -133,42 +109,38 @@ def write_job(
     folder = job.folder
     if fsync and folder.root is None:
         raise PatchError(f"fsync=True is for stores on disks, got {folder}; leave it out")
-    first = prepare(template, encoding)
     folder.check_links()
-    check_state(folder, resume, overwrite)  # touches nothing if it refuses
+    StoredDataset(folder).check_state(resume, overwrite)  # touches nothing if it refuses
     with writing(folder, report.wait, lock=lock, fsync=fsync) as (run, lost):
         check_apart(run, sources)
         job = replace(job, run=run)
         with workers_for(job) as workers:  # which may refuse it, before anything is removed
-            ready = _begin(job, run, first, resume, overwrite)
+            caller = _Caller(job, run, workers, retries, lost, report)
+            ready = _begin(job, run, objects, resume, overwrite)
             if ready is None:
-                by_mark = kept_checksums(folder)
-                known = {number: by_mark[job.mark(number)] for number in job.numbers(by_mark)}
-                _check_source(job, known, workers, retries, lost, report)
+                kept = StoredDataset(folder).checksums()
+                caller.check_source({n: kept[job.mark(n)] for n in job.numbers(kept)})
                 clear(run)
                 report.begin(len(job), len(job), job.nbytes)
                 report.end()
                 return
             done = _done(job, ready)
-            _check_source(job, _checksums(job, done), workers, retries, lost, report)
+            caller.check_source(_checksums(job, done))
             say_ready(run, ready)
             report.begin(len(job), len(done), job.nbytes)
             left = (number for number in range(len(job)) if number not in done)
             try:
-                failures, alike = _run(
-                    job, "write", left, workers, retries, report.block, lost, report
-                )
+                failures, alike = caller.call("write", left, report.block)
             except KeyboardInterrupt:
-                count = len(_done(job, ready))
                 raise KeyboardInterrupt(
-                    f"stopped; {count} of {len(job)} blocks of store {folder} are done and stay, "
-                    "resume=True goes on"
+                    f"stopped; {len(_done(job, ready))} of {len(job)} blocks of store {folder} are "
+                    "done and stay, resume=True goes on"
                 ) from None
             finally:
                 report.end()
         if failures:
-            kept = len(_done(job, ready)) if alike else None
-            raise JobError(str(folder), len(job), failures, kept) from failures[0].cause
+            kept_blocks = len(_done(job, ready)) if alike else None
+            raise JobError(str(folder), len(job), failures, kept_blocks) from failures[0].cause
         done = _done(job, ready)
         if len(done) < len(job):
             run.check()
@@ -177,23 +149,24 @@ def write_job(
                 "workers wrote them; give a store that all of them share, such as a path or a URL, "
                 "and let nobody else write there"
             )
-        finish(run, {job.mark(number): of for number, of in _checksums(job, done).items()})
+        finish(run, {job.mark(n): checksum for n, checksum in _checksums(job, done).items()})
 
 
 def _begin(
-    job: Job, run: Run, first: Mapping[str, bytes], resume: bool, overwrite: bool
+    job: Job, run: Run, objects: Mapping[str, bytes], resume: bool, overwrite: bool
 ) -> Ready | None:
     """Set a dataset up, or go on with it; None if it is complete."""
-    folder = run.folder
-    state = check_state(folder, resume, overwrite)  # by now nobody else changes it
+    dataset = StoredDataset(job.folder)
+    state = dataset.check_state(resume, overwrite)  # by now nobody else changes it
     if not resume or state not in ("writing", "complete"):
-        set_up(run, first, [part.name for part in job.parts])
+        set_up(run, objects, [array.stored.name for array in job.arrays])
         return Ready((run.id,))
-    before = ready_in(folder) if state == "writing" else None
-    missing = check_same(first, folder, whole=before is None)
-    if before is None:
+    if state == "complete":
+        dataset.check_same(objects)
         return None
-    add(run, {name: first[name] for name in missing})
+    before = dataset.ready()
+    missing = dataset.check_same(objects, whole=False)
+    add(run, {name: objects[name] for name in missing})
     return Ready((*before.runs, run.id), before.repair)
 
 
@@ -201,140 +174,172 @@ def _done(job: Job, ready: Ready) -> dict[int, int | None]:
     """Find the blocks that need not be written, with the checksums that are known."""
     done = job.sound(ready.runs)
     if ready.repair:
-        kept = kept_checksums(job.folder)
-        done = {**{number: kept.get(job.mark(number)) for number in job.present()}, **done}
+        kept = StoredDataset(job.folder).checksums()
+        done = {number: kept.get(job.mark(number)) for number in job.present()} | done
     return done
 
 
-def _checked(job: Job, done: Sequence[int]) -> list[int]:
-    """Choose some of the blocks that are done, whose samples are read again: the same each time."""
-    chosen: list[int] = []
-    size = 0
-    # Any part of the order spreads over all of them.
-    for number in heapq.nsmallest(
-        _LOOKED_AT, done, key=lambda of: zlib.crc32(job.mark(of).encode())
-    ):
-        size += job.source_bytes(number)
-        if chosen and size > _CHECKED:
-            break
-        chosen.append(number)
-    return chosen
-
-
 def _checksums(job: Job, done: Mapping[int, int | None]) -> dict[int, int]:
-    """Choose some of the blocks that are done, with the checksums of the samples under them."""
+    """Choose some of the blocks that are done, with the checksums of the samples under them.
+
+    They are the same each time, and their samples are few enough to be read again.
+    """
     known = {number: checksum for number, checksum in done.items() if checksum is not None}
-    return {number: known[number] for number in _checked(job, [*known])}
+    # Any part of the order spreads over all of them.
+    order = heapq.nsmallest(_LOOKED_AT, known, key=lambda n: zlib.crc32(job.mark(n).encode()))
+    sizes = zip(order, accumulate(map(job.source_bytes, order)), strict=True)
+    few = [number for number, _ in takewhile(lambda pair: pair[1] <= _CHECKED, sizes)]
+    return {number: known[number] for number in few or order[:1]}
 
 
-def _check_source(
-    job: Job,
-    checksums: Mapping[int, int],
-    workers: Workers,
-    retries: int,
-    lost: threading.Event,
-    report: Report,
-) -> None:
-    """Refuse an image that has changed: read again what some finished blocks were cut from."""
+@dataclass(frozen=True)
+class _Caller:
+    """Calls the blocks of a job."""
 
-    def compare(number: int, found: int) -> None:
-        if found != checksums[number]:
-            raise PatchError(
-                f"the image has changed: block {number} of store {job.folder}, "
-                f"{job.describe(number)}, was cut from other samples; "
-                "resume with the same image, or give another store"
+    job: Job
+    run: Run
+    workers: Workers
+    retries: int
+    lost: threading.Event
+    """Set when the run could not be renewed for a whole lease, or is lost."""
+    report: Report
+
+    def check_source(self, checksums: Mapping[int, int]) -> None:
+        """Refuse an image that has changed: read again what some finished blocks were cut from."""
+
+        def compare(number: int, checksum: int) -> None:
+            if checksum != checksums[number]:
+                raise PatchError(
+                    f"the image has changed: block {number} of store {self.job.folder}, "
+                    f"{self.job.describe(number)}, was cut from other samples; "
+                    "resume with the same image, or give another store"
+                )
+
+        failures, _ = self.call("checksum", checksums, compare)
+        if failures:
+            raise JobError(str(self.job.folder), len(self.job), failures)
+
+    def call(
+        self, method: str, blocks: Iterable[int], taken: Callable[[int, Any], None]
+    ) -> tuple[list[BlockFailure], bool]:
+        """Call a method of the job for blocks, as `_Queue` orders them; what failed for good.
+
+        `taken` is told of every block's number and what the method returned. The answer says, too,
+        whether blocks are left because it is hopeless to go on; what has begun was waited for.
+        """
+        window, queue = Window(self.workers, method), _Queue(blocks, self.retries)
+        failures: list[BlockFailure] = []
+        heard = time.monotonic()
+        try:
+            while True:
+                self._check_lost()
+                if some := queue.take(window.room):
+                    window.add(some)
+                if not len(window) and not queue:
+                    return failures, False
+                ended = window.take(TICK)
+                if ended is None:
+                    heard = self._tell_longest(window, heard)
+                    continue
+                heard = time.monotonic()
+                number, answer = ended
+                if not isinstance(answer, BaseException):
+                    taken(number, answer)
+                    queue.succeeded()
+                    continue
+                if isinstance(answer, LostError):
+                    answer.failures = tuple(failures)
+                    raise answer
+                if not queue.failed(number, answer):
+                    failures.append(BlockFailure(number, self.job.describe(number), answer))
+                if queue.hopeless:
+                    self._drain(window, taken)
+                    return failures, True
+        except BaseException as error:
+            interrupted = isinstance(error, KeyboardInterrupt)
+            if interrupted and len(window):
+                self.report.stopping()
+            self._drain(window, taken if interrupted else lambda number, answer: None)
+            raise
+
+    def _check_lost(self) -> None:
+        if self.lost.is_set():
+            self.run.check()
+            raise LostError(
+                f"store {self.job.folder} could not be reached for a whole lease; resume"
             )
 
-    failures, _ = _run(job, "checksum", checksums, workers, retries, compare, lost, report)
-    if failures:
-        raise JobError(str(job.folder), len(job), failures)
+    def _tell_longest(self, window: Window, heard: float) -> float:
+        """Tell of the block that is underway for longest after a while; when was heard of one."""
+        now, longest = time.monotonic(), window.longest
+        if longest is None or now - heard < _SILENCE:
+            return heard
+        number, since = longest
+        self.report.underway(f"{number}, {self.job.describe(number)}", now - since)
+        return now
+
+    @staticmethod
+    def _drain(window: Window, taken: Callable[[int, Any], None]) -> None:
+        for number, answer in window.drain():
+            if not isinstance(answer, BaseException):
+                taken(number, answer)
 
 
-def _run(
-    job: Job,
-    method: str,
-    blocks: Iterable[int],
-    workers: Workers,
-    retries: int,
-    taken: Callable[[int, Any], None],
-    lost: threading.Event,
-    report: Report,
-) -> tuple[list[BlockFailure], bool]:
-    """Call a method of the job for blocks; those that fail are tried again after the others.
+class _Queue:
+    """Blocks that are to be called: those that fail are tried again after the others.
 
-    Those in which the user's function failed are tried again before: it may fail in all. Where it
-    fails for good in one block, and alike in another, with none written since it first did, what
-    has begun is waited for, and the rest is left; the answer says so. `taken` is told of every
-    block's number and what the method returned.
+    Those in which the user's function failed are tried again before: it may fail in all. It is
+    hopeless to go on where it fails for good in one block, and alike in another, with none written
+    since it first did.
     """
-    window, tries = Window(workers, method), Counter[int]()
-    numbers = iter(blocks)
-    upcoming = next(numbers, None)
-    soon, again = list[tuple[float, int]](), list[tuple[float, int]]()
-    failures: list[BlockFailure] = []
-    alike, given_up, some_written = defaultdict[str, set[int]](set), set[str](), False
-    heard = time.monotonic()
-    try:
-        while True:
-            if lost.is_set():
-                assert job.run is not None
-                job.run.check()
-                raise LostError(
-                    f"store {job.folder} could not be reached for a whole lease; resume"
-                )
-            room = window.room
-            some = _due(soon, room)
-            while len(some) < room and upcoming is not None:
-                some.append(upcoming)
-                upcoming = next(numbers, None)
-            some += _due(again, room - len(some))
-            if some:
-                window.add(some)
-            if not len(window) and not again and not soon:
-                return failures, False
-            ended = window.take(TICK)
-            if ended is None:
-                now, longest = time.monotonic(), window.longest
-                if longest and now - heard >= _SILENCE:
-                    heard, (number, since) = now, longest
-                    report.underway(f"{number}, {job.describe(number)}", now - since)
-                continue
-            heard = time.monotonic()
-            number, made = ended
-            if not isinstance(made, BaseException):
-                taken(number, made)
-                alike.clear()
-                given_up.clear()
-                some_written = True
-                continue
-            if isinstance(made, LostError):
-                made.failures = tuple(failures)
-                raise made
-            last, kind = tries[number] >= retries, _kind(made)
-            if kind is not None and not tries[number]:
-                alike[kind].add(number)
-            if kind is not None and last and number in alike[kind]:
-                given_up.add(kind)
-            stop = kind in given_up and len(alike[str(kind)]) > 1
-            stop &= upcoming is not None or not some_written
-            if last or stop:
-                failures.append(BlockFailure(number, job.describe(number), made))
-            else:
-                tries[number] += 1
-                pause = _PAUSE * 2 ** (tries[number] - 1)
-                heapq.heappush(again if kind is None else soon, (time.monotonic() + pause, number))
-            if stop:
-                for number, made in window.drain():
-                    if not isinstance(made, BaseException):
-                        taken(number, made)
-                return failures, True
-    except BaseException as error:
-        if isinstance(error, KeyboardInterrupt) and len(window):
-            report.stopping()
-        for number, made in window.drain():
-            if isinstance(error, KeyboardInterrupt) and not isinstance(made, BaseException):
-                taken(number, made)
-        raise
+
+    def __init__(self, blocks: Iterable[int], retries: int) -> None:
+        self._blocks, self._retries = iter(blocks), retries
+        self._upcoming = next(self._blocks, None)
+        self._tries = Counter[int]()
+        self._soon, self._later = list[tuple[float, int]](), list[tuple[float, int]]()
+        self._alike = defaultdict[str, set[int]](set)
+        """Blocks in which the user's function failed, by what it raised, since one was written."""
+        self._given_up = set[str]()
+        """What it raised in blocks that are not tried again."""
+        self._some_written = False
+        self.hopeless = False
+
+    def __bool__(self) -> bool:
+        """Whether any block is left, also one whose pause is not over."""
+        return self._upcoming is not None or bool(self._soon or self._later)
+
+    def take(self, most: int) -> list[int]:
+        """Take blocks that can be called now."""
+        blocks = _due(self._soon, most)
+        while len(blocks) < most and self._upcoming is not None:
+            blocks.append(self._upcoming)
+            self._upcoming = next(self._blocks, None)
+        return blocks + _due(self._later, most - len(blocks))
+
+    def succeeded(self) -> None:
+        """Note that a block is done."""
+        self._alike.clear()
+        self._given_up.clear()
+        self._some_written = True
+
+    def failed(self, number: int, error: BaseException) -> bool:
+        """Note that a block failed; whether it will be tried again."""
+        last, kind = self._tries[number] >= self._retries, _kind(error)
+        if kind is not None:
+            if not self._tries[number]:
+                self._alike[kind].add(number)
+            if last and number in self._alike[kind]:
+                self._given_up.add(kind)
+            everywhere = kind in self._given_up and len(self._alike[kind]) > 1
+            self.hopeless = everywhere and (self._upcoming is not None or not self._some_written)
+        if last or self.hopeless:
+            return False
+        pause = _PAUSE * 2 ** self._tries[number]
+        waiting = self._later if kind is None else self._soon
+        heapq.heappush(waiting, (time.monotonic() + pause, number))
+        self._tries[number] += 1
+        return True
 
 
 def _due(waiting: list[tuple[float, int]], most: int) -> list[int]:

@@ -62,8 +62,8 @@ class _Claim:
 
 
 def _claim_in(content: bytes) -> _Claim:
-    found, run = parsed(content) or {}, id_in(content)
-    host, pid, boot = found.get("host"), found.get("pid"), found.get("boot")
+    about, run = parsed(content) or {}, id_in(content)
+    host, pid, boot = about.get("host"), about.get("pid"), about.get("boot")
     if run is None or not isinstance(host, str) or type(pid) is not int or pid >> 64:
         return _Claim(None, "", 0, None)
     return _Claim(run, host[:255], pid, boot if isinstance(boot, str) else None)
@@ -125,9 +125,9 @@ def wait_until_free(folder: Folder, tell: Callable[[str], None]) -> dict[int, st
     """
     while True:
         claims = _claims(folder)
-        found = {number: claim.id for number, claim in claims.items()}
+        runs = {number: claim.id for number, claim in claims.items()}
         if not claims or _is_dead(folder, claims[max(claims)]):
-            return found
+            return runs
         holder = claims[max(claims)]
         beat, start = _beat(folder, holder), time.monotonic()
         if holder.id not in _HELD:
@@ -138,7 +138,7 @@ def wait_until_free(folder: Folder, tell: Callable[[str], None]) -> dict[int, st
                     f"store {folder} is being written by {holder}; wait until it ends, or stop it"
                 )
             if time.monotonic() - start > LEASE:
-                return found
+                return runs
             time.sleep(LEASE / _LOOKS)
             if _is_dead(folder, holder) or _claims(folder) != claims:
                 break
@@ -197,11 +197,11 @@ def _claim(run: Run, dead: Mapping[int, str | None]) -> tuple[Run, bool]:
 def _claims(folder: Folder) -> dict[int, _Claim]:
     """Read all claims, by number."""
     names = {name: int(name) for name in folder.names(f"{CLAIMS}/") if _NUMBER.fullmatch(name)}
-    found = folder.contents(f"{CLAIMS}/{name}" for name in names)
+    contents = folder.contents(f"{CLAIMS}/{name}" for name in names)
     return {
         number: _claim_in(content)
         for name, number in sorted(names.items(), key=lambda pair: pair[1])
-        if (content := found[f"{CLAIMS}/{name}"]) is not None
+        if (content := contents[f"{CLAIMS}/{name}"]) is not None
     }
 
 

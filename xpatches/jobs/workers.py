@@ -186,11 +186,11 @@ def _culprit(job: Any) -> str:
     path, left = list[Any](), [job]
     while left:
         path.append(left[0])
-        inner = (part for part in _parts(path[-1]) if not any(part is of for of in path))
+        inner = (part for part in _parts(path[-1]) if not any(part is held for held in path))
         left = [part for part in inner if not _pickles(part)]
     named = [held.func if isinstance(held, partial) else held for held in path if callable(held)]
     named = [held if hasattr(held, "__qualname__") else type(held) for held in named]
-    names = [of.__qualname__ for of in named if not str(of.__module__).startswith("xpatches.")]
+    names = [f.__qualname__ for f in named if not str(f.__module__).startswith("xpatches.")]
     return f", because of {names[-1]}" if names else ""
 
 
@@ -221,10 +221,10 @@ def _local(remote: Any) -> "Future[Any]":
 
     def end(remote: Any) -> None:
         try:
-            made = remote.result()
-            if isinstance(made, CancelledError):
-                raise made
-            local.set_result(made)
+            answer = remote.result()
+            if isinstance(answer, CancelledError):
+                raise answer
+            local.set_result(answer)
         except BaseException as error:  # whatever the block raised, or the loss of the cluster
             local.set_exception(error)
 

@@ -77,8 +77,8 @@ class Run:
         if self.claim is None:
             return
         mine, following = f"{CLAIMS}/{self.claim}", f"{CLAIMS}/{self.claim + 1}"
-        found = self.folder.contents([mine, following])
-        if found[following] is not None or id_in(found[mine]) != self.id:
+        claims = self.folder.contents([mine, following])
+        if claims[following] is not None or id_in(claims[mine]) != self.id:
             raise LostError(
                 f"store {self.folder} is being written by someone else by now, or was removed; "
                 "finish that job, or resume this one"
@@ -91,22 +91,22 @@ class Run:
             for name, content in objects.items():
                 self._put(name, bytes(content))
             return
-        made = {name: root / self.home / uuid.uuid4().hex for name in objects}
+        files = {name: root / self.home / uuid.uuid4().hex for name in objects}
         try:
-            for name, path in made.items():
+            for name, path in files.items():
                 with open(path, "xb") as file:
                     file.write(objects[name])
                     if self.fsync:
                         file.flush()
                         os.fsync(file.fileno())
             self.check()
-            for name, path in made.items():
+            for name, path in files.items():
                 _make_directory((root / name).parent, root)
                 os.replace(path, root / name)
         except FileNotFoundError as error:
             raise self._gone() from error
         finally:
-            for path in made.values():
+            for path in files.values():
                 path.unlink(missing_ok=True)
         if self.fsync:
             parents = {parent for name in objects for parent in (root / name).parents}
@@ -185,5 +185,5 @@ def beat_of(run: str | None) -> str:
 
 def id_in(claim: bytes | None) -> str | None:
     """Give the run that a claim names; None where it is torn, or there is none."""
-    found = None if claim is None else (parsed(claim) or {}).get("id")
-    return found if isinstance(found, str) and _ID.fullmatch(found) else None
+    run = None if claim is None else (parsed(claim) or {}).get("id")
+    return run if isinstance(run, str) and _ID.fullmatch(run) else None
