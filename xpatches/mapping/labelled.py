@@ -16,8 +16,8 @@ from xpatches.images.relabel import resampled_coords
 from xpatches.mapping.kernel import map_block
 from xpatches.mapping.model import Function, Model
 from xpatches.mapping.output import OutputPlan
+from xpatches.stitching.kernel import Stitching
 from xpatches.stitching.labelled import as_reduction, stitching_of
-from xpatches.stitching.overlay import Stitching
 from xpatches.stitching.tapers import Taper
 
 

@@ -18,8 +18,8 @@ from xpatches.dtypes import Array
 from xpatches.geometry.blocks import Kernel
 from xpatches.images.labels import SAMPLE_DIM
 from xpatches.images.samples import chunk_lazy, in_memory, sliceable
+from xpatches.stitching.kernel import Stitching, stitch_block
 from xpatches.stitching.locate import Located
-from xpatches.stitching.overlay import Stitching, stitch_block
 from xpatches.stitching.plan import StitchPlan, plan_stitch
 from xpatches.threads import available_threads
 

@@ -22,8 +22,8 @@ from xpatches.images.relabel import image_transforms
 from xpatches.images.samples import as_budget, check_variable
 from xpatches.images.spec import SPEC_ATTR
 from xpatches.stitching.gather import gather
+from xpatches.stitching.kernel import Stitching
 from xpatches.stitching.locate import Located, locate
-from xpatches.stitching.overlay import Stitching
 from xpatches.stitching.tapers import Taper, as_taper, weights_of
 
 T = TypeVar("T", xr.DataArray, xr.Dataset)
