@@ -21,7 +21,8 @@ from strategies import arguments, chunkings, image_of, problems
 from xpatches.errors import PatchError
 from xpatches.geometry.coverage import AxisCover
 from xpatches.geometry.grid import AxisGrid
-from xpatches.stitching.labelled import rebuilt, stitch
+from xpatches.images.relabel import rebuilt
+from xpatches.stitching.labelled import stitch
 from xpatches.stitching.tapers import TAPERS, weights_of
 
 GOLDENS = Path(__file__).parents[1] / "data" / "tf_goldens.npz"

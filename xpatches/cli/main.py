@@ -33,7 +33,7 @@ from xpatches.jobs.lock import writer_of
 from xpatches.jobs.state import check_state, holds_patches, state_of
 from xpatches.mapping.output import as_scale
 from xpatches.redaction import redacted, told
-from xpatches.stitching.labelled import REDUCES
+from xpatches.stitching.choose import REDUCES
 from xpatches.stitching.tapers import TAPERS
 
 DONE, FAILED, USAGE, STOPPED = 0, 1, 2, 130

@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property, reduce
 from itertools import pairwise, product
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 
@@ -23,6 +23,8 @@ from xpatches.geometry.coverage import Cover
 
 _PARTS = 32
 """Parts of a step, at most, in which patches are the heaviest, up to which they are listed."""
+
+_Index: TypeAlias = tuple[Any, ...]
 
 
 class Step(NamedTuple):
@@ -96,8 +98,8 @@ class Layer(NamedTuple):
 
     samples: Array
     """Of patches: any other dims, then which patch and which of its samples for every dim."""
-    place: tuple[slice, ...]
-    """Where they lie: any other dims, then which tile and which of its samples for every dim."""
+    place: _Index
+    """Where they lie: the index of which tile and which of its samples for every dim."""
     weight: Array
     """Of the samples, with dims of length 1 for the patches."""
     counts: Any
@@ -125,21 +127,19 @@ class Overlay:
     """Of a patch's samples, along every spatial dim; None for ones."""
     present: Array | None
     """Which patches there are, bool, along the spatial dims; None for all."""
-    known: Callable[[tuple[slice, ...]], Array] | None = None
-    """Tells which of some samples of patches are known; None for all."""
+    known: Callable[[_Index], Array] | None = None
+    """Tells of an index of `patches` which samples are known; None for all."""
     combine: Callable[[Array, Array], Array] = np.multiply.outer
     """Makes a weight of those along two dims."""
 
     @cached_property
-    def _others(self) -> tuple[int, ...]:
-        """Lengths of the dims that are not spatial."""
-        others: tuple[int, ...] = self.patches.shape[: -2 * len(self.tiles)]
-        return others
+    def _spatial(self) -> tuple[int, ...]:
+        return tuple(n for along in self.tiles for n in (along.count, along.stride))
 
-    @cached_property
+    @property
     def shape(self) -> tuple[int, ...]:
         """Any other dims, then for every spatial dim which tile and which of its samples."""
-        return (*self._others, *(n for along in self.tiles for n in (along.count, along.stride)))
+        return (*self.patches.shape[: -len(self._spatial)], *self._spatial)
 
     @cached_property
     def _steps(self) -> list[list[Step]]:
@@ -161,32 +161,26 @@ class Overlay:
         return np.full(self.shape, value, dtype)
 
     def _zeros(self) -> Array:
-        """Make float64 samples; one for all along other dims if the same count along them."""
-        others = self._others if self.known else (1,) * len(self._others)
-        return np.zeros((*others, *self.shape[len(others) :]))
+        """Make zeros, float64, without the other dims if the same samples count along them."""
+        return np.zeros(self.shape if self.known else self._spatial)
 
     def layers(self, steps: Sequence[Sequence[Step]] | None = None) -> Iterator[Layer]:
         """Lay patches in steps, in the order of these along every dim; all of them by default."""
-        whole = (slice(None),) * len(self._others)
         for step in product(*(steps or self._steps)):
-            taken = (*whole, *(part for along in step for part in along[:2]))
-            place = (*whole, *(part for along in step for part in along[2:]))
+            taken: _Index = (..., *(part for along in step for part in along[:2]))
+            place: _Index = (..., *(part for along in step for part in along[2:]))
             weight, counts = np.ones(()), []
             if self.weights is not None:
                 pairs = zip(self.weights, step, strict=True)
                 weight = reduce(self.combine, [of[None, along.samples] for of, along in pairs])
                 counts += [] if weight.all() else [weight > 0]
             if self.present is not None:
-                patches = tuple(part for along in step for part in (along.patches, None))
+                patches: _Index = sum(((along.patches, None) for along in step), ())
                 counts.append(self.present[patches])
             if self.known is not None:
                 counts.append(self.known(taken))
-            yield Layer(
-                self.patches[taken],
-                place,
-                weight,
-                reduce(np.logical_and, counts) if counts else True,
-            )
+            all_of_them = reduce(np.logical_and, counts) if counts else True
+            yield Layer(self.patches[taken], place, weight, all_of_them)
 
     def heaviest(self, dtype: np.dtype[Any]) -> Array:
         """Give what the patch of the greatest weight holds over every sample, the first of several.
@@ -215,19 +209,16 @@ class Overlay:
     def _heaviest_parts(self, number: int) -> list[Step]:
         """List the parts of the steps along a dim in which patches are the heaviest."""
         along, steps = self.tiles[number], self._steps[number]
-        winner, best = (
-            np.full((along.count, along.stride), -1),
-            np.zeros((along.count, along.stride)),
-        )
+        best = np.zeros((along.count, along.stride))
+        winner = np.full(best.shape, -1)
         for at, step in enumerate(steps):
-            place = step.tiles, step.places
             weight = self._along[number][step.samples]
-            heavier = weight > best[place]
-            np.copyto(best[place], weight, where=heavier)
-            winner[place][heavier] = at
+            heavier = weight > best[step[2:]]
+            np.copyto(best[step[2:]], weight, where=heavier)
+            winner[step[2:]][heavier] = at
         parts = []
         for at, step in enumerate(steps):
-            wins = winner[step.tiles, step.places] == at
+            wins = winner[step[2:]] == at
             changes = np.flatnonzero((wins[1:] != wins[:-1]).any(1)) + 1
             for first, stop in pairwise([0, *changes, len(wins)]):  # all but the outer tiles alike
                 edges = np.flatnonzero(np.diff(wins[first], prepend=False, append=False))
@@ -237,7 +228,7 @@ class Overlay:
 
     @cached_property
     def _totals(self) -> list[Array]:
-        """Arrays of which `totals` is the outer product: or the one that it is."""
+        """One array a dim, of which the sums of weights are the outer product, or those sums."""
         if not self.all_count:
             total = self._zeros()
             for layer in self.layers():

@@ -1,6 +1,6 @@
 """Which patches lie over which block of the image that they are stitched into."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from types import MappingProxyType
@@ -72,7 +72,7 @@ def plan_stitch(
     itemsize: int,
     out_itemsize: int,
     max_bytes: int,
-    units: Mapping[int, int] = MappingProxyType({}),
+    units: Mapping[Hashable, int] = MappingProxyType({}),
 ) -> StitchPlan:
     """Plan a stitching.
 
@@ -89,62 +89,59 @@ def plan_stitch(
     max_bytes
         Budget of a task: the bytes of its input and its output.
     units
-        What the lengths of a block are to be multiples of, by axis along the grid. Where they are
-        given, blocks hold all of the other dims.
+        What blocks are written in, by dim: they are as many of those as fit along the spatial
+        dims, and hold all of the others. Without, they are multiples of strides, and as long as
+        chunks along the others, or shorter.
 
     Raises
     ------
     PatchError
         If the patches over one tile do not fit the budget.
     """
-    by_axis: Mapping[int, AxisCover] = {
-        axis: cover for (axis, _), cover in zip(axes, covers, strict=True)
-    }
-    patch = {axis: cover.size for (_, axis), cover in zip(axes, covers, strict=True)}
-    movable = [axis for axis in range(len(chunks)) if axis not in patch]
-    spatial = list(by_axis)
-    others = [axis for axis in movable if axis not in by_axis]
+    grid = {axis: cover for (axis, _), cover in zip(axes, covers, strict=True)}
+    inside = {axis: cover.size for (_, axis), cover in zip(axes, covers, strict=True)}
+    others = [axis for axis in range(len(chunks)) if axis not in {**grid, **inside}]
+    unit = {axis: units.get(cover.dim, cover.stride) for axis, cover in grid.items()}
 
-    unit = {axis: units.get(axis, cover.stride) for axis, cover in by_axis.items()}
+    def whole(axis: int) -> int:
+        return -(-grid[axis].length // unit[axis]) if axis in grid else sum(chunks[axis])
 
-    def along(axis: int) -> int:
-        return -(-by_axis[axis].length // unit[axis]) if axis in unit else sum(chunks[axis])
-
-    def nbytes(most: Sequence[int]) -> int:
+    def nbytes(counts: Sequence[int]) -> int:
         """Count the bytes of a task; patches twice: in parts or encoded, and put together."""
         patches, samples = itemsize, out_itemsize
-        for axis, count in enumerate(most):
-            if axis in by_axis:
-                patches *= by_axis[axis].most_over(count * unit[axis])
-                samples *= min(by_axis[axis].length, count * unit[axis])
+        for axis, count in enumerate(counts):
+            if axis in grid:
+                patches *= grid[axis].most_over(count * unit[axis])
+                samples *= min(grid[axis].length, count * unit[axis])
             else:
                 patches *= count
-                samples *= 1 if axis in patch else count
+                samples *= 1 if axis in inside else count
         return 2 * patches + samples
 
-    def fits(most: Sequence[int]) -> bool:
-        return nbytes(most) <= max_bytes
+    def fits(counts: Sequence[int]) -> bool:
+        return nbytes(counts) <= max_bytes
 
-    most = [patch.get(axis, max(1, *lengths)) for axis, lengths in enumerate(chunks)]
-    for axis, cover in by_axis.items():
-        most[axis] = max(1, most[axis] * cover.stride // unit[axis])
+    # Of units, or of samples along other dims.
+    counts = [inside.get(axis, max(1, *lengths)) for axis, lengths in enumerate(chunks)]
+    for axis, cover in grid.items():
+        counts[axis] = max(1, counts[axis] * cover.stride // unit[axis])
     if units:
-        most = [along(axis) if axis in others else count for axis, count in enumerate(most)]
-        others = []
-    most = shrink(most, [*others, *spatial], fits)
-    if not fits(most):
-        block = {by_axis[axis].dim: unit[axis] for axis in spatial}
+        counts = [whole(axis) if axis in others else count for axis, count in enumerate(counts)]
+    variable = [*grid] if units else [*others, *grid]
+    counts = shrink(counts, variable, fits)
+    if not fits(counts):
+        block = {cover.dim: unit[axis] for axis, cover in grid.items()}
         raise PatchError(
-            f"max_bytes must be >= {nbytes(most)}, for a block of {block} and the patches over it, "
-            f"got {max_bytes}; raise it"
+            f"max_bytes must be >= {nbytes(counts)}, for a block of {block} and the patches over "
+            f"it, got {max_bytes}; raise it"
         )
     if engine == "region":
         # What is read more than once is least where blocks are many strides long.
-        most = grow(
-            most,
-            lambda most: [*others, *sorted(spatial, key=lambda axis: most[axis])],
-            lambda axis, count: min(2 * count, along(axis)),
+        counts = grow(
+            counts,
+            lambda counts: sorted(variable, key=lambda axis: axis in grid and counts[axis]),
+            lambda axis, count: min(2 * count, whole(axis)),
             fits,
         )
-    lengths = [unit.get(axis, 1) * count for axis, count in enumerate(most)]
+    lengths = [unit.get(axis, 1) * count for axis, count in enumerate(counts)]
     return StitchPlan(chunks, tuple(axes), tuple(covers), tuple(lengths), tuple(order))
