@@ -146,6 +146,26 @@ class Cover:
     length: int
     """Samples of the block."""
 
+    @property
+    def numbers(self) -> slice:
+        """Numbers of the patches."""
+        return slice(self.first, self.first + self.count)
+
+    @property
+    def margin(self) -> int:
+        """Samples by which the first tile begins before the block."""
+        return -self.origin % self.axis.stride
+
+    @property
+    def tiles(self) -> int:
+        """Number of tiles over the block; the last one may end behind it."""
+        return -(-(self.margin + self.length) // self.axis.stride)
+
+    def part(self, start: int, stop: int) -> "Cover":
+        """Describe the samples ``[start, stop)`` of the block."""
+        begin = self.axis.origin + self.first * self.axis.stride - self.origin
+        return self.axis.block(begin + start, begin + stop)
+
 
 def cover_of(grid: AxisGrid, scale: Fraction, size: int | None) -> AxisCover:
     """Lay what a model makes of the patches along a dim over the image that it makes.

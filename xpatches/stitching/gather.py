@@ -153,7 +153,7 @@ def _in_memory(
         by_axis = dict(sorted(zip(axes, blocks, strict=True)))
         taken = [slice(None)] * patches.ndim
         for axis, block in by_axis.items():
-            taken[axis] = slice(block.first, block.first + block.count)
+            taken[axis] = block.numbers
         return kernel(patches[tuple(taken)], [*by_axis.values()])
 
     if len(edges) == 2:

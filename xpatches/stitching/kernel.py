@@ -10,7 +10,7 @@ import numpy as np
 
 from xpatches.dtypes import Array, as_floats, divided, halves, in_floats, least, missing_value
 from xpatches.geometry.coverage import Cover
-from xpatches.stitching.overlay import Layer, Overlay, Tiles
+from xpatches.stitching.overlay import Layer, Overlay
 
 _ROWS = 1 << 18
 """Samples of the rows of tiles that are made at once, about."""
@@ -86,20 +86,19 @@ def stitch_block(
     others = [axis for axis in order if axis not in spatial]
     target = result.transpose([order.index(axis) for axis in (*others, *spatial)])
     laid = patches.transpose([*others, *(axis for pair in axes for axis in pair)])
-    if present is not None:
-        firsts = ((cover.first, cover.count) for cover in spatial.values())
-        present = present[tuple(slice(first, first + count) for first, count in firsts)]
-    first, *behind = map(Tiles.over, spatial.values())
-    before = target.shape[: len(others)]
-    row = first.stride * math.prod(before) * math.prod(along.length for along in behind)
-    rows = max(1, _ROWS // max(1, row))
-    for start in range(0, first.count, rows):
-        tiles = (first.some(start, rows), *behind)
+    first, *behind = spatial.values()
+    stride, whole = first.axis.stride, (slice(None),) * len(others)
+    row = math.prod(target.shape[: len(others)]) * math.prod(cover.length for cover in behind)
+    rows = stride * max(1, _ROWS // max(1, stride * row))
+    for start in range(-first.margin, first.length, rows):
+        taken = slice(max(0, start), min(start + rows, first.length))
+        part = first.part(taken.start, taken.stop)
+        parts = (part, *behind)
+        over = slice(part.first - first.first, part.first - first.first + part.count)
+        there = None if present is None else present[tuple(cover.numbers for cover in parts)]
+        overlay = Overlay(laid[(*whole, over)], parts, stitching.weights, there)
         with np.errstate(all="ignore"):  # Inf and NaN are what they are
-            made = _stitched(Overlay(laid, tiles, stitching.weights, present), stitching)
-        made = made.reshape(*before, *(along.length for along in tiles))
-        to, part = zip(*map(Tiles.inside, tiles), strict=True)
-        target[..., *to] = made[..., *part]
+            target[(*whole, taken)] = overlay.inside(_stitched(overlay, stitching))
     return result
 
 
@@ -218,7 +217,7 @@ def _mean_of_floats(overlay: Overlay, within: np.dtype[Any]) -> Array:
     value may, as where one of four patches is missing. Elsewhere that is what the heaviest patch
     holds, and the mean of how far all are from it.
     """
-    most = [along.cover.axis.most_over(1) for along in overlay.tiles]
+    most = [cover.axis.most_over(1) for cover in overlay.covers]
     exact = (
         overlay.all_count and overlay.weights is None and max(most) <= 2 and math.prod(most) <= 4
     )
@@ -282,7 +281,7 @@ def _first(overlay: Overlay, stitching: Stitching) -> Array:
 def _crop(overlay: Overlay, stitching: Stitching) -> Array:
     """Take every sample from the patch whose center is nearest, the first of several."""
     near = []
-    for axis in (along.cover.axis for along in overlay.tiles):
+    for axis in (cover.axis for cover in overlay.covers):
         middle = (axis.effective_size - 1) // 2
         away = np.arange(axis.size) * axis.rate - middle
         near.append(axis.effective_size**2 - away**2)

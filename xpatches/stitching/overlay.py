@@ -42,55 +42,17 @@ class Step(NamedTuple):
         return Step(*(slice(part.start, part.stop, part.step) for part in parts))
 
 
-@dataclass(frozen=True, slots=True)
-class Tiles:
-    """Tiles over a block along one dim; the first one may begin before it, the last end behind."""
-
-    cover: Cover
-    begin: int
-    """Index in the block of the first tile's first sample."""
-    shift: int
-    """Number of the tile in which the first patch begins; may be negative."""
-    count: int
-
-    @classmethod
-    def over(cls, cover: Cover) -> "Tiles":
-        """Lay tiles over a whole block."""
-        stride = cover.axis.stride
-        begin = -(-cover.origin % stride)
-        count = -(-(cover.length - begin) // stride)
-        return cls(cover, begin, (cover.origin - begin) // stride, count)
-
-    @property
-    def stride(self) -> int:
-        """Samples of a tile."""
-        return self.cover.axis.stride
-
-    @property
-    def length(self) -> int:
-        """Samples of all tiles."""
-        return self.count * self.stride
-
-    def some(self, first: int, count: int) -> "Tiles":
-        """Take so many tiles, or those that are left."""
-        begin, shift = self.begin + first * self.stride, self.shift - first
-        return Tiles(self.cover, begin, shift, min(count, self.count - first))
-
-    def inside(self) -> tuple[slice, slice]:
-        """Where the tiles lie in the block, and what of the tiles does."""
-        start, stop = max(0, self.begin), min(self.cover.length, self.begin + self.length)
-        return slice(start, stop), slice(start - self.begin, stop - self.begin)
-
-    def steps(self) -> list[Step]:
-        """List the steps that lay all patches over the tiles, those with low numbers first."""
-        steps = []
-        for tile, samples, places in reversed(self.cover.axis.groups):
-            first_tile = self.shift + tile
-            first, stop = max(0, -first_tile), min(self.cover.count, self.count - first_tile)
-            if first < stop:
-                tiles = slice(first + first_tile, stop + first_tile)
-                steps.append(Step(slice(first, stop), samples, tiles, places))
-        return steps
+def _steps(cover: Cover) -> list[Step]:
+    """List the steps that lay all patches over a block, those with low numbers first."""
+    shift = (cover.origin + cover.margin) // cover.axis.stride
+    steps = []
+    for tile, samples, places in reversed(cover.axis.groups):
+        before = shift + tile  # tiles of the block, or as many missing ones
+        patches = slice(max(0, -before), min(cover.count, cover.tiles - before))
+        if patches.start < patches.stop:
+            tiles = slice(patches.start + before, patches.stop + before)
+            steps.append(Step(patches, samples, tiles, places))
+    return steps
 
 
 class Layer(NamedTuple):
@@ -121,8 +83,8 @@ class Overlay:
 
     patches: Array
     """Any other dims, then for every spatial dim which patch and which of its samples."""
-    tiles: tuple[Tiles, ...]
-    """Along every spatial dim."""
+    covers: tuple[Cover, ...]
+    """The rows, along every spatial dim."""
     weights: tuple[Array, ...] | None
     """Of a patch's samples, along every spatial dim; None for ones."""
     present: Array | None
@@ -134,7 +96,7 @@ class Overlay:
 
     @cached_property
     def _spatial(self) -> tuple[int, ...]:
-        return tuple(n for along in self.tiles for n in (along.count, along.stride))
+        return tuple(n for cover in self.covers for n in (cover.tiles, cover.axis.stride))
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -144,12 +106,12 @@ class Overlay:
     @cached_property
     def _steps(self) -> list[list[Step]]:
         """Along every spatial dim."""
-        return [along.steps() for along in self.tiles]
+        return [_steps(cover) for cover in self.covers]
 
     @cached_property
     def _along(self) -> tuple[Array, ...]:
         """Weights along every spatial dim, or ones."""
-        return self.weights or tuple(np.ones(along.cover.axis.size) for along in self.tiles)
+        return self.weights or tuple(np.ones(cover.axis.size) for cover in self.covers)
 
     @property
     def all_count(self) -> bool:
@@ -159,6 +121,13 @@ class Overlay:
     def full(self, value: Any, dtype: Any) -> Array:
         """Make samples that are all the same."""
         return np.full(self.shape, value, dtype)
+
+    def inside(self, tiles: Array) -> Array:
+        """Join tiles, and take what of them lies in the rows."""
+        lengths = [cover.tiles * cover.axis.stride for cover in self.covers]
+        joined = tiles.reshape(*tiles.shape[: -len(self._spatial)], *lengths)
+        inside: _Index = tuple(slice(of.margin, of.margin + of.length) for of in self.covers)
+        return joined[(..., *inside)]
 
     def _zeros(self) -> Array:
         """Make zeros, float64, without the other dims if the same samples count along them."""
@@ -190,7 +159,7 @@ class Overlay:
         """
         held = np.zeros(self.shape, dtype)
         if self.all_count:
-            parts = [self._heaviest_parts(number) for number in range(len(self.tiles))]
+            parts = [self._heaviest_parts(number) for number in range(len(self.covers))]
             if math.prod(map(len, parts)) <= _PARTS * math.prod(map(len, self._steps)):
                 for layer in self.layers(parts):
                     held[layer.place] = layer.samples
@@ -208,8 +177,8 @@ class Overlay:
 
     def _heaviest_parts(self, number: int) -> list[Step]:
         """List the parts of the steps along a dim in which patches are the heaviest."""
-        along, steps = self.tiles[number], self._steps[number]
-        best = np.zeros((along.count, along.stride))
+        steps = self._steps[number]
+        best = np.zeros(self._spatial[2 * number :][:2])
         winner = np.full(best.shape, -1)
         for at, step in enumerate(steps):
             weight = self._along[number][step.samples]
@@ -235,10 +204,10 @@ class Overlay:
                 total[layer.place] += layer.counted(layer.weight)
             return [total]
         totals = []
-        for along, steps, weights in zip(self.tiles, self._steps, self._along, strict=True):
-            total = np.zeros((along.count, along.stride))
+        for number, (steps, weights) in enumerate(zip(self._steps, self._along, strict=True)):
+            total = np.zeros(self._spatial[2 * number :][:2])
             for step in steps:
-                total[step.tiles, step.places] += weights[step.samples]
+                total[step[2:]] += weights[step.samples]
             totals.append(total)
         return totals
 

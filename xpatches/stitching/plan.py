@@ -127,8 +127,8 @@ def plan_stitch(
         counts[axis] = max(1, counts[axis] * cover.stride // unit[axis])
     if units:
         counts = [whole(axis) if axis in others else count for axis, count in enumerate(counts)]
-    variable = [*grid] if units else [*others, *grid]
-    counts = shrink(counts, variable, fits)
+    divisible = [] if units else others
+    counts = shrink(counts, [*divisible, *grid], fits)
     if not fits(counts):
         block = {cover.dim: unit[axis] for axis, cover in grid.items()}
         raise PatchError(
@@ -139,7 +139,7 @@ def plan_stitch(
         # What is read more than once is least where blocks are many strides long.
         counts = grow(
             counts,
-            lambda counts: sorted(variable, key=lambda axis: axis in grid and counts[axis]),
+            lambda counts: [*divisible, *sorted(grid, key=counts.__getitem__)],
             lambda axis, count: min(2 * count, whole(axis)),
             fits,
         )
