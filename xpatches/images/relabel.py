@@ -136,10 +136,10 @@ def _line_of_floats(at: range, known: Array, length: int) -> Array | None:
     if not (np.abs(away) <= lines.rounding(known, 2 * slope)).all():
         return None
     line = numbers[0] + (2 * np.arange(length) - at.start) * slope
-    made = np.asarray(line, known.dtype)
+    labels = np.asarray(line, known.dtype)
     if at.start % 2 == 0:  # and so are all others: a stride is a whole number of samples
-        made[at.start // 2 : at[-1] // 2 + 1 : at.step // 2] = known
-    return made
+        labels[at.start // 2 : at[-1] // 2 + 1 : at.step // 2] = known
+    return labels
 
 
 def _line_of_integers(at: range, known: Array, length: int) -> Array | None:

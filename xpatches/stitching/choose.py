@@ -80,7 +80,9 @@ def stitching_of(
             )
         reduce = "first" if dtype is None else "mean"
     how, taper = reduce or "mean", default if taper is None else taper
-    weights = weights_of(taper if how == "mean" else "flat", {of.dim: of.size for of in covers})
+    weights = weights_of(
+        taper if how == "mean" else "flat", {cover.dim: cover.size for cover in covers}
+    )
     cropped = weights is None
     if not cropped and held.kind not in _KINDS.get(how, held.kind):
         raise PatchError(f"reduce={how!r} is not possible for {held}{what}; {_INSTEAD}")

@@ -104,11 +104,11 @@ def stitch_block(
 
 def _stitched(overlay: Overlay, stitching: Stitching) -> Array:
     """Make the samples of some tiles, those that no patch holds, too."""
-    made = _of_known(overlay, stitching).astype(stitching.dtype, copy=False)
+    tiles = _of_known(overlay, stitching).astype(stitching.dtype, copy=False)
     bare = overlay.bare()
     if bare is not None:
-        np.copyto(made, stitching.fill_value, where=bare)
-    return made
+        np.copyto(tiles, stitching.fill_value, where=bare)
+    return tiles
 
 
 def _of_known(overlay: Overlay, stitching: Stitching) -> Array:
@@ -116,33 +116,32 @@ def _of_known(overlay: Overlay, stitching: Stitching) -> Array:
 
     The others are made as if none were missing anywhere: they have the same bits.
     """
-    how, nodata, make = stitching.how, stitching.nodata, _MAKE[stitching.how]
-    made = make(overlay, stitching)
+    how, nodata, reduction = stitching.how, stitching.nodata, _REDUCTIONS[stitching.how]
+    tiles = reduction(overlay, stitching)
     votes = how == "vote" and overlay.patches.dtype.kind == "f"  # NaN is never the same label
     if not (stitching.skipna or votes):
-        return made
-    suspect = np.True_ if votes or nodata is not None else _is_nan(made)
+        return tiles
+    suspect = np.True_ if votes or nodata is not None else _is_nan(tiles)
     if not suspect.any():
-        return made
+        return tiles
     touched = overlay.full(False, bool)
     for layer in overlay.layers():
         touched[layer.place] |= layer.counted(_is_missing(layer.samples, nodata))
     touched &= suspect
     if not touched.any():
-        return made
+        return tiles
     if how == "sum":
-        nothing: Any = made.dtype.type(0)
+        nothing: Any = tiles.dtype.type(0)
     elif nodata is not None:
-        nothing = nodata.astype(made.dtype)
+        nothing = nodata.astype(tiles.dtype)
     else:
-        nothing = missing_value(made.dtype) if votes else made
+        nothing = missing_value(tiles.dtype) if votes else tiles
     if not stitching.skipna:
-        return np.where(touched, nothing, made)
+        return np.where(touched, nothing, tiles)
     patches = overlay.patches
     known = replace(overlay, known=lambda taken: ~_is_missing(patches[taken], nodata))
-    bare = known.bare()
-    some = make(known, stitching)
-    return np.where(touched, some if bare is None else np.where(bare, nothing, some), made)
+    skipped, bare = reduction(known, stitching), known.bare()
+    return np.where(touched, skipped if bare is None else np.where(bare, nothing, skipped), tiles)
 
 
 def _is_missing(samples: Array, nodata: Array | None) -> Array:
@@ -180,12 +179,12 @@ def _summed(
     return total
 
 
-def _settled(made: Array) -> Array:
+def _settled(sums: Array) -> Array:
     """Give all NaN the same bits: those that adding them up leaves depend on where they stand."""
-    if made.dtype.kind in "fc" and not np.isfinite(made.sum()):
-        parts = made.view(made.real.dtype)
+    if sums.dtype.kind in "fc" and not np.isfinite(sums.sum()):
+        parts = sums.view(sums.real.dtype)
         np.copyto(parts, np.nan, where=np.isnan(parts))
-    return made
+    return sums
 
 
 def _mean(overlay: Overlay, stitching: Stitching) -> Array:
@@ -218,9 +217,8 @@ def _mean_of_floats(overlay: Overlay, within: np.dtype[Any]) -> Array:
     holds, and the mean of how far all are from it.
     """
     most = [cover.axis.most_over(1) for cover in overlay.covers]
-    exact = (
-        overlay.all_count and overlay.weights is None and max(most) <= 2 and math.prod(most) <= 4
-    )
+    alike = overlay.all_count and overlay.weights is None
+    exact = alike and max(most) <= 2 and math.prod(most) <= 4
     base = None if exact else overlay.heaviest(within)
     totals = overlay.totals(within)
     mean = _summed(overlay, within, base)
@@ -285,7 +283,8 @@ def _crop(overlay: Overlay, stitching: Stitching) -> Array:
         middle = (axis.effective_size - 1) // 2
         away = np.arange(axis.size) * axis.rate - middle
         near.append(axis.effective_size**2 - away**2)
-    return replace(overlay, weights=tuple(near), combine=np.add.outer).heaviest(stitching.dtype)
+    nearest = replace(overlay, weights=tuple(near), combine=np.add.outer)
+    return nearest.heaviest(stitching.dtype)
 
 
 def _vote(overlay: Overlay, stitching: Stitching) -> Array:
@@ -317,7 +316,7 @@ def _candidates(overlay: Overlay, layers: Sequence[Layer]) -> Iterator[Array]:
         yield laid
 
 
-_MAKE: dict[str, Callable[[Overlay, Stitching], Array]] = {
+_REDUCTIONS: dict[str, Callable[[Overlay, Stitching], Array]] = {
     "sum": _sum,
     "mean": _mean,
     "max": _extreme,

@@ -126,8 +126,9 @@ class Overlay:
         """Join tiles, and take what of them lies in the rows."""
         lengths = [cover.tiles * cover.axis.stride for cover in self.covers]
         joined = tiles.reshape(*tiles.shape[: -len(self._spatial)], *lengths)
-        inside: _Index = tuple(slice(of.margin, of.margin + of.length) for of in self.covers)
-        return joined[(..., *inside)]
+        rows = (slice(cover.margin, cover.margin + cover.length) for cover in self.covers)
+        inside: _Index = (..., *rows)
+        return joined[inside]
 
     def _zeros(self) -> Array:
         """Make zeros, float64, without the other dims if the same samples count along them."""
@@ -140,16 +141,18 @@ class Overlay:
             place: _Index = (..., *(part for along in step for part in along[2:]))
             weight, counts = np.ones(()), []
             if self.weights is not None:
-                pairs = zip(self.weights, step, strict=True)
-                weight = reduce(self.combine, [of[None, along.samples] for of, along in pairs])
+                parts = [
+                    w[None, along.samples] for w, along in zip(self.weights, step, strict=True)
+                ]
+                weight = reduce(self.combine, parts)
                 counts += [] if weight.all() else [weight > 0]
             if self.present is not None:
                 patches: _Index = sum(((along.patches, None) for along in step), ())
                 counts.append(self.present[patches])
             if self.known is not None:
                 counts.append(self.known(taken))
-            all_of_them = reduce(np.logical_and, counts) if counts else True
-            yield Layer(self.patches[taken], place, weight, all_of_them)
+            which = reduce(np.logical_and, counts) if counts else True
+            yield Layer(self.patches[taken], place, weight, which)
 
     def heaviest(self, dtype: np.dtype[Any]) -> Array:
         """Give what the patch of the greatest weight holds over every sample, the first of several.
