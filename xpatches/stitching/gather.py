@@ -16,12 +16,12 @@ from typing import Any, TypeAlias
 import numpy as np
 
 from xpatches.dtypes import Array
-from xpatches.geometry.blocks import Kernel
+from xpatches.geometry.blocks import BlockPlan, Kernel
 from xpatches.images.labels import SAMPLE_DIM
 from xpatches.images.samples import chunk_lazy, in_memory, sliceable
 from xpatches.stitching.kernel import Stitching, stitch_block
 from xpatches.stitching.locate import Located
-from xpatches.stitching.plan import StitchPlan, plan_stitch
+from xpatches.stitching.plan import plan_stitch
 from xpatches.threads import available_threads
 
 Reader: TypeAlias = Callable[[tuple[slice, ...]], Array]
@@ -40,7 +40,7 @@ class Gathering:
     read: Reader | None
     """What reads regions of them, along the dims of the grid, where they were opened."""
     token: str
-    plan: StitchPlan
+    plan: BlockPlan
     kernel: Kernel
 
 
@@ -54,13 +54,13 @@ def gather(located: Located, stitching: Stitching, max_bytes: int | str | None) 
     return stitched(plan_gathering(located, stitching, max_bytes), stitching.dtype)
 
 
-def stitched(of: Gathering, dtype: np.dtype[Any]) -> Any:
+def stitched(gathering: Gathering, dtype: np.dtype[Any]) -> Any:
     """Stitch lazily."""
     from xpatches.lazy import graphs as lazy  # dask is loaded for lazy patches only
 
-    if of.read is None:
-        return lazy.exchange(of.data, of.plan.blocks, of.kernel, dtype)
-    return lazy.read(of.read, of.token, of.plan.blocks, of.kernel, dtype)
+    if gathering.read is None:
+        return lazy.exchange(gathering.data, gathering.plan, gathering.kernel, dtype)
+    return lazy.read(gathering.read, gathering.token, gathering.plan, gathering.kernel, dtype)
 
 
 def plan_gathering(
@@ -127,7 +127,7 @@ def _on_grid(located: Located) -> tuple[Any, Reader | None, str, tuple[tuple[int
 def _kernel(
     located: Located, stitching: Stitching, result: Sequence[Hashable]
 ) -> tuple[list[tuple[int, int]], list[int], Kernel]:
-    """Give axes and order as in `StitchPlan`, and what makes a block."""
+    """Give axes and order as in `plan_stitch`, and what makes a block."""
     dims = located.dims
     axes = [(dims.index(c.dim), dims.index(f"{c.dim}_patch")) for c in located.covers]
     order = [dims.index(dim) for dim in result]

@@ -1,66 +1,14 @@
 """Which patches lie over which block of the image that they are stitched into."""
 
 from collections.abc import Hashable, Mapping, Sequence
-from dataclasses import dataclass
 from itertools import pairwise
 from types import MappingProxyType
+from typing import Any
 
 from xpatches.errors import PatchError
 from xpatches.geometry.blocks import AxisBlocks, BlockPlan, Engine
 from xpatches.geometry.coverage import AxisCover
 from xpatches.geometry.search import grow, shrink
-
-
-@dataclass(frozen=True, slots=True)
-class StitchPlan:
-    """How an image is stitched, block by block, from an array of patches.
-
-    Examples
-    --------
-    >>> from xpatches.geometry.grid import AxisGrid
-    >>> cover = AxisCover.of(AxisGrid("x", length=20, size=4, stride=2))
-    >>> chunks = ((3, 3, 3), (4,))
-    >>> plan = plan_stitch("map_overlap", [(0, 1)], [cover], [0], chunks, 8, 8, max_bytes=2**20)
-    >>> plan.blocks.out_chunks, [axis.regions for axis in plan.blocks.axes]
-    (((6, 6, 6, 2),), [((0, 3), (2, 6), (5, 9), (8, 9)), ((0, 4),)])
-    """
-
-    chunks: tuple[tuple[int, ...], ...]
-    """Chunk lengths of the patches, along each of their axes."""
-    axes: tuple[tuple[int, int], ...]
-    """For every spatial dim, the axis along the grid and the one along the samples of a patch."""
-    covers: tuple[AxisCover, ...]
-    """One for each of those."""
-    lengths: tuple[int, ...]
-    """Of a block: samples of the image for an axis along the grid, else of the patches."""
-    order: tuple[int, ...]
-    """For every axis of the result, the axis of the patches that it is made of."""
-
-    @property
-    def _along(self) -> list[int]:
-        """Samples of the image along every axis of the grid, else of the patches."""
-        along = [sum(lengths) for lengths in self.chunks]
-        for (axis, _), cover in zip(self.axes, self.covers, strict=True):
-            along[axis] = cover.length
-        return along
-
-    @property
-    def blocks(self) -> BlockPlan:
-        """What every block reads, and what it takes of that."""
-        edges = [
-            list(pairwise([*range(0, n, length), n])) or [(0, 0)]
-            for n, length in zip(self._along, self.lengths, strict=True)
-        ]
-        axes = [
-            AxisBlocks(tuple(pairs), tuple(slice(0, stop - start) for start, stop in pairs))
-            for pairs in edges
-        ]
-        for (axis, _), cover in zip(self.axes, self.covers, strict=True):
-            over = (cover.over(*pair) for pair in edges[axis])
-            regions = tuple((patches.start, patches.stop) for patches in over)
-            axes[axis] = AxisBlocks(regions, tuple(cover.block(*pair) for pair in edges[axis]))
-        lengths = [tuple(stop - start for start, stop in edges[axis]) for axis in self.order]
-        return BlockPlan(tuple(axes), tuple(lengths), self.order)
 
 
 def plan_stitch(
@@ -73,17 +21,22 @@ def plan_stitch(
     out_itemsize: int,
     max_bytes: int,
     units: Mapping[Hashable, int] = MappingProxyType({}),
-) -> StitchPlan:
-    """Plan a stitching.
+) -> BlockPlan:
+    """Plan how an image is stitched, block by block, from an array of patches.
 
     Parameters
     ----------
     engine
         ``"map_overlap"`` for patches of a dask array, ``"region"`` for those that can be sliced.
-    axes, covers, order
-        As in `StitchPlan`.
+    axes
+        For every spatial dim, the axis of the patches along the grid and the one along the samples
+        of a patch.
+    covers
+        One for each of those.
+    order
+        For every axis of the result, the axis of the patches that it is made of.
     chunks
-        Chunk lengths of the patches: of a dask array, or the stored ones.
+        Chunk lengths of the patches, along each of their axes: of a dask array, or the stored ones.
     itemsize, out_itemsize
         Bytes of a sample of the patches and of the result.
     max_bytes
@@ -97,6 +50,15 @@ def plan_stitch(
     ------
     PatchError
         If the patches over one tile do not fit the budget.
+
+    Examples
+    --------
+    >>> from xpatches.geometry.grid import AxisGrid
+    >>> cover = AxisCover.of(AxisGrid("x", length=20, size=4, stride=2))
+    >>> chunks = ((3, 3, 3), (4,))
+    >>> plan = plan_stitch("map_overlap", [(0, 1)], [cover], [0], chunks, 8, 8, max_bytes=2**20)
+    >>> plan.out_chunks, [axis.regions for axis in plan.axes]
+    (((6, 6, 6, 2),), [((0, 3), (2, 6), (5, 9), (8, 9)), ((0, 4),)])
     """
     grid = {axis: cover for (axis, _), cover in zip(axes, covers, strict=True)}
     inside = {axis: cover.size for (_, axis), cover in zip(axes, covers, strict=True)}
@@ -143,5 +105,16 @@ def plan_stitch(
             lambda axis, count: min(2 * count, whole(axis)),
             fits,
         )
-    lengths = [unit.get(axis, 1) * count for axis, count in enumerate(counts)]
-    return StitchPlan(chunks, tuple(axes), tuple(covers), tuple(lengths), tuple(order))
+    edges, blocks = [], []
+    for axis, count in enumerate(counts):
+        length = grid[axis].length if axis in grid else sum(chunks[axis])
+        starts = range(0, length, unit.get(axis, 1) * count)
+        edges.append([*pairwise([*starts, length])] or [(0, 0)])
+        takes: list[Any] = [slice(0, stop - start) for start, stop in edges[axis]]
+        regions = edges[axis]
+        if axis in grid:
+            takes = [grid[axis].block(*pair) for pair in edges[axis]]
+            regions = [(block.first, block.first + block.count) for block in takes]
+        blocks.append(AxisBlocks(tuple(regions), tuple(takes)))
+    lengths = [tuple(stop - start for start, stop in edges[axis]) for axis in order]
+    return BlockPlan(tuple(blocks), tuple(lengths), tuple(order))
