@@ -70,13 +70,12 @@ def stitching_of(
     PatchError
         If they do not fit, or a mean would be one of labels, as far as the dtype tells.
     """
-    what = "" if name is None else f" of {name!r}"
     if reduce is None and taper is None and held.kind not in "fc":
         if any(cover.overlaps for cover in covers):
             raise PatchError(
-                f"reduce must be given for {held}{what}, for patches overlap, and labels are not "
-                "averaged unasked: 'vote' or 'first', or taper='crop', for labels, 'max' for masks "
-                "and detections, 'mean' or a taper for measurements"
+                f"reduce must be given for {held}{_of(name)}, for patches overlap, and labels are "
+                "not averaged unasked: 'vote' or 'first', or taper='crop', for labels, 'max' for "
+                "masks and detections, 'mean' or a taper for measurements"
             )
         reduce = "first" if dtype is None else "mean"
     how, taper = reduce or "mean", default if taper is None else taper
@@ -85,7 +84,7 @@ def stitching_of(
     )
     cropped = weights is None
     if not cropped and held.kind not in _KINDS.get(how, held.kind):
-        raise PatchError(f"reduce={how!r} is not possible for {held}{what}; {_INSTEAD}")
+        raise PatchError(f"reduce={how!r} is not possible for {held}{_of(name)}; {_INSTEAD}")
     result = dtype_of(held, how) if dtype is None else dtype
     if dtype is not None and (
         how not in ("mean", "sum")
@@ -125,6 +124,10 @@ def stitching_of(
         skips,
         nodata if skips else None,
     )
+
+
+def _of(name: Hashable) -> str:
+    return "" if name is None else f" of {name!r}"
 
 
 def dtype_of(held: np.dtype[Any], how: str | None) -> np.dtype[Any]:
