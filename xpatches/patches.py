@@ -37,7 +37,7 @@ from xpatches.mapping import output as outputs
 from xpatches.mapping.model import Function
 from xpatches.reduction.kernel import SEPARABLE
 from xpatches.reduction.labelled import reduce_variable
-from xpatches.stitching.labelled import as_reduce
+from xpatches.stitching.choose import as_reduce
 from xpatches.stitching.tapers import Taper
 
 T = TypeVar("T", xr.DataArray, xr.Dataset)

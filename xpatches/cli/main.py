@@ -34,7 +34,7 @@ from xpatches.jobs.open import open_folder
 from xpatches.jobs.state import StoredDataset
 from xpatches.mapping.output import as_scale
 from xpatches.redaction import redacted, told
-from xpatches.stitching.labelled import REDUCES
+from xpatches.stitching.choose import REDUCES
 from xpatches.stitching.tapers import TAPERS
 
 DONE, FAILED, USAGE, STOPPED = 0, 1, 2, 130

@@ -92,7 +92,7 @@ class ImageDataset(ModelDataset):
             return region_reader(variable), variable.dtype.itemsize, plan.blocks, mapped.kernel
         gathering = self._gathering(name, units)
         assert gathering.read is not None
-        blocks, kernel = gathering.plan.blocks, gathering.kernel
+        blocks, kernel = gathering.plan, gathering.kernel
         return gathering.read, mapped.output.dtype.itemsize, blocks, kernel
 
     def _gathering(self, name: Hashable, units: Mapping[Hashable, int]) -> Gathering:

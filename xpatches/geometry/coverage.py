@@ -58,15 +58,15 @@ class AxisCover:
     @property
     def groups(self) -> tuple[Group, ...]:
         """List the groups of a patch that have samples."""
-        found: list[Group] = []
+        groups: list[Group] = []
         for tile in range((self.effective_size - 1) // self.stride + 1):
             first = -(-tile * self.stride // self.rate)
             stop = min(-(-(tile + 1) * self.stride // self.rate), self.size)
             if first < stop:
                 start = first * self.rate - tile * self.stride
                 end = start + (stop - first - 1) * self.rate + 1
-                found.append((tile, slice(first, stop), slice(start, end, self.rate)))
-        return tuple(found)
+                groups.append((tile, slice(first, stop), slice(start, end, self.rate)))
+        return tuple(groups)
 
     def bare(self, held: Iterable[int] | None = None) -> int:
         """Count the samples of the image that no patch holds, by those of its samples that count.
@@ -146,6 +146,26 @@ class Cover:
     length: int
     """Samples of the block."""
 
+    @property
+    def numbers(self) -> slice:
+        """Numbers of the patches."""
+        return slice(self.first, self.first + self.count)
+
+    @property
+    def margin(self) -> int:
+        """Samples by which the first tile begins before the block."""
+        return -self.origin % self.axis.stride
+
+    @property
+    def tiles(self) -> int:
+        """Number of tiles over the block; the last one may end behind it."""
+        return -(-(self.margin + self.length) // self.axis.stride)
+
+    def part(self, start: int, stop: int) -> "Cover":
+        """Describe the samples ``[start, stop)`` of the block."""
+        begin = self.axis.origin + self.first * self.axis.stride - self.origin
+        return self.axis.block(begin + start, begin + stop)
+
 
 def cover_of(grid: AxisGrid, scale: Fraction, size: int | None) -> AxisCover:
     """Lay what a model makes of the patches along a dim over the image that it makes.
@@ -168,8 +188,8 @@ def cover_of(grid: AxisGrid, scale: Fraction, size: int | None) -> AxisCover:
     Examples
     --------
     >>> grid = AxisGrid("x", length=100, size=32, stride=16, padding=(16, 16))
-    >>> made = cover_of(grid, Fraction(1, 4), size=6)
-    >>> made.length, made.size, made.stride, made.origin
+    >>> cover = cover_of(grid, Fraction(1, 4), size=6)
+    >>> cover.length, cover.size, cover.stride, cover.origin
     (25, 6, 4, -3)
     """
     up, down, dim = scale.numerator, scale.denominator, grid.dim

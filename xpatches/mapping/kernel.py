@@ -15,7 +15,7 @@ from xpatches.extraction.kernel import extract_block
 from xpatches.geometry.boxes import Span, split_run
 from xpatches.mapping.model import Batch, Model
 from xpatches.mapping.plan import MappedSpan, band_of
-from xpatches.stitching.overlay import Stitching, stitch_block
+from xpatches.stitching.kernel import Stitching, stitch_block
 
 
 def run_patches(

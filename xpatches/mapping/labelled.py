@@ -15,8 +15,8 @@ from xpatches.images.relabel import resampled_coords
 from xpatches.mapping.kernel import map_block
 from xpatches.mapping.model import Function, Model
 from xpatches.mapping.output import OutputPlan
-from xpatches.stitching.labelled import as_reduction, stitching_of
-from xpatches.stitching.overlay import Stitching
+from xpatches.stitching.choose import stitching_of
+from xpatches.stitching.kernel import Stitching
 from xpatches.stitching.tapers import Taper
 
 
@@ -84,10 +84,10 @@ def as_mapped(
     """
     variable, grid, output, nodata = plan.variable, plan.grid, plan.output, plan.answer.nodata
     patches = (output.covers, output.dtype, name)
-    reduce, taper = as_reduction(options.reduce, options.taper, "hann", *patches)
     stitching = stitching_of(
-        *patches, taper, reduce, options.fill_value, options.skipna, nodata=nodata
-    )
+        *patches, reduce=options.reduce, taper=options.taper, fill_value=options.fill_value,
+        skipna=options.skipna, default="hann", nodata=nodata,
+    )  # fmt: skip
     labelled = labels.patch_coords(coords, grid, "center").to_dataset()
     dims = {*variable.dims, *(f"{dim}_patch" for dim in grid.dims)}
     kept = [key for key, coord in labelled.variables.items() if dims.issuperset(coord.dims)]

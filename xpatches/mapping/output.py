@@ -29,7 +29,7 @@ from xpatches.geometry.search import check_tasks
 from xpatches.images.labels import SAMPLE_DIM
 from xpatches.images.samples import Source, source_of
 from xpatches.mapping.plan import MapCosts, MapPlan, block_lengths
-from xpatches.stitching.labelled import dtype_of
+from xpatches.stitching.choose import dtype_of
 
 _WORDS = ("dims", "sizes", "dtype", "scale", "name", "attrs", "nodata")
 """What `output` may declare."""

@@ -8,20 +8,24 @@ from collections.abc import Callable, Hashable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
+from itertools import product
 from math import prod
 from types import MappingProxyType
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 
 from xpatches.dtypes import Array
-from xpatches.geometry.blocks import Kernel
+from xpatches.geometry.blocks import BlockPlan, Kernel
 from xpatches.images.labels import SAMPLE_DIM
 from xpatches.images.samples import chunk_lazy, in_memory, sliceable
+from xpatches.stitching.kernel import Stitching, stitch_block
 from xpatches.stitching.locate import Located
-from xpatches.stitching.overlay import Stitching, stitch_block
-from xpatches.stitching.plan import StitchPlan, plan_stitch
+from xpatches.stitching.plan import plan_stitch
 from xpatches.threads import available_threads
+
+Reader: TypeAlias = Callable[[tuple[slice, ...]], Array]
+"""Reads a region of patches."""
 
 _LARGE = 1 << 25
 """Bytes of patches in memory from which on several threads are faster than one."""
@@ -33,10 +37,10 @@ class Gathering:
 
     data: Any
     """The patches, a dask array."""
-    read: Callable[[tuple[slice, ...]], Array] | None
+    read: Reader | None
     """What reads regions of them, along the dims of the grid, where they were opened."""
     token: str
-    plan: StitchPlan
+    plan: BlockPlan
     kernel: Kernel
 
 
@@ -50,13 +54,13 @@ def gather(located: Located, stitching: Stitching, max_bytes: int | str | None) 
     return stitched(plan_gathering(located, stitching, max_bytes), stitching.dtype)
 
 
-def stitched(of: Gathering, dtype: np.dtype[Any]) -> Any:
+def stitched(gathering: Gathering, dtype: np.dtype[Any]) -> Any:
     """Stitch lazily."""
     from xpatches.lazy import graphs as lazy  # dask is loaded for lazy patches only
 
-    if of.read is None:
-        return lazy.exchange(of.data, of.plan.blocks, of.kernel, dtype)
-    return lazy.read(of.read, of.token, of.plan.blocks, of.kernel, dtype)
+    if gathering.read is None:
+        return lazy.exchange(gathering.data, gathering.plan, gathering.kernel, dtype)
+    return lazy.read(gathering.read, gathering.token, gathering.plan, gathering.kernel, dtype)
 
 
 def plan_gathering(
@@ -79,30 +83,10 @@ def plan_gathering(
     units
         What the lengths of a block are to be multiples of, by dim.
     """
-    from xpatches.lazy import graphs as lazy  # dask is loaded for lazy patches only
     from xpatches.lazy.sources import as_budget  # dask is loaded for lazy patches only
 
-    variable = located.array.variable
     axes, order, kernel = _kernel(located, stitching, dims or located.result_dims)
-    counts = tuple(located.counts.values())
-    data = chunk_lazy(variable).data
-    read = sliceable(variable, data)
-    token, chunks = data.name, data.chunks
-    if located.samples is not None:
-        axis = variable.get_axis_num(SAMPLE_DIM)
-        if read is not None and located.in_order:
-            read = partial(_read_grid, read, axis, counts)
-            token = f"{token}-{axis}-{'-'.join(map(str, counts))}"
-            chunks = (*chunks[:axis], *lazy.grid_chunks(chunks[axis], counts), *chunks[axis + 1 :])
-        else:
-            read = None
-            data = lazy.as_grid(data, axis, counts, located.samples)
-            chunks = data.chunks
-    by_axis = {
-        axis: units[cover.dim]
-        for (axis, _), cover in zip(axes, located.covers, strict=True)
-        if cover.dim in units
-    }
+    data, read, token, chunks = _on_grid(located)
     plan = plan_stitch(
         "map_overlap" if read is None else "region",
         axes,
@@ -112,23 +96,46 @@ def plan_gathering(
         data.dtype.itemsize,
         stitching.dtype.itemsize,
         as_budget(max_bytes),
-        by_axis,
+        units,
     )
     return Gathering(data, read, token, plan, kernel)
+
+
+def _on_grid(located: Located) -> tuple[Any, Reader | None, str, tuple[tuple[int, ...], ...]]:
+    """Lay patches that are not in memory along the dims of the grid.
+
+    They are a dask array, and what reads regions of it where they were opened, with its token;
+    and the chunks of either.
+    """
+    from xpatches.lazy import graphs as lazy  # dask is loaded for lazy patches only
+
+    variable, counts = located.array.variable, located.counts
+    data = chunk_lazy(variable).data
+    read = sliceable(variable, data)
+    if located.samples is None:
+        return data, read, data.name, data.chunks
+    axis = variable.get_axis_num(SAMPLE_DIM)
+    if read is None or not located.in_order:
+        grid = lazy.as_grid(data, axis, counts, located.samples)
+        return grid, None, grid.name, grid.chunks
+    token = f"{data.name}-{axis}-{'-'.join(map(str, counts))}"
+    grid_chunks = lazy.grid_chunks(data.chunks[axis], counts)
+    chunks = (*data.chunks[:axis], *grid_chunks, *data.chunks[axis + 1 :])
+    return data, partial(_read_grid, read, axis, counts), token, chunks
 
 
 def _kernel(
     located: Located, stitching: Stitching, result: Sequence[Hashable]
 ) -> tuple[list[tuple[int, int]], list[int], Kernel]:
-    """Give axes and order as in `StitchPlan`, and what makes a block."""
+    """Give axes and order as in `plan_stitch`, and what makes a block."""
     dims = located.dims
     axes = [(dims.index(c.dim), dims.index(f"{c.dim}_patch")) for c in located.covers]
     order = [dims.index(dim) for dim in result]
     kernel = partial(stitch_block, axes=axes, order=order, stitching=stitching)
     if located.samples is not None and not located.in_order:
-        present = np.zeros(prod(located.counts.values()), bool)
+        present = np.zeros(prod(located.counts), bool)
         present[located.samples] = True
-        kernel = partial(kernel, present=present.reshape([*located.counts.values()]))
+        kernel = partial(kernel, present=present.reshape(located.counts))
     return axes, order, kernel
 
 
@@ -137,19 +144,17 @@ def _in_memory(
 ) -> Array:
     """Stitch patches in memory; many with several threads, each a part of the first spatial dim."""
     threads = available_threads() if patches.nbytes >= _LARGE else 1
-    first = located.covers[0]
+    first, *others = located.covers
     each = -(-first.length // (4 * threads)) if threads > 1 else first.length
     edges = [*range(0, first.length, each), first.length]
-    ranks = np.argsort(axes)  # the kernel takes covers in the order of the axes
 
     def part(start: int, stop: int) -> Array:
-        blocks = [(start, stop), *((0, cover.length) for cover in located.covers[1:])]
+        blocks = (first.block(start, stop), *(cover.block(0, cover.length) for cover in others))
+        by_axis = dict(sorted(zip(axes, blocks, strict=True)))
         taken = [slice(None)] * patches.ndim
-        for axis, cover, block in zip(axes, located.covers, blocks, strict=True):
-            over = cover.over(*block)
-            taken[axis] = slice(over.start, over.stop)
-        covers = [c.block(*block) for c, block in zip(located.covers, blocks, strict=True)]
-        return kernel(patches[tuple(taken)], [covers[rank] for rank in ranks])
+        for axis, block in by_axis.items():
+            taken[axis] = block.numbers
+        return kernel(patches[tuple(taken)], [*by_axis.values()])
 
     if len(edges) == 2:
         return part(*edges)
@@ -162,38 +167,26 @@ def _as_grid(located: Located, patches: Array) -> Array:
     """Lay patches along the dims of the grid; those that are missing are zeros."""
     if located.samples is None:
         return patches
-    axis, counts = located.array.get_axis_num(SAMPLE_DIM), tuple(located.counts.values())
+    axis, counts = located.array.get_axis_num(SAMPLE_DIM), located.counts
     shape = (*patches.shape[:axis], *counts, *patches.shape[axis + 1 :])
     if located.in_order:
         return patches.reshape(shape)
-    full = np.zeros(shape, patches.dtype)
+    grid = np.zeros(shape, patches.dtype)
     places = np.unravel_index(located.samples, counts)
-    full[(slice(None),) * axis + places] = patches
-    return full
+    grid[(slice(None),) * axis + places] = patches
+    return grid
 
 
-def _read_grid(
-    read: Callable[[tuple[slice, ...]], Array],
-    axis: int,
-    counts: Sequence[int],
-    region: tuple[slice, ...],
-) -> Array:
+def _read_grid(read: Reader, axis: int, counts: Sequence[int], region: tuple[slice, ...]) -> Array:
     """Read a box of the grid from patches that lie along one axis, run by run."""
     box = region[axis : axis + len(counts)]
-    lengths = [of.stop - of.start for of in box]
-    before, behind = region[:axis], region[axis + len(counts) :]
-    parts = []
-    whole = [n == count for n, count in zip(lengths, counts, strict=True)]
+    lengths = [along.stop - along.start for along in box]
     # Dims behind the last one that is cut are whole: one run goes over all of them.
-    cut = max((number for number, of in enumerate(whole) if not of), default=0)
-    length = lengths[cut] * prod(counts[cut + 1 :])
-    for index in np.ndindex(*lengths[:cut]):
-        first = 0
-        for number, count in enumerate(counts):
-            start = box[number].start + (index[number] if number < cut else 0)
-            first = first * count + start
-        parts.append(read((*before, slice(first, first + length), *behind)))
-    if not parts:
-        parts = [read((*before, slice(0, 0), *behind))]
+    cut = max((at for at, count in enumerate(counts) if lengths[at] < count), default=0)
+    starts = [range(along.start, along.stop) for along in box[:cut]]
+    corners = product(*starts, *([along.start] for along in box[cut:])) if all(lengths) else ()
+    firsts = [int(np.ravel_multi_index(corner, counts)) for corner in corners]
+    runs = [slice(first, first + prod(lengths[cut:])) for first in firsts] or [slice(0, 0)]
+    parts = [read((*region[:axis], run, *region[axis + len(counts) :])) for run in runs]
     joined = parts[0] if len(parts) == 1 else np.concatenate(parts, axis)
     return joined.reshape(*joined.shape[:axis], *lengths, *joined.shape[axis + 1 :])

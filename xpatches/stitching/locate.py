@@ -12,8 +12,8 @@ import xarray as xr
 from xpatches.dtypes import Array, is_dask
 from xpatches.errors import PatchError
 from xpatches.geometry.coverage import AxisCover
-from xpatches.geometry.grid import AxisGrid
 from xpatches.images.labels import FLAT_DIM, SAMPLE_DIM
+from xpatches.images.relabel import label_positions
 from xpatches.images.samples import checked_lazy
 from xpatches.images.spec import Spec, read_spec
 
@@ -34,51 +34,28 @@ class Located:
     where there is no such dim."""
 
     @property
-    def counts(self) -> dict[Hashable, int]:
-        """Number of patches per spatial dim."""
-        return {cover.dim: cover.count for cover in self.covers}
-
-    @property
-    def labels(self) -> dict[Hashable, tuple[range, Array]]:
-        """Where labels lie along the spatial dims that have them, in half samples, and the labels.
-
-        Where a patch is missing that nothing else tells the label of, there are none.
-        """
-        found = {}
-        for number, (axis, origins) in enumerate(zip(self.spec.grid, self.origins, strict=True)):
-            along = axis.dim if self.samples is None else SAMPLE_DIM
-            if axis.dim not in self.array.coords or self.array[axis.dim].dims != (along,):
-                continue
-            values = self.array[axis.dim].to_numpy()
-            if self.samples is not None:
-                index = np.unravel_index(self.samples, tuple(self.counts.values()))[number]
-                kept, first = np.unique(index, return_index=True)
-                if len(kept) < len(origins):
-                    continue
-                values = values[first]
-            at = label_positions(axis, origins, self.spec.label, values.dtype.kind)
-            found[axis.dim] = at, values
-        return found
+    def counts(self) -> tuple[int, ...]:
+        """Number of patches along every spatial dim."""
+        return tuple(cover.count for cover in self.covers)
 
     @cached_property
     def in_order(self) -> bool:
         """Whether the patches along ``sample`` are all of the grid, in its order."""
-        total = prod(self.counts.values())
-        return self.samples is None or np.array_equal(self.samples, np.arange(total))
+        return self.samples is None or np.array_equal(self.samples, np.arange(prod(self.counts)))
 
     @property
     def lacking(self) -> int:
         """How many patches of the grid there are not."""
-        there = prod(self.counts.values()) if self.samples is None else len(self.samples)
-        return prod(self.counts.values()) - there
+        return 0 if self.samples is None else prod(self.counts) - len(self.samples)
 
     @property
     def dims(self) -> tuple[Hashable, ...]:
         """Dims of the patches, those of the grid instead of ``sample``."""
-        grid = self.spec.grid.dims if self.samples is not None else ()
-        return tuple(
-            dim for of in self.array.dims for dim in (grid if of == SAMPLE_DIM and grid else (of,))
-        )
+        dims = self.array.dims
+        if self.samples is None:
+            return dims
+        at = dims.index(SAMPLE_DIM)
+        return (*dims[:at], *self.spec.grid.dims, *dims[at + 1 :])
 
     @property
     def result_dims(self) -> tuple[Hashable, ...]:
@@ -89,23 +66,27 @@ class Located:
         known = [dim for dim in self.spec.dims if dim in left]
         return (*known, *(dim for dim in left if dim not in known))
 
+    def read_labels(self) -> dict[Hashable, tuple[range, Array]]:
+        """Read the labels along the spatial dims that have them, and where they lie.
 
-def label_positions(axis: AxisGrid, origins: range, label: str, kind: str) -> range:
-    """Find where labels of patches lie, in half samples of the image.
-
-    The middle of a patch of an even effective size is between two samples, and so are labels that
-    are numbers or times; others are those of the sample before.
-
-    Examples
-    --------
-    >>> axis = AxisGrid("x", length=9, size=4, stride=2)
-    >>> [label_positions(axis, axis.origins, "center", kind) for kind in "fU"]
-    [range(3, 15, 4), range(2, 14, 4)]
-    """
-    shift = axis.effective_size - 1 if label == "center" else 0
-    if kind not in "iufcmM":
-        shift -= shift % 2
-    return range(2 * origins.start + shift, 2 * origins.stop + shift, 2 * origins.step)
+        That is in half samples. Where a patch is missing that nothing else tells the label of,
+        there are none.
+        """
+        labels = {}
+        for number, (axis, origins) in enumerate(zip(self.spec.grid, self.origins, strict=True)):
+            along = axis.dim if self.samples is None else SAMPLE_DIM
+            if axis.dim not in self.array.coords or self.array[axis.dim].dims != (along,):
+                continue
+            values = self.array[axis.dim].to_numpy()
+            if self.samples is not None:
+                index = np.unravel_index(self.samples, self.counts)[number]
+                kept, first = np.unique(index, return_index=True)
+                if len(kept) < len(origins):
+                    continue
+                values = values[first]
+            places = label_positions(axis, origins, self.spec.label, values.dtype.kind)
+            labels[axis.dim] = places, values
+        return labels
 
 
 def locate(array: xr.DataArray) -> Located:
@@ -137,19 +118,26 @@ def locate(array: xr.DataArray) -> Located:
     for dim in spec.grid.dims:
         array = _in_order(array, f"{dim}_patch", f"{dim}_patch")
         array = array if flat else _in_order(array, f"{dim}_origin", dim)
-    taps = [_taps(array, axis) for axis in spec.grid]
+    offsets = [
+        _left(array, name, name, axis.offsets, f"have {axis.size} samples")
+        for axis, name in zip(spec.grid, _patch_dims(spec), strict=True)
+    ]
     if flat:
-        found, samples = _samples(array, spec)
+        origins, samples = _samples(array, spec)
     else:
-        found, samples = [_along(array, axis) for axis in spec.grid], None
+        samples = None
+        origins = [
+            _left(array, f"{axis.dim}_origin", axis.dim, axis.origins, f"be {axis.count}")
+            for axis in spec.grid
+        ]
     covers = tuple(
         AxisCover(
-            axis.dim, axis.length, array.sizes[f"{axis.dim}_patch"], step, rate, origin + shift, n
+            axis.dim, axis.length, len(inside), starts.step, inside.step,
+            starts.start + inside.start, len(starts),
         )
-        for axis, (origin, step, n), (shift, rate) in zip(spec.grid, found, taps, strict=True)
-    )
-    origins = tuple(range(origin, origin + step * n, step) for origin, step, n in found)
-    return Located(array, spec, covers, origins, samples)
+        for axis, starts, inside in zip(spec.grid, origins, offsets, strict=True)
+    )  # fmt: skip
+    return Located(array, spec, covers, tuple(origins), samples)
 
 
 def _in_order(array: xr.DataArray, name: str, dim: Hashable) -> xr.DataArray:
@@ -184,7 +172,7 @@ def _unflatten(array: xr.DataArray, joined: Mapping[Hashable, int]) -> xr.DataAr
     data = variable.data.reshape(*variable.shape[:-1], *joined.values())
     dims = (*variable.dims[:-1], *joined)
     coords: dict[Hashable, Any] = {
-        name: of for name, of in array.coords.items() if FLAT_DIM not in of.dims
+        name: coord for name, coord in array.coords.items() if FLAT_DIM not in coord.dims
     }
     for axis, dim in enumerate(joined):
         if dim in array.coords and array[dim].dims == (FLAT_DIM,):
@@ -193,43 +181,22 @@ def _unflatten(array: xr.DataArray, joined: Mapping[Hashable, int]) -> xr.DataAr
     return xr.DataArray(data, coords, dims, array.name, array.attrs)
 
 
-def _taps(array: xr.DataArray, axis: AxisGrid) -> tuple[int, int]:
-    """Find the first offset and the rate of the samples that are left of a patch."""
-    name = f"{axis.dim}_patch"
-    if name not in array.coords:
-        if array.sizes[name] != axis.size:
-            raise PatchError(
-                f"patches must have {axis.size} samples along {name!r}, got {array.sizes[name]}, "
-                f"and no coord {name!r} that says which; keep it, or assign it"
-            )
-        return 0, axis.rate
-    first, step = _progression(name, array.coords[name].values, axis.rate)
-    return first, step
-
-
-def _along(array: xr.DataArray, axis: AxisGrid) -> tuple[int, int, int]:
-    """Find the first origin, the stride and the number of the patches that are left along a dim."""
-    count, name = array.sizes[axis.dim], f"{axis.dim}_origin"
-    if name not in array.coords:
-        if count != axis.count:
-            raise PatchError(
-                f"patches must be {axis.count} along {axis.dim!r}, got {count}, and no coord "
-                f"{name!r} that says which; keep it"
-            )
-        return -axis.before, axis.stride, count
-    first, step = _progression(name, array.coords[name].values, axis.stride)
-    return first, step, count
-
-
-def _progression(name: str, values: Any, step: int) -> tuple[int, int]:
-    """Give the first and the step of integers at equal distances; the step given if there is one.
+def _left(array: xr.DataArray, name: str, dim: Hashable, places: range, must: str) -> range:
+    """Find which places of patches, or of their samples, are left along a dim, by their coord.
 
     Raises
     ------
     PatchError
-        If they are not.
+        If it is lost and some are missing, or they are not at equal distances.
     """
-    numbers = np.asarray(values)
+    if name not in array.coords:
+        if array.sizes[dim] != len(places):
+            raise PatchError(
+                f"patches must {must} along {dim!r}, got {array.sizes[dim]}, and no coord {name!r} "
+                "that says which; keep it, or assign it"
+            )
+        return places
+    numbers = np.asarray(array.coords[name].values)
     if numbers.dtype.kind not in "iu" or numbers.ndim != 1 or not numbers.size:
         raise PatchError(f"{name!r} must hold integers along its dim, got {numbers!r}")
     steps = np.diff(numbers)
@@ -240,12 +207,12 @@ def _progression(name: str, values: Any, step: int) -> tuple[int, int]:
             f"{name!r} must be at equal distances, got {numbers}; stack the patches along "
             f"{SAMPLE_DIM!r} to stitch any of them"
         )
-    return int(numbers[0]), int(steps[0]) if steps.size else step
+    first, step = int(numbers[0]), int(steps[0]) if steps.size else places.step
+    return range(first, first + step * len(numbers), step)
 
 
-def _samples(array: xr.DataArray, spec: Spec) -> tuple[list[tuple[int, int, int]], Array]:
-    """Find the part of the grid that holds all samples, and their numbers in it."""
-    indices = []
+def _samples(array: xr.DataArray, spec: Spec) -> tuple[list[range], Array]:
+    """Find the origins of the part of the grid that holds all samples, and their numbers in it."""
     count = array.sizes[SAMPLE_DIM]
     names = [f"{dim}_origin" for dim in spec.grid.dims]
     if not all(name in array.coords for name in names):
@@ -254,11 +221,11 @@ def _samples(array: xr.DataArray, spec: Spec) -> tuple[list[tuple[int, int, int]
                 f"patches must be {spec.grid.total} along {SAMPLE_DIM!r}, got {count}, and no "
                 f"coords {names} that say which; keep them"
             )
-        found = [(-axis.before, axis.stride, axis.count) for axis in spec.grid]
-        return found, np.arange(count)
+        return [axis.origins for axis in spec.grid], np.arange(count)
+    indices = []
     for axis, name in zip(spec.grid, names, strict=True):
-        origins = np.asarray(array.coords[name].values)
-        index, rest = np.divmod(origins + axis.before, axis.stride)
+        starts = np.asarray(array.coords[name].values)
+        index, rest = np.divmod(starts + axis.before, axis.stride)
         if rest.any() or (index < 0).any() or (index >= axis.count).any():
             raise PatchError(
                 f"{name!r} must hold origins of the grid, {axis.origins}, got others; keep the "
@@ -267,16 +234,16 @@ def _samples(array: xr.DataArray, spec: Spec) -> tuple[list[tuple[int, int, int]
         indices.append(index)
     if not count:
         raise PatchError(f"patches must be at least 1 along {SAMPLE_DIM!r}, got 0")
-    found, shape = [], []
-    for number, axis in enumerate(spec.grid):
-        first, last = int(indices[number].min()), int(indices[number].max())
-        indices[number] = indices[number] - first
-        shape.append(last - first + 1)
-        found.append((first * axis.stride - axis.before, axis.stride, shape[-1]))
-    samples = np.ravel_multi_index(indices, shape)
+    firsts = [int(index.min()) for index in indices]
+    origins = [
+        axis.origins[first : int(index.max()) + 1]
+        for axis, first, index in zip(spec.grid, firsts, indices, strict=True)
+    ]
+    inside = [index - first for index, first in zip(indices, firsts, strict=True)]
+    samples = np.ravel_multi_index(inside, [*map(len, origins)])
     if np.unique(samples).size < count:
         raise PatchError(
             f"patches must be there once each, got several with the same origin along "
             f"{SAMPLE_DIM!r}; drop duplicates"
         )
-    return found, samples
+    return origins, samples

@@ -86,11 +86,11 @@ def weights_of(taper: Taper, sizes: Mapping[Hashable, int]) -> dict[Hashable, Ar
         if taper is None:
             return None
     if callable(taper):
-        given = {dim: _called(taper, dim, size) for dim, size in sizes.items()}
+        weights = {dim: _called(taper, dim, size) for dim, size in sizes.items()}
     else:
         ones = {dim: np.ones(size) for dim, size in sizes.items()}
-        given = {**ones, **by_dim("taper", taper, sizes)}
-    return {dim: _checked(dim, given[dim], size) for dim, size in sizes.items()}
+        weights = {**ones, **by_dim("taper", taper, sizes)}
+    return {dim: _checked(dim, weights[dim], size) for dim, size in sizes.items()}
 
 
 def _called(taper: Callable[[int], Any], dim: Hashable, size: int) -> Any:
