@@ -28,6 +28,7 @@ LAYERS = ["plan", "kernel", "labelled"]
 ARRAY_LIBRARIES = {"numpy", "dask", "xarray", "zarr"}
 CORE = {"numpy", "dask", "xarray", "xpatches"}
 OTHERS = {
+    "private": {"zarr"},
     "jobs.workers": {"cloudpickle", "distributed"},
     "jobs.exclusive": {"zarr", "obstore"},
     "jobs.folder": {"zarr"},

@@ -1,6 +1,7 @@
 """Private names of other libraries stand in `xpatches.private` alone, and are still there."""
 
 import ast
+import asyncio
 import threading
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,8 @@ import dask.array as da
 import numpy as np
 import pytest
 import xarray as xr
+import zarr
+from zarr.storage import MemoryStore
 
 from xpatches import private
 from xpatches.lazy.graphs import PLANNED
@@ -85,3 +88,13 @@ def test_what_a_dask_array_was_opened_from_is_found() -> None:
     assert found[0] is samples
     assert found[1] is lock
     assert private.opened_from(da.from_array(samples, chunks=2, meta=np.empty(0)) + 1) is None
+
+
+def test_stores_are_asked_on_the_loop_of_zarr() -> None:
+    async def loop() -> Any:
+        return asyncio.get_running_loop()
+
+    store = MemoryStore()
+    zarr.create_array(store, shape=(1,), dtype="u1")
+    assert private.sync(loop()) is private.sync(loop())
+    assert private.sync(store.exists("zarr.json"))

@@ -1,11 +1,14 @@
-"""What no public way of xarray and dask gives: all private names of theirs that are used here.
+"""What no public way of xarray, dask and zarr gives: all private names of theirs in use.
 
 tests/test_private.py fails when one of them goes.
 """
 
-from typing import Any
+from collections.abc import Coroutine
+from typing import Any, TypeVar
 
 import xarray as xr
+
+T = TypeVar("T")
 
 
 def held(variable: xr.Variable) -> Any:
@@ -29,3 +32,10 @@ def opened_from(array: Any) -> tuple[Any, Any] | None:
         return None
     source = layers[original][original]
     return getattr(source, "value", source), layers[array.name].task.kwargs.get("lock")
+
+
+def sync(coroutine: Coroutine[Any, Any, T]) -> T:
+    """Run a coroutine on zarr's event loop, to which the connections of its stores belong."""
+    from zarr.core.sync import sync  # zarr is loaded for stores only
+
+    return sync(coroutine)

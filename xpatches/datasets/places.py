@@ -13,6 +13,7 @@ from xpatches.errors import PatchError
 from xpatches.jobs.folder import Folder
 from xpatches.jobs.state import StoredDataset
 from xpatches.lazy.sources import sources
+from xpatches.private import held
 
 
 def places_of(image: xr.Dataset) -> list[Folder]:
@@ -78,7 +79,7 @@ def _arrays(variable: xr.Variable) -> Iterator[Any]:
     """Find the zarr arrays that a variable was opened from, as far as that can be seen."""
     if isinstance(variable, xr.IndexVariable):  # labels, which were read
         return
-    data: Any = variable._data
+    data = held(variable)
     for source in sources(data) if is_dask(data) else [data]:
         if isinstance(source, xr.Variable):
             yield from _arrays(source)

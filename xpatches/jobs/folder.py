@@ -9,14 +9,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
+from zarr.abc.buffer import Buffer
 from zarr.abc.store import Store
-from zarr.core.buffer import Buffer, default_buffer_prototype
-from zarr.core.sync import sync
+from zarr.buffer import default_buffer_prototype
 from zarr.storage import LocalStore
 
 from xpatches.documents import Unfit, parse
 from xpatches.errors import PatchError
 from xpatches.jobs.exclusive import exclusive, protocols
+from xpatches.private import sync
 from xpatches.redaction import redacted, told
 
 JOB = "xpatches_job"

@@ -7,12 +7,12 @@ from typing import Any
 
 import zarr
 from zarr.abc.store import Store
-from zarr.core.sync import sync
 from zarr.storage import LocalStore, StorePath, ZipStore
 
 from xpatches.arguments import shown
 from xpatches.errors import PatchError
 from xpatches.jobs.folder import Folder, as_disk, without_credentials
+from xpatches.private import sync
 from xpatches.redaction import redacted
 
 

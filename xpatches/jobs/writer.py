@@ -20,11 +20,10 @@ from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 
-from zarr.core.sync import sync
-
 from xpatches.errors import BlockFailure, PatchError
 from xpatches.jobs.exclusive import exclusive
 from xpatches.jobs.folder import JOB, Folder, parsed
+from xpatches.private import sync
 
 CLAIMS = f"{JOB}/writer"
 """Where the claims lie, by number."""
