@@ -73,12 +73,12 @@ def extract_patches(
     if not is_dask(array):
         kernel = partial(kernel, threads=available_threads())
         plan = plan_whole(grids, array.shape, itemsize, "flat")
-        return Source(array).run(plan.blocks, kernel, array.dtype)
+        return Source(array, plan.chunks).run(plan.blocks, kernel, array.dtype)
     from xpatches.lazy.sources import as_budget, check_chunks  # dask is loaded for its arrays only
 
     check_chunks("images", array)
     plan = plan_blocks("map_overlap", grids, array.chunks, itemsize, as_budget(None), "flat")
-    return Source(array).run(plan.blocks, kernel, array.dtype)
+    return Source(array, plan.chunks).run(plan.blocks, kernel, array.dtype)
 
 
 def _as_array(images: Any) -> Any:

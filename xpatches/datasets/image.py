@@ -18,6 +18,7 @@ from xpatches.errors import PatchError
 from xpatches.geometry.blocks import BlockPlan, Kernel, run_kernel
 from xpatches.geometry.boxes import divide, within
 from xpatches.geometry.search import grow
+from xpatches.images import samples
 from xpatches.images.samples import region_reader
 from xpatches.jobs.blocks import BlockArray, Put, Reader, Samples, StoredArray
 from xpatches.jobs.folder import Folder
@@ -25,7 +26,7 @@ from xpatches.jobs.job import Report
 from xpatches.lazy.sources import as_budget
 from xpatches.mapping.labelled import Mapped
 from xpatches.mapping.output import OutputPlan
-from xpatches.stitching.gather import Gathering, plan_gathering, stitched
+from xpatches.stitching.gather import plan_gathering
 from xpatches.stitching.locate import Located
 
 
@@ -77,10 +78,11 @@ class ImageDataset(ModelDataset):
 
     def lazily(self) -> dict[Hashable, Any]:
         """Stitch what is stored lazily, by variable."""
-        return {
-            name: stitched(self._gathering(name, {}), mapped.dtype)
-            for name, mapped in self.mapped.items()
-        }
+        images = {}
+        for name, mapped in self.mapped.items():
+            source, blocks, kernel = self._gathering(name, {})
+            images[name] = source.run(blocks, kernel, mapped.dtype)
+        return images
 
     def _made_of(
         self, name: Hashable, units: Mapping[Hashable, int]
@@ -90,12 +92,13 @@ class ImageDataset(ModelDataset):
         if self.outputs is None:
             plan, variable = mapped.map_plan(self.max_bytes, units), mapped.variable
             return region_reader(variable), variable.dtype.itemsize, plan.blocks, mapped.kernel
-        gathering = self._gathering(name, units)
-        assert gathering.read is not None
-        blocks, kernel = gathering.plan, gathering.kernel
-        return gathering.read, mapped.output.dtype.itemsize, blocks, kernel
+        source, blocks, kernel = self._gathering(name, units)
+        assert source.read is not None
+        return source.read, mapped.output.dtype.itemsize, blocks, kernel
 
-    def _gathering(self, name: Hashable, units: Mapping[Hashable, int]) -> Gathering:
+    def _gathering(
+        self, name: Hashable, units: Mapping[Hashable, int]
+    ) -> tuple[samples.Source, BlockPlan, Kernel]:
         assert self.outputs is not None
         mapped, located = self.mapped[name], self.outputs[name]
         return plan_gathering(located, mapped.stitching, self.max_bytes, mapped.dims, units)

@@ -25,6 +25,8 @@ class Source:
 
     data: Any
     """A NumPy array, or a dask array in the chunks of the storage."""
+    chunks: tuple[tuple[int, ...], ...]
+    """Lengths of what is read or computed at once, along every axis."""
     read: Reader | None = None
     """What reads regions, where the image was opened and nothing was done to it since."""
     token: str = ""
@@ -34,14 +36,6 @@ class Source:
     def in_memory(self) -> bool:
         """Whether the samples are."""
         return isinstance(self.data, np.ndarray)
-
-    @property
-    def chunks(self) -> tuple[tuple[int, ...], ...]:
-        """Lengths of what is read or computed at once, along every axis."""
-        lengths: tuple[tuple[int, ...], ...] = (
-            tuple((n,) for n in self.data.shape) if self.in_memory else self.data.chunks
-        )
-        return lengths
 
     def run(self, blocks: BlockPlan, kernel: Kernel, dtype: Any) -> Any:
         """Run a kernel on all blocks, of which there is one in memory.
@@ -74,13 +68,13 @@ class Source:
 def source_of(variable: xr.Variable) -> Source:
     """Find where the samples of a variable are; nothing is read."""
     if in_memory(variable):
-        return Source(variable.to_numpy())
+        return Source(variable.to_numpy(), tuple((n,) for n in variable.shape))
     data = chunk_lazy(variable).data
     if not is_dask(held(variable)):
-        return Source(data, partial(_read_region, variable), data.name)
+        return Source(data, data.chunks, partial(_read_region, variable), data.name)
     from xpatches.lazy.sources import stored  # dask is loaded for dask arrays only
 
-    return Source(data, stored(data), data.name)
+    return Source(data, data.chunks, stored(data), data.name)
 
 
 def as_budget(max_bytes: object) -> int | None:
@@ -215,8 +209,3 @@ def chunk_lazy(variable: xr.Variable) -> xr.Variable:
         stored = dict(zip(variable.dims, variable.encoding.get("chunks") or (), strict=False))
     rest = -1 if variable.dtype.hasobject else "auto"
     return variable.chunk({dim: stored.get(dim, rest) for dim in variable.dims})
-
-
-def sliceable(variable: xr.Variable, data: Any) -> Reader | None:
-    """Give what reads regions."""
-    return source_of(variable).read

@@ -6,42 +6,25 @@ them. Patches along one dim, ``sample``, are laid along the dims of the grid fir
 
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from functools import partial
 from itertools import product
 from math import prod
 from types import MappingProxyType
-from typing import Any, TypeAlias
+from typing import Any
 
 import numpy as np
 
 from xpatches.dtypes import Array
 from xpatches.geometry.blocks import BlockPlan, Kernel
 from xpatches.images.labels import SAMPLE_DIM
-from xpatches.images.samples import chunk_lazy, in_memory, sliceable
+from xpatches.images.samples import Reader, Source, in_memory, source_of
 from xpatches.stitching.kernel import Stitching, stitch_block
 from xpatches.stitching.locate import Located
 from xpatches.stitching.plan import plan_stitch
 from xpatches.threads import available_threads
 
-Reader: TypeAlias = Callable[[tuple[slice, ...]], Array]
-"""Reads a region of patches."""
-
 _LARGE = 1 << 25
 """Bytes of patches in memory from which on several threads are faster than one."""
-
-
-@dataclass(frozen=True)
-class Gathering:
-    """How an image is stitched from patches that are not in memory."""
-
-    data: Any
-    """The patches, a dask array."""
-    read: Reader | None
-    """What reads regions of them, along the dims of the grid, where they were opened."""
-    token: str
-    plan: BlockPlan
-    kernel: Kernel
 
 
 def gather(located: Located, stitching: Stitching, max_bytes: int | str | None) -> Any:
@@ -51,16 +34,8 @@ def gather(located: Located, stitching: Stitching, max_bytes: int | str | None) 
         axes, _, kernel = _kernel(located, stitching, located.result_dims)
         along = [axis for axis, _ in axes]
         return _in_memory(_as_grid(located, variable.to_numpy()), located, along, kernel)
-    return stitched(plan_gathering(located, stitching, max_bytes), stitching.dtype)
-
-
-def stitched(gathering: Gathering, dtype: np.dtype[Any]) -> Any:
-    """Stitch lazily."""
-    from xpatches.lazy import graphs as lazy  # dask is loaded for lazy patches only
-
-    if gathering.read is None:
-        return lazy.exchange(gathering.data, gathering.plan, gathering.kernel, dtype)
-    return lazy.read(gathering.read, gathering.token, gathering.plan, gathering.kernel, dtype)
+    source, blocks, kernel = plan_gathering(located, stitching, max_bytes)
+    return source.run(blocks, kernel, stitching.dtype)
 
 
 def plan_gathering(
@@ -69,8 +44,8 @@ def plan_gathering(
     max_bytes: int | str | None,
     dims: Sequence[Hashable] | None = None,
     units: Mapping[Hashable, int] = MappingProxyType({}),
-) -> Gathering:
-    """Plan to stitch patches that are not in memory.
+) -> tuple[Source, BlockPlan, Kernel]:
+    """Plan to stitch patches that are not in memory: from which source, by blocks, by a kernel.
 
     Parameters
     ----------
@@ -86,42 +61,40 @@ def plan_gathering(
     from xpatches.lazy.sources import as_budget  # dask is loaded for lazy patches only
 
     axes, order, kernel = _kernel(located, stitching, dims or located.result_dims)
-    data, read, token, chunks = _on_grid(located)
+    source = _on_grid(located)
     plan = plan_stitch(
-        "map_overlap" if read is None else "region",
+        "map_overlap" if source.read is None else "region",
         axes,
         located.covers,
         order,
-        chunks,
-        data.dtype.itemsize,
+        source.chunks,
+        located.array.dtype.itemsize,
         stitching.dtype.itemsize,
         as_budget(max_bytes),
         units,
     )
-    return Gathering(data, read, token, plan, kernel)
+    return source, plan, kernel
 
 
-def _on_grid(located: Located) -> tuple[Any, Reader | None, str, tuple[tuple[int, ...], ...]]:
-    """Lay patches that are not in memory along the dims of the grid.
-
-    They are a dask array, and what reads regions of it where they were opened, with its token;
-    and the chunks of either.
-    """
+def _on_grid(located: Located) -> Source:
+    """Lay patches that are not in memory along the dims of the grid."""
     from xpatches.lazy import graphs as lazy  # dask is loaded for lazy patches only
 
     variable, counts = located.array.variable, located.counts
-    data = chunk_lazy(variable).data
-    read = sliceable(variable, data)
+    source = source_of(variable)
     if located.samples is None:
-        return data, read, data.name, data.chunks
+        return source
     axis = variable.get_axis_num(SAMPLE_DIM)
-    if read is None or not located.in_order:
-        grid = lazy.as_grid(data, axis, counts, located.samples)
-        return grid, None, grid.name, grid.chunks
-    token = f"{data.name}-{axis}-{'-'.join(map(str, counts))}"
-    grid_chunks = lazy.grid_chunks(data.chunks[axis], counts)
-    chunks = (*data.chunks[:axis], *grid_chunks, *data.chunks[axis + 1 :])
-    return data, partial(_read_grid, read, axis, counts), token, chunks
+    if source.read is None or not located.in_order:
+        grid = lazy.as_grid(source.data, axis, counts, located.samples)
+        return Source(grid, grid.chunks)
+    grid_chunks = lazy.grid_chunks(source.chunks[axis], counts)
+    return Source(
+        source.data,
+        (*source.chunks[:axis], *grid_chunks, *source.chunks[axis + 1 :]),
+        partial(_read_grid, source.read, axis, counts),
+        f"{source.token}-{axis}-{'-'.join(map(str, counts))}",
+    )
 
 
 def _kernel(

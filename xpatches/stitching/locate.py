@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
-from xpatches.dtypes import Array, is_dask
+from xpatches.dtypes import Array
 from xpatches.errors import PatchError
 from xpatches.geometry.coverage import AxisCover
 from xpatches.images.labels import FLAT_DIM, SAMPLE_DIM
@@ -148,7 +148,7 @@ def _in_order(array: xr.DataArray, name: str, dim: Hashable) -> xr.DataArray:
     ascending = np.arange(len(order))
     if np.array_equal(order, ascending):
         return array
-    if is_dask(array.variable._data):
+    if array.chunks is not None:
         array = array.copy(data=checked_lazy(array.variable).data)
     turned = np.array_equal(order, ascending[::-1])
     return array.isel({dim: slice(None, None, -1) if turned else order})
