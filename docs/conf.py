@@ -15,8 +15,8 @@ version = release = installed("xpatches")
 
 extensions = [
     "myst_parser",
+    "sphinx_design",
     "sphinx.ext.autodoc",
-    "sphinx.ext.autosummary",
     "sphinx.ext.napoleon",
     "sphinx.ext.viewcode",
 ]
@@ -26,12 +26,14 @@ myst_heading_anchors = 3
 autodoc_typehints = "none"
 autodoc_class_signature = "separated"
 autodoc_member_order = "bysource"
-autosummary_generate = False
 default_role = "code"
 napoleon_google_docstring = False
 nitpicky = False
 
 html_theme = "pydata_sphinx_theme"
 html_title = f"xpatches {version}"
-html_theme_options = {"header_links_before_dropdown": 7, "navigation_with_keys": False}
-html_sidebars: dict[str, list[str]] = {"**": []}
+html_theme_options = {
+    "github_url": "https://github.com/xpatches/xpatches",
+    "navigation_with_keys": False,
+}
+html_sidebars: dict[str, list[str]] = {"index": []}

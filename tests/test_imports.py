@@ -3,13 +3,14 @@ import subprocess
 import sys
 import textwrap
 from graphlib import TopologicalSorter
+from itertools import takewhile
 from pathlib import Path
 
 import pytest
 
 import xpatches
 
-PACKAGE = Path(__file__).parents[1] / "xpatches"
+PACKAGE = Path(xpatches.__file__).parent
 
 # A module imports from its own room and those above it in this list.
 ROOMS = [
@@ -76,6 +77,13 @@ def test_every_module_lies_in_a_room() -> None:
     assert {room_of(module) for module in MODULES} == set(ROOMS)
 
 
+def test_the_internals_tell_of_every_room() -> None:
+    page = Path(__file__).parents[1] / "docs" / "internals.md"
+    _, table = page.read_text().split("| room | says |\n|---|---|\n")
+    rows = takewhile(bool, table.splitlines())
+    assert [row.split("`")[1] for row in rows] == ROOMS[:-1]
+
+
 @pytest.mark.parametrize("module", MODULES)
 def test_imports_point_up_only(module: str) -> None:
     ours = {n.removeprefix("xpatches.") for n in imported(module) if n.startswith("xpatches.")}
@@ -118,8 +126,9 @@ def test_geometry_and_plans_are_integers_only(module: str) -> None:
 
 
 def test_dir_shows_the_public_names_alone() -> None:
-    names = "BlockFailure JobError MapError PatchError PatchIndexError Patches extract_patches"
-    assert dir(xpatches) == [*names.split(), "open_patches", "stitch", "verify"]
+    classes = "AxisGrid BlockFailure JobError MapError PatchError PatchGrid PatchIndexError Patches"
+    functions = "extract_patches open_patches stitch verify"
+    assert dir(xpatches) == [*classes.split(), *functions.split()]
     assert all(hasattr(xpatches, name) for name in dir(xpatches))
 
 
