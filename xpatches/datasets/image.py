@@ -13,11 +13,12 @@ import xarray as xr
 from xpatches.datasets.encoding import encoding_of
 from xpatches.datasets.layout import CHUNK, SHARD, given_lengths, given_shards
 from xpatches.datasets.outputs import ModelDataset, OutputDataset, check_samples
-from xpatches.datasets.write import Source, check_dataset, check_dims, write_dataset
+from xpatches.datasets.write import check_dataset, check_dims, write_dataset
 from xpatches.errors import PatchError
 from xpatches.geometry.blocks import BlockPlan, Kernel, run_kernel
 from xpatches.geometry.boxes import divide
 from xpatches.geometry.search import grow
+from xpatches.images.image import Image
 from xpatches.images.samples import region_reader
 from xpatches.jobs.blocks import Part, Put, Reader, Samples
 from xpatches.jobs.folder import Folder
@@ -163,7 +164,7 @@ class ImageArray:
 
 
 def write_map(
-    source: Source,
+    source: Image[Any],
     mapped: Mapping[Hashable, Mapped],
     coords: xr.Coordinates,
     *,
@@ -176,14 +177,14 @@ def write_map(
     report: Callable[[], Report],
     **job: Any,
 ) -> xr.DataArray | xr.Dataset | dict[Hashable, Any]:
-    """Make an image as a job, as `Patches.map` documents.
+    """Make an image as a job, as `Patches.map_to_zarr` documents.
 
     Parameters
     ----------
     source, mapped, coords
         The image, what becomes of every variable that is cut, and the labels of the result.
     store, materialize, chunks, shards, encoding, max_bytes
-        As in `Patches.map`.
+        As in `Patches.map_to_zarr`.
     report
         Makes what is told of the progress of a job.
     **job
@@ -276,13 +277,13 @@ def stored_lengths(
 
 
 def plan_written_map(
-    source: Source,
+    source: Image[Any],
     plans: Mapping[Hashable, OutputPlan],
     max_bytes: int | str | None,
     chunks: Mapping[Any, int] | None,
     shards: Mapping[Any, int] | bool | None,
 ) -> dict[Hashable, dict[str, Any]]:
-    """Say how an image will be made as a job, as `Patches.plan_map` documents, by variable."""
+    """Say how an image will be made as a job, as `Patches.plan` documents, by variable."""
     described, budget = {}, as_budget(max_bytes)
     check_dims([plan.dims for plan in plans.values()], chunks=chunks, shards=shards)
     for name, plan in plans.items():

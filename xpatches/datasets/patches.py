@@ -1,7 +1,8 @@
 """Patch datasets: the patches of every variable of an image, in one of two layouts."""
 
-from collections.abc import Hashable, Iterable, Mapping
+from collections.abc import Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from math import prod
 from typing import Any
 
@@ -10,15 +11,17 @@ import xarray as xr
 
 from xpatches.datasets.encoding import encoding_of
 from xpatches.datasets.layout import Layout, lay_out
-from xpatches.datasets.write import Source, check_dims
+from xpatches.datasets.write import check_dims
 from xpatches.dtypes import Array
 from xpatches.errors import PatchError
 from xpatches.extraction.kernel import extract_block
+from xpatches.geometry.grid import AxisGrid
 from xpatches.images import labels
+from xpatches.images.image import Image
 from xpatches.images.labels import SAMPLE_DIM
 from xpatches.images.samples import chunk_lazy, every_axis, region_reader
 from xpatches.images.spec import SPEC_ATTR, write_spec
-from xpatches.jobs.blocks import Put, Reader, Samples
+from xpatches.jobs.blocks import Part, Put, Reader, Samples
 from xpatches.lazy.sources import as_budget
 
 _LOOKED_AT = 100
@@ -134,7 +137,7 @@ class PatchPart:
 class Cut:
     """Patches that are written of an image."""
 
-    source: Source
+    source: Image[Any]
     layout: str
     """``"grid"`` or ``"samples"``."""
     chunks: Mapping[Any, int] | None
@@ -208,14 +211,37 @@ class Cut:
 
 
 def plan_patches(cut: Cut) -> dict[Hashable, dict[str, Any]]:
-    """Say how patches will be written, as `Patches.plan_zarr` documents, by variable."""
+    """Say how patches will be written, as `Patches.plan` documents, by variable."""
     return {
-        name: _plan(part.layout, cut.source.dataset.variables[name])
+        name: _plan(part, cut.source.dataset.variables[name])
         for name, part in zip(cut.source.fill_values, cut.parts({}), strict=True)
     }
 
 
-def _plan(layout: Layout, image: xr.Variable) -> dict[str, Any]:
+def _plan(part: PatchPart, image: xr.Variable) -> dict[str, Any]:
+    layout = part.layout
+    step = prod(map(min, layout.writes, layout.shape))
+    regions = chain.from_iterable(_looked_at(part))
+    largest = max(prod(along.stop - along.start for along in region) for region in regions)
+    return {
+        "patches": prod(layout.grids[axis].count for axis in layout.spatial),
+        "bytes": layout.itemsize * prod(layout.shape),
+        "dims": dict(zip(layout.dims, layout.shape, strict=True)),
+        "chunks": layout.chunks,
+        "shards": layout.shards,
+        "tasks": len(layout),
+        "bytes_per_task": layout.itemsize * (3 * step + 2 * largest),
+        "read_amplification": read_amplification(part, layout.grids, image),
+    }
+
+
+def _looked_at(part: Part) -> list[list[tuple[slice, ...]]]:
+    """List the regions that are read for some blocks."""
+    return [part.reads(number) for number in range(0, len(part), -(-len(part) // _LOOKED_AT))]
+
+
+def read_amplification(part: Part, grids: Sequence[AxisGrid], image: xr.Variable) -> float:
+    """Estimate how often a stored sample of an image is read, on average, from some blocks."""
     stored = chunk_lazy(image).chunks or [(1,)] * image.ndim  # any sample alone in memory
 
     def read(region: Iterable[slice]) -> int:
@@ -226,19 +252,6 @@ def _plan(layout: Layout, image: xr.Variable) -> dict[str, Any]:
             count *= min(-(-along.stop // chunk) * chunk, n) - along.start // chunk * chunk
         return count
 
-    looked_at = range(0, len(layout), -(-len(layout) // _LOOKED_AT))
-    blocks = [layout.reads(layout.block(number)) for number in looked_at]
-    regions = [region for of in blocks for region in of]
-    whole = read(slice(*grid.region(0, grid.count)[:2]) for grid in layout.grids)
-    step = prod(map(min, layout.writes, layout.shape))
-    largest = max(prod(along.stop - along.start for along in region) for region in regions)
-    return {
-        "patches": prod(layout.grids[axis].count for axis in layout.spatial),
-        "bytes": layout.itemsize * prod(layout.shape),
-        "dims": dict(zip(layout.dims, layout.shape, strict=True)),
-        "chunks": layout.chunks,
-        "shards": layout.shards,
-        "tasks": len(layout),
-        "bytes_per_task": layout.itemsize * (3 * step + 2 * largest),
-        "read_amplification": sum(map(read, regions)) * len(layout) / len(blocks) / max(1, whole),
-    }
+    blocks = _looked_at(part)
+    whole = read(slice(*grid.region(0, grid.count)[:2]) for grid in grids)
+    return sum(map(read, chain.from_iterable(blocks))) * len(part) / len(blocks) / max(1, whole)

@@ -5,7 +5,6 @@ import json
 import posixpath
 from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from importlib.metadata import version
 from math import prod
 from types import MappingProxyType
@@ -27,9 +26,9 @@ from xpatches.datasets.encoding import (
 )
 from xpatches.datasets.layout import CHUNK
 from xpatches.display.text import readable
-from xpatches.dtypes import Array, is_dask
+from xpatches.dtypes import is_dask
 from xpatches.errors import PatchError
-from xpatches.geometry.grid import PatchGrid
+from xpatches.images.image import Image
 from xpatches.images.packing import drop_dangling, kept_encoding, links_of, relink
 from xpatches.images.samples import in_memory
 from xpatches.jobs.blocks import Job, Part, numbers_of
@@ -45,34 +44,11 @@ _OBJECTS = 10**7
 """Dask chunks of a variable."""
 
 
-@dataclass(frozen=True)
-class Source:
-    """An image, of which something is written."""
-
-    dataset: xr.Dataset
-    grid: PatchGrid
-    fill_values: Mapping[Hashable, Array]
-    """For every variable that is cut, by name."""
-    array: tuple[Hashable, Hashable] | None
-    """Name of the variable in the dataset, and of the DataArray it stands for; None for none."""
-
-    def stored(self, name: Hashable) -> str:
-        """Name that a variable has in the store."""
-        what = "a variable"
-        if self.array is not None and name == self.array[0]:
-            what, name = "the image", "patches" if self.array[1] is None else self.array[1]
-        if not isinstance(name, str):
-            raise PatchError(
-                f"the name of {what} must be a string to be stored, got {shown(name)}; rename it"
-            )
-        return name
-
-
 class Written(Protocol):
     """What is written of an image."""
 
     @property
-    def source(self) -> Source:
+    def source(self) -> Image[Any]:
         """The image."""
 
     @property
@@ -226,7 +202,7 @@ def _template(
         "xpatches": version("xpatches"),
         "layout": written.layout,
         **written.described(),
-        "array": source.array and {"stored": cut[0].name, "name": source.array[1]},
+        "array": {"stored": cut[0].name, "name": source.source.name} if source.is_array else None,
         "blocks": {part.name: {"count": len(part), "shape": part.lengths} for part in parts},
         "source": {
             source.stored(name): {

@@ -145,27 +145,30 @@ def _planned(
 def plan_variable(
     variable: xr.Variable,
     grid: PatchGrid,
-    joined: Mapping[Hashable, int],
+    form: Form,
     how: Mapping[str, Any],
+    patch_bytes: int | None = None,
 ) -> dict[str, Any]:
-    """Say how `extract_variable` will work, as `Patches.plan` documents."""
+    """Say how `run` will work, as `Patches.plan` documents."""
     grid = grid.arrange(variable.dims)
-    form: Form = "flat" if joined else "grid"
     tasks, image_tasks, budget = 1, 0, None
     if in_memory(variable):
         grids, whole = _by_axis(variable, grid), tuple((length,) for length in variable.shape)
-        plan = plan_blocks("map_overlap", grids, whole, variable.dtype.itemsize, sys.maxsize, form)
+        given = (grids, whole, variable.dtype.itemsize, sys.maxsize, form, patch_bytes)
+        plan = plan_blocks("map_overlap", *given)
     else:
         from xpatches.lazy import graphs as lazy  # dask is loaded for lazy images only
         from xpatches.lazy.sources import as_budget  # dask is loaded for lazy images only
 
-        data, plan, read = _planned(variable, grid, form, **how)
+        data, plan, read = _planned(variable, grid, form, **how, patch_bytes=patch_bytes)
         if read is None:
             tasks, image_tasks = lazy.exchanged_tasks(data, plan.blocks), len(data.__dask_graph__())
         else:
             tasks = lazy.read_tasks(plan.blocks)
         budget = as_budget(how["max_bytes"])
-    dims = labels.patch_dims(variable.dims, grid, flat=bool(joined))
+    dims = variable.dims
+    if form != "reduced":
+        dims = labels.patch_dims(dims, grid, flat=form == "flat")
     return {
         "engine": "numpy" if in_memory(variable) else plan.engine,
         "patches": grid.total,
