@@ -64,9 +64,9 @@ def main(folder: Path) -> None:
 
     # 2. Patches that overlap by half, less weight near their edges; written block by block.
     p = image.patches(lat=256, lon=256, stride=128, padding="same")
-    plan = p.plan_map(output)
+    plan = p.plan("map_to_zarr", output=output)
     print(f"{plan['patches']} patches, each run {plan['runs_per_patch']:.2f} times on average")
-    seamless = p.map(water, output=output, store=folder / "water.zarr", overwrite=True)
+    seamless = p.map_to_zarr(folder / "water.zarr", water, output=output, overwrite=True)
 
     # 3. The result is labelled as the image is: pixels count by their area.
     assert seamless.lat.equals(image.lat)

@@ -25,6 +25,7 @@ import xpatches
 from hostile import DUNDERS, copied, raising, settle
 from xpatches import JobError, MapError, PatchError, Patches
 from xpatches.accessor import PatchesAccessor
+from xpatches.jobs.options import JobOptions
 
 
 class Text(str):
@@ -201,8 +202,8 @@ class Call:
 
 
 JOB = {
-    "checksums": True, "resume": False, "overwrite": False, "retries": 0, "lock": True,
-    "fsync": False, "progress": False,
+    "chunks": None, "shards": None, "encoding": None, "checksums": True, "resume": False,
+    "overwrite": False, "retries": 0, "lock": True, "fsync": False, "progress": False,
 }  # fmt: skip
 OUTPUT = {
     "dims": ("y", "x"), "sizes": {"y": 3}, "dtype": "f8", "scale": 1, "name": "made",
@@ -211,7 +212,11 @@ OUTPUT = {
 MAP = {
     "func": copied, "batch_size": 4, "taper": "flat", "reduce": "mean", "output": OUTPUT,
     "labelled": False, "factory": False, "fill_value": 0.0, "skipna": True, "max_bytes": 2**20,
-    "store": None, "materialize": None, "chunks": None, "shards": None, "encoding": None, **JOB,
+}  # fmt: skip
+MAP_JOB = {**MAP, "store": None, "materialize": None, **JOB}
+REDUCE = {
+    "how": "mean", "skipna": True, "min_count": 1, "ignore_padding": False, "label": "center",
+    "max_bytes": 2**20,
 }  # fmt: skip
 STITCH = {
     "like": image(), "taper": "flat", "reduce": "mean", "fill_value": 0.0, "dtype": "f8",
@@ -263,41 +268,57 @@ CALLS: dict[str, list[Call]] = {
         lambda p: p.reduce, how=np.max, skipna=None, min_count=None, ignore_padding=None,
         label="origin", engine="map_overlap", max_bytes=None,
     ),
-    "Patches.map": [
-        *both(lambda p: p.map, **MAP),
+    "Patches.map": both(lambda p: p.map, **MAP),
+    "Patches.map_to_zarr": [
         Call(
-            lambda **given: patches().map(**given),
+            lambda **given: patches().map_to_zarr(**given),
             lambda: {
-                **MAP, "store": MemoryStore(), "chunks": {"y": 2}, "shards": {"y": 2},
+                **MAP_JOB, "store": MemoryStore(), "chunks": {"y": 2}, "shards": {"y": 2},
                 "encoding": {"made": {"fill_value": 0}},
             },
             "func output store chunks shards encoding checksums resume overwrite retries "
             "lock fsync progress",
         ),
         Call(
-            lambda **given: patches().map(**given),
-            lambda: {**MAP, "materialize": MemoryStore()},
+            lambda **given: patches().map_to_zarr(**given),
+            lambda: {**MAP_JOB, "materialize": MemoryStore()},
             "func materialize store",
         ),
+    ],
+    "Patches.reduce_to_zarr": [
+        Call(
+            lambda lazy=lazy, **given: patches(lazy).reduce_to_zarr(**given),
+            lambda: {
+                **REDUCE, **JOB, "store": MemoryStore(), "chunks": {"y": 2}, "shards": {"y": 2},
+                "encoding": {"image": {"fill_value": 0}},
+            },
+            step=step,
+        )
+        for lazy, step in ((False, 1), (True, 7))
     ],
     "Patches.to_zarr": [
         Call(
             lambda **given: patches().to_zarr(**given),
             lambda: {
-                "store": MemoryStore(), "label": "center", **WRITE,
-                "encoding": {"image": {"fill_value": 0}}, **JOB,
+                **JOB, "store": MemoryStore(), "label": "center", **WRITE,
+                "encoding": {"image": {"fill_value": 0}},
             },
         )
     ],
-    "Patches.plan_zarr": both(lambda p: p.plan_zarr, **WRITE),
-    "Patches.plan_map": both(
-        lambda p: p.plan_map, output=OUTPUT, batch_size=4, reduce="mean", max_bytes=2**20,
-        chunks={"y": 2}, shards={"y": 2},
-    ),
-    "Patches.plan": both(
-        lambda p: p.plan, flatten=None, engine="auto", max_bytes=2**20, output=OUTPUT,
-        batch_size=4, reduce="mean",
-    ),
+    "Patches.plan": [
+        *both(lambda p: p.plan, verb="extract", flatten=None, engine="auto", max_bytes=2**20),
+        *both(lambda p: p.plan, verb="to_zarr", **WRITE),
+        *both(
+            lambda p: p.plan, verb="map", output=OUTPUT, batch_size=4, reduce="mean",
+            max_bytes=2**20,
+        ),
+        *both(
+            lambda p: p.plan, verb="map_to_zarr", output=OUTPUT, batch_size=4, reduce="mean",
+            max_bytes=2**20, chunks={"y": 2}, shards={"y": 2},
+        ),
+        *both(lambda p: p.plan, verb="reduce", **REDUCE, engine="auto"),
+        *both(lambda p: p.plan, verb="reduce_to_zarr", **REDUCE, chunks={"y": 2}),
+    ],
     "Patches.__getitem__": both(lambda p: p.__getitem__, index=(0, 1)),
     "Patches.__len__": both(lambda p: p.__len__),
     "Patches.__iter__": both(lambda p: p.__iter__),
@@ -338,16 +359,16 @@ def signatures() -> dict[str, inspect.Signature]:
         if name not in {*ERRORS, *CLASSES}:
             found[name] = inspect.signature(getattr(xpatches, name))
     for name, of in CLASSES.items():
-        for member, function in vars(of).items():
-            called = not member.startswith("_") or member in ("__getitem__", "__len__", "__iter__")
-            if called and inspect.isfunction(function):
+        for member, function in inspect.getmembers(of, inspect.isfunction):
+            if not member.startswith("_") or member in ("__getitem__", "__len__", "__iter__"):
                 found[f"{name}.{member}"] = inspect.signature(function)
     return found
 
 
 def named(signature: inspect.Signature) -> set[str]:
     kinds = (inspect.Parameter.VAR_KEYWORD, inspect.Parameter.VAR_POSITIONAL)
-    return {
+    job = JobOptions.__annotations__ if "job" in signature.parameters else {}
+    return {*job} | {
         name
         for name, parameter in signature.parameters.items()
         if parameter.kind not in kinds and name != "self"

@@ -152,9 +152,10 @@ VERBS: dict[str, Callable[[Any], Any]] = {
         MemoryStore(), layout="samples", progress=False, retries=0
     ).patches.stitch(reduce="vote"),
     "to_zarr": lambda p: p.to_zarr(MemoryStore(), progress=False, retries=0),
-    "map to zarr": lambda p: p.map(
-        copied, store=MemoryStore(), progress=False, retries=0, reduce="first", fill_value=0
+    "map to zarr": lambda p: p.map_to_zarr(
+        MemoryStore(), copied, progress=False, retries=0, reduce="first", fill_value=0
     ),
+    "reduce to zarr": lambda p: p.reduce_to_zarr(MemoryStore(), "max", progress=False, retries=0),
     "first": lambda p: p[0],
     "last": lambda p: p[-1],
     "isel": lambda p: p.isel(dict.fromkeys(p.grid.dims, 0)),
@@ -162,8 +163,11 @@ VERBS: dict[str, Callable[[Any], Any]] = {
     "several": lambda p: p.sel({dim: [1] for dim in p.grid.dims}),
     "iteration": list,
     "plan": lambda p: p.plan(),
-    "plan_zarr": lambda p: p.plan_zarr(),
-    "plan_map": lambda p: p.plan_map(),
+    "plan to_zarr": lambda p: p.plan("to_zarr"),
+    "plan map": lambda p: p.plan("map"),
+    "plan map_to_zarr": lambda p: p.plan("map_to_zarr"),
+    "plan reduce": lambda p: p.plan("reduce", how="std"),
+    "plan reduce_to_zarr": lambda p: p.plan("reduce_to_zarr", how="argmin"),
     "again": lambda p: p.extract().patches({p.grid.dims[0]: 1}).extract().patches.stitch(),
 }
 

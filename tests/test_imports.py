@@ -17,7 +17,7 @@ ROOMS = [
     *("redaction", "errors", "arguments", "documents", "dtypes", "threads", "private"),
     *("geometry", "edges", "display", "lazy", "jobs", "images"),
     *("extraction", "reduction", "stitching", "mapping", "datasets"),
-    *("tensorflow", "patches", "accessor", "cli", "__init__"),
+    *("tensorflow", "sequence", "verbs", "patches", "accessor", "cli", "__init__"),
 ]
 PACKAGE_FILES = {
     path.relative_to(PACKAGE).with_suffix("").as_posix().replace("/", "."): path
@@ -44,6 +44,8 @@ OTHERS = {
     "datasets.verification": {"zarr"},
     "display.plots": {"matplotlib"},
     "cli.opening": {"zarr"},
+    "cli.describe": {"click", "zarr"},
+    "cli.options": {"click", "zarr"},
     "cli.main": {"click", "zarr", "distributed"},
 }
 EXTRAS = {"distributed", "obstore", "matplotlib"}

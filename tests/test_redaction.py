@@ -150,8 +150,8 @@ def test_verbs_show_no_credentials_of_a_store(
         partial(p.to_zarr, store),
         partial(p.to_zarr, store, resume=True),
         partial(p.to_zarr, store, overwrite=True),
-        partial(p.map, np.copy, store=store),
-        partial(p.map, np.copy, materialize=store),
+        partial(p.map_to_zarr, store, np.copy),
+        partial(p.map_to_zarr, None, np.copy, materialize=store),
         partial(repr, image()),
     ]
     for verb in verbs:
@@ -236,7 +236,7 @@ def ask(batch: Any, url: str, token: str) -> Any:
 def test_what_describes_a_job_holds_no_credentials_of_the_function(tmp_path: Path) -> None:
     url = f"https://ann:{SECRET}@host/model?sig={SECRET}"
     func = partial(ask, url=url, token=SECRET)
-    image().patches(y=2, x=2).map(func, store=tmp_path / "out", **QUIET)
+    image().patches(y=2, x=2).map_to_zarr(tmp_path / "out", func, **QUIET)
     stored = b"".join(path.read_bytes() for path in (tmp_path / "out").rglob("zarr.json"))
     assert SECRET.encode() not in stored
     assert b"url='https://***@host/model?***'" in stored

@@ -78,8 +78,10 @@ def test_patches_of_a_huge_image_are_taken_in_turn_at_once() -> None:
         lambda image: repr(cut(image)) + cut(image)._repr_html_(),
         lambda image: (len(cut(image)), cut(image).total, cut(image).nbytes, cut(image).sizes),
         lambda image: image.patches(y=1, x=1).plan(),
-        lambda image: image.patches(y=1, x=1).plan_zarr(),
-        lambda image: image.patches(y=5, x=5, stride=1).plan_zarr("samples"),
+        lambda image: image.patches(y=1, x=1).plan("to_zarr"),
+        lambda image: image.patches(y=5, x=5, stride=1).plan("to_zarr", layout="samples"),
+        lambda image: image.patches(y=5, x=5).plan("reduce", how="mean"),
+        lambda image: image.patches(y=5, x=5, stride=1).plan("reduce_to_zarr", how="max"),
     ],
 )
 def test_what_is_told_of_a_huge_image_takes_no_memory(ask: Callable[[Any], Any]) -> None:
@@ -90,10 +92,10 @@ def test_what_is_told_of_a_huge_image_takes_no_memory(ask: Callable[[Any], Any])
 
 def test_a_job_of_many_blocks_is_planned_without_listing_them() -> None:
     image = xr.DataArray(np.broadcast_to(np.uint8(0), (10**6, 10**6)), dims=("y", "x"))
-    image[:64, :64].patches(y=4, x=4).plan_zarr()
+    image[:64, :64].patches(y=4, x=4).plan("to_zarr")
     with peak_below(MIB):
-        told = image.patches(y=4, x=4).plan_zarr(chunks={"y": 8, "x": 8}, shards=False)
-        plain = image.patches(y=4, x=4, stride=1).plan_zarr("samples")
+        told = image.patches(y=4, x=4).plan("to_zarr", chunks={"y": 8, "x": 8}, shards=False)
+        plain = image.patches(y=4, x=4, stride=1).plan("to_zarr", layout="samples")
     assert told["patches"] == 250_000**2
     assert told["bytes"] == 10**12
     assert plain["patches"] == (10**6 - 3) ** 2
@@ -117,7 +119,7 @@ def test_a_job_of_many_blocks_is_set_up_with_no_more_than_the_coords(
     coords = 2 * 8 * (SIDE // 4096)
     with peak_below(MIB + 12 * coords), pytest.raises(_Begun):
         p.to_zarr(MemoryStore(), progress=False)
-    assert begun == [p.plan_zarr()["tasks"]]
+    assert begun == [p.plan("to_zarr")["tasks"]]
     assert begun[0] >= 10**7
 
 
@@ -197,7 +199,7 @@ def test_what_is_too_much_is_refused_before_anything_is_built(ask: Callable[[Any
     with peak_below(32 * MIB), pytest.raises(PatchError) as refused:
         ask(p)
     assert "must have fewer than 10000000 tasks (blocks), got " in str(refused.value)
-    assert "write a job instead, with to_zarr(store) or map(..., store=store)" in str(refused.value)
+    assert "write a job instead, with to_zarr, map_to_zarr or reduce_to_zarr" in str(refused.value)
 
 
 def test_too_many_blocks_along_one_dim_are_refused_by_plans_too() -> None:
@@ -205,7 +207,9 @@ def test_too_many_blocks_along_one_dim_are_refused_by_plans_too() -> None:
     with peak_below(64 * MIB), pytest.raises(PatchError, match="one dim must have fewer than 1000"):
         p.plan()
     with peak_below(64 * MIB), pytest.raises(PatchError, match="one dim must have fewer than 1000"):
-        HUGE.patches(y=1, x=1).plan_map(chunks={"y": 1, "x": 1}, shards=False, max_bytes=64)
+        HUGE.patches(y=1, x=1).plan(
+            "map_to_zarr", chunks={"y": 1, "x": 1}, shards=False, max_bytes=64
+        )
 
 
 def test_too_many_patches_are_not_stitched_lazily() -> None:
@@ -219,7 +223,9 @@ def test_too_many_patches_are_not_stitched_lazily() -> None:
 
 def test_too_many_runs_of_a_model_are_not_materialized() -> None:
     with pytest.raises(PatchError, match="what materialize stores must have fewer than 10000000"):
-        HUGE.patches(y=256, x=256).map(np.copy, materialize=MemoryStore(), progress=False)
+        HUGE.patches(y=256, x=256).map_to_zarr(
+            None, np.copy, materialize=MemoryStore(), progress=False
+        )
 
 
 def test_a_result_that_does_not_fit_memory_is_refused_before_patches_get_labels(
@@ -270,7 +276,7 @@ def test_no_budget_takes_long_to_be_refused(max_bytes: Any) -> None:
         lambda: p.reduce("max", max_bytes=max_bytes),
         lambda: p.map(np.copy, max_bytes=max_bytes),
         lambda: p.plan(max_bytes=max_bytes),
-        lambda: p.plan_map(max_bytes=max_bytes),
+        lambda: p.plan("map_to_zarr", max_bytes=max_bytes),
     ]
     for ask in asks:
         with peak_below(MIB), pytest.raises(PatchError, match="max_bytes must be "):

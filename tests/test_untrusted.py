@@ -222,7 +222,7 @@ def written(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     patches = image.patches(y=3, x=3)
     patches.to_zarr(folder / "grid", **QUIET)
     patches.to_zarr(folder / "samples", layout="samples", **QUIET)
-    patches.map(np.copy, store=folder / "map", **QUIET)
+    patches.map_to_zarr(folder / "map", np.copy, **QUIET)
     both = xr.Dataset({"a": image, "b": image.astype("f4"), "words": ("x", [*"abcdef"])})
     with warnings.catch_warnings(action="ignore"):  # of text among the variables
         both.patches(y=3, x=3).to_zarr(folder / "dataset", **QUIET)

@@ -716,3 +716,61 @@ def test_errors_name_what_is_typed(source: str, models: None) -> None:
     uncovered = ("--size", "y=48,x=48", "--reduce", "first", "--var", "image")
     result = run("map", source, "out.zarr", "--func", "mymodels:same", *uncovered)
     assert "uint16 has no missing value; give --fill-value, or" in result.stderr
+    wrong: tuple[tuple[Any, str], ...] = (
+        (("--size", "y=900,x=4", "--padding", "valid"), "xpatches: --size on 'y' is too large"),
+        (("--chunks", "y=0"), "xpatches: --chunks on 'y' must be >= 1, or -1 for all"),
+    )
+    for options, message in wrong:
+        result = run("extract", source, "out.zarr", *SIZE, *options)
+        assert (result.exit_code, message in result.stderr) == (2, True), result.output
+
+
+REDUCE = ("--how", "mean", "--ignore-padding", "--min-count", "9", *SIZE)
+
+
+def test_reduce_writes_what_the_library_reduces(source: str, tmp_path: Path) -> None:
+    out = tmp_path / "out.zarr"
+    dry = run("reduce", source, out, *REDUCE, "--dry-run", "--json")
+    assert not out.exists()
+    plan = json.loads(dry.stdout)
+    assert (plan["patches"], plan["dims"], plan["tasks"]) == (96, {"y": 8, "x": 12}, 1)
+    assert plan["missing"] is None
+    result = run("reduce", source, out, *REDUCE, "--json")
+    assert result.exit_code == 0, result.output
+    told = json.loads(result.stdout)
+    assert (told["state"], told["layout"], told["holds"]) == (
+        "complete",
+        "reduced",
+        "reductions of patches",
+    )
+    image = xr.open_zarr(source, consolidated=False).image
+    p = image.patches(y=16, x=16, stride=8, padding="same")
+    expected = p.reduce("mean", ignore_padding=True, min_count=9)
+    xr.testing.assert_identical(xpatches.open_patches(out).compute(), expected.compute())
+    again = run("reduce", source, out, *REDUCE)
+    assert (again.exit_code, "exists already" in again.stderr) == (2, True)
+    assert run("reduce", source, out, *REDUCE, "--resume", "--quiet").output == ""
+    other = run("reduce", source, out, *REDUCE, "--resume", "--min-count", "8")
+    assert (other.exit_code, "reduce.image.min_count, stored 9" in other.stderr) == (2, True)
+    assert run("verify", out, "--quiet").exit_code == 0
+
+
+def test_errors_of_reduce(source: str, tmp_path: Path) -> None:
+    out = tmp_path / "out.zarr"
+    for given, message in (
+        (("--how", "mode"), "Invalid value for '--how'"),
+        (("--how", "median", "--min-count", "3"), "--min-count is not for --how median of uint16"),
+        (("--max-bytes", "9"), "--max-bytes must be >= "),
+    ):
+        result = run("reduce", source, out, *REDUCE[3:], *SIZE, "--how", "mean", *given)
+        assert result.exit_code == 2, result.output
+        assert message in result.stderr
+    assert not out.exists()
+
+
+def test_show_draws_reductions(source: str, tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib")
+    out, picture = tmp_path / "out.zarr", tmp_path / "a.png"
+    assert run("reduce", source, out, *REDUCE, "--quiet").exit_code == 0
+    assert run("show", out, "-o", picture).exit_code == 0
+    assert picture.read_bytes().startswith(b"\x89PNG")

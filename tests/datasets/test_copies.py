@@ -34,7 +34,7 @@ def scene(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def write(dataset: xr.Dataset, way: str, store: Any, **how: Any) -> Any:
     p = dataset.patches(y=8, x=8)
     if way == "map":
-        return p.map(np.copy, store=store, taper="flat", fill_value=0, **QUIET, **how)
+        return p.map_to_zarr(store, np.copy, taper="flat", fill_value=0, **QUIET, **how)
     return p.to_zarr(store, layout=way, **QUIET, **how)
 
 
@@ -166,7 +166,7 @@ def test_large_coords_are_copied_and_small_ones_are_not(
     opened = xr.open_zarr(counting_store(tmp_path / "image.zarr"), chunks=None, consolidated=False)
     p = opened.image.patches(y=64, x=64)
     counting_store.chunk_reads()
-    made = p.map(np.copy, taper="flat", store=tmp_path / "out.zarr", **QUIET)
+    made = p.map_to_zarr(tmp_path / "out.zarr", np.copy, taper="flat", **QUIET)
     assert set(counting_store.chunk_reads("lat").values()) == {1}
     xr.testing.assert_identical(made.compute(), image)
     assert made.lat.chunks is not None

@@ -288,7 +288,7 @@ def test_a_map_goes_into_the_labels_of_its_image(tmp_path: Path) -> None:
     path = tmp_path / "slide.zarr"
     slide(path)
     p = xr.open_zarr(path, chunks=None, consolidated=False)["0"].patches(y0=4, x0=7)
-    made = p.map(np.copy, taper="flat", store=path / "labels" / "nuclei", **QUIET)
+    made = p.map_to_zarr(path / "labels" / "nuclei", np.copy, taper="flat", **QUIET)
     xr.testing.assert_identical(made.compute(), p.source.compute())
     beside = xr.open_zarr(path, group="labels/nuclei", chunks=None, consolidated=False)["0"]
     again = beside.patches(y0=4, x0=7)

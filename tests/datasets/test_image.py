@@ -40,7 +40,7 @@ def test_a_map_is_written_as_it_is_computed(tmp_path: Path) -> None:
     image = opened(IMAGE.chunk(y=32, x=32), tmp_path / "a").assign_attrs(unit="m")
     p = image.patches(**CUT)
     expected = p.map(above_least).compute()
-    written = p.map(above_least, store=tmp_path / "b", **JOB)
+    written = p.map_to_zarr(tmp_path / "b", above_least, **JOB)
     assert written.data.npartitions > 1
     xr.testing.assert_identical(written.compute(), expected)
     plain = xr.open_zarr(tmp_path / "b", consolidated=False).image
@@ -50,12 +50,12 @@ def test_a_map_is_written_as_it_is_computed(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("given", [{"chunks": {"y": 10, "x": 7}}, {"shards": False}])
 def test_chunks_may_be_chosen(tmp_path: Path, given: dict[str, Any]) -> None:
-    made = IMAGE.patches(**CUT).map(identity, store=tmp_path / "a", **given, progress=False)
+    made = IMAGE.patches(**CUT).map_to_zarr(tmp_path / "a", identity, **given, progress=False)
     np.testing.assert_allclose(made, IMAGE)
     encoding = xr.open_zarr(tmp_path / "a", consolidated=False).image.encoding
     if "chunks" in given:
         assert encoding["chunks"] == (10, 7)
-        plan = IMAGE.patches(**CUT).plan_map(**given)
+        plan = IMAGE.patches(**CUT).plan("map_to_zarr", **given)
         assert (plan["chunks"], plan["shards"]) == (encoding["chunks"], encoding["shards"])
     else:
         assert encoding.get("shards") is None
@@ -64,14 +64,14 @@ def test_chunks_may_be_chosen(tmp_path: Path, given: dict[str, Any]) -> None:
 def test_a_job_that_failed_goes_on_where_it_stopped(tmp_path: Path) -> None:
     image = opened(IMAGE.chunk(y=32, x=32), tmp_path / "a")
     p, how = image.patches(**CUT), {**JOB, "store": tmp_path / "b", "retries": 0}
-    plan = p.plan_map(max_bytes=60_000)
+    plan = p.plan("map_to_zarr", max_bytes=60_000)
     broken = Failing(after=plan["runs"] // 2)
     with pytest.raises(JobError, match="func failed on the patch with origin y="):
-        p.map(broken, **how)
+        p.map_to_zarr(func=broken, **how)
     with pytest.raises(PatchError, match="is incomplete"):
         xpatches.open_patches(tmp_path / "b")
     mended = Failing(after=10**9)
-    made = p.map(mended, **how, resume=True)
+    made = p.map_to_zarr(func=mended, **how, resume=True)
     assert 0 < mended.runs < plan["runs"]
     xr.testing.assert_identical(made.compute(), p.map(identity).compute())
     assert plan["tasks"] > 1
@@ -92,7 +92,7 @@ def test_another_map_does_not_resume(
     tmp_path: Path, changed: dict[str, Any], difference: str
 ) -> None:
     def go(image: Any = IMAGE, cut: Any = CUT, func: Any = above_least, **how: Any) -> None:
-        image.patches(**cut).map(func, store=tmp_path / "a", progress=False, **how)
+        image.patches(**cut).map_to_zarr(tmp_path / "a", func, progress=False, **how)
 
     go()
     go(resume=True, batch_size=3)
@@ -114,17 +114,17 @@ def test_runs_that_are_stored_are_made_once(tmp_path: Path) -> None:
     assert count.runs == 0
     expected = expected.compute()
     count.runs = 0
-    made = p.map(model, output=output, materialize=runs, progress=False)
+    made = p.map_to_zarr(None, model, output=output, materialize=runs, progress=False)
     assert count.runs == len(p)
     xr.testing.assert_identical(made.compute(), expected)
     assert made.chunks is not None
-    written = p.map(
-        model, output=output, materialize=runs, store=tmp_path / "b", resume=True, **JOB
+    written = p.map_to_zarr(
+        tmp_path / "b", model, output=output, materialize=runs, resume=True, **JOB
     )
     assert count.runs == len(p)
     assert written.data.npartitions > 1
     xr.testing.assert_identical(written.compute(), expected)
-    p.map(model, output=output, materialize=runs, store=tmp_path / "b", resume=True, **JOB)
+    p.map_to_zarr(tmp_path / "b", model, output=output, materialize=runs, resume=True, **JOB)
     assert count.runs == len(p)
 
 
@@ -138,9 +138,11 @@ def test_a_patch_that_is_missing_does_not_eat_its_neighbours(
 
     image = IMAGE if way == "memory" else opened(IMAGE.chunk(y=32, x=32), tmp_path / "a")
     p, given = image.patches(y=16, x=16, stride=8), {**how, "labelled": True}
+    verb = p.map
     if way in ("store", "materialize"):
-        given |= {way: tmp_path / "b", "progress": False}
-    made = p.map(unsure, **given, max_bytes=60_000).compute()
+        verb = p.map_to_zarr
+        given |= {"store": None, way: tmp_path / "b", "progress": False}
+    made = verb(func=unsure, **given, max_bytes=60_000).compute()
     assert made.dtype == np.float64
     np.testing.assert_allclose(made, IMAGE, rtol=1e-15)
     if way == "lazy":
@@ -153,8 +155,8 @@ def test_a_patch_that_is_missing_does_not_eat_its_neighbours(
 def test_runs_and_the_result_are_kept_apart(tmp_path: Path, other: str) -> None:
     count = Failing(10**9)
     with pytest.raises(PatchError, match="store and materialize must be two places"):
-        IMAGE.patches(**CUT).map(
-            count, store=tmp_path / "a", materialize=tmp_path / other, overwrite=True
+        IMAGE.patches(**CUT).map_to_zarr(
+            tmp_path / "a", count, materialize=tmp_path / other, overwrite=True
         )
     assert count.runs == 0
     assert not any(tmp_path.iterdir())
@@ -170,10 +172,10 @@ def test_what_is_made_of_a_store_does_not_replace_it(tmp_path: Path, how: str) -
     elif how == "stitch":
         made = p.extract(engine="region").patches.stitch(like=IMAGE)
     else:
-        made = p.map(identity, materialize=tmp_path / "b", progress=False)
+        made = p.map_to_zarr(None, identity, materialize=tmp_path / "b", progress=False)
     with pytest.raises(PatchError, match="is where the image lies"):
-        made.patches(y=16, x=16).map(
-            identity, store=tmp_path / ("b" if how == "materialize" else "a"), **given
+        made.patches(y=16, x=16).map_to_zarr(
+            tmp_path / ("b" if how == "materialize" else "a"), identity, **given
         )
     xr.testing.assert_allclose(made.compute(), IMAGE)
 
@@ -208,7 +210,9 @@ def test_arguments_of_the_result_are_checked_before_the_model_is_run(
         given["store"] = tmp_path / given["store"]
     count = Failing(10**9)
     with pytest.raises(PatchError):
-        IMAGE.patches(**CUT).map(count, materialize=tmp_path / "a", progress=False, **given)
+        IMAGE.patches(**CUT).map_to_zarr(
+            func=count, materialize=tmp_path / "a", progress=False, **given
+        )
     assert count.runs == 0
     assert not (tmp_path / "a").exists()
 
@@ -216,8 +220,8 @@ def test_arguments_of_the_result_are_checked_before_the_model_is_run(
 def test_runs_of_a_dataset_may_have_their_dims_in_any_order(tmp_path: Path) -> None:
     image = xr.Dataset({"image": IMAGE.drop_vars("y").transpose("x", "y")}, {"y": IMAGE.y})
     for dataset in (image, image.transpose("y", "x"), image.assign_coords(y=IMAGE.y, x=IMAGE.x)):
-        made = dataset.patches(**CUT).map(
-            identity, materialize=tmp_path / "a", overwrite=True, progress=False
+        made = dataset.patches(**CUT).map_to_zarr(
+            None, identity, materialize=tmp_path / "a", overwrite=True, progress=False
         )
         xr.testing.assert_allclose(made.compute(), dataset)
 
@@ -225,26 +229,26 @@ def test_runs_of_a_dataset_may_have_their_dims_in_any_order(tmp_path: Path) -> N
 def test_what_a_store_cannot_take_is_refused_before_the_model_is_run(tmp_path: Path) -> None:
     image = opened(IMAGE.chunk(y=32, x=32), tmp_path / "image")
     p, count = image.patches(**CUT), Failing(10**9)
-    p.map(identity, store=tmp_path / "other", progress=False)
+    p.map_to_zarr(tmp_path / "other", identity, progress=False)
     how: dict[str, Any] = {"materialize": tmp_path / "a", "progress": False}
     with pytest.raises(PatchError, match="is of another job"):
-        p.map(count, store=tmp_path / "other", resume=True, **how)
+        p.map_to_zarr(tmp_path / "other", count, resume=True, **how)
     (tmp_path / "other" / "image" / "letter").touch()
     with pytest.raises(PatchError, match="holds what is no zarr: image/letter"):
-        p.map(count, store=tmp_path / "other", overwrite=True, **how)
+        p.map_to_zarr(tmp_path / "other", count, overwrite=True, **how)
     with pytest.raises(PatchError, match="is where the image lies"):
-        p.map(count, store=tmp_path / "image", overwrite=True, **how)
+        p.map_to_zarr(tmp_path / "image", count, overwrite=True, **how)
     odd = image.assign_coords({"a/b": 5}).patches(**CUT)
     with pytest.raises(PatchError, match="'a/b'"):
-        odd.map(count, store=tmp_path / "b", **how)
+        odd.map_to_zarr(tmp_path / "b", count, **how)
     with (
         writing(open_folder(tmp_path / "held"), print),
         pytest.raises(PatchError, match="is being written by process"),
     ):
-        p.map(count, store=tmp_path / "held", overwrite=True, **how)
-    p.map(identity, materialize=tmp_path / "kept", progress=False)
+        p.map_to_zarr(tmp_path / "held", count, overwrite=True, **how)
+    p.map_to_zarr(None, identity, materialize=tmp_path / "kept", progress=False)
     with pytest.raises(PatchError, match="exists already"):
-        p.map(count, store=tmp_path / "b", materialize=tmp_path / "kept", progress=False)
+        p.map_to_zarr(tmp_path / "b", count, materialize=tmp_path / "kept", progress=False)
     assert count.runs == 0
     assert not (tmp_path / "a").exists()
     assert not (tmp_path / "b").exists()
@@ -259,17 +263,17 @@ def test_a_job_may_be_resumed_with_smaller_batches_and_runs_reduced_otherwise(
     )
     p = image.patches(y=64, x=64, stride=32, padding="same")
     how: dict[str, Any] = {"max_bytes": "2 MiB", "progress": False, "retries": 0}
-    broken = Failing(p.plan_map(max_bytes="2 MiB")["runs"] // 2)
+    broken = Failing(p.plan("map_to_zarr", max_bytes="2 MiB")["runs"] // 2)
     with pytest.raises(JobError):
-        p.map(broken, store=tmp_path / "a", batch_size=64, **how)
+        p.map_to_zarr(tmp_path / "a", broken, batch_size=64, **how)
     for batch in (1, 200):
-        plan = p.plan_map(batch_size=batch, max_bytes="2 MiB")
+        plan = p.plan("map_to_zarr", batch_size=batch, max_bytes="2 MiB")
         assert plan["tasks"] > 1
-        p.map(Failing(10**9), store=tmp_path / "a", batch_size=batch, resume=True, **how)
-    p.map(Failing(10**9), materialize=tmp_path / "b", **how)
+        p.map_to_zarr(tmp_path / "a", Failing(10**9), batch_size=batch, resume=True, **how)
+    p.map_to_zarr(None, Failing(10**9), materialize=tmp_path / "b", **how)
     assert xr.open_zarr(tmp_path / "b", consolidated=False).image.chunks[0][0] < len(p) / 10
     again = Failing(10**9)
-    made = p.map(again, materialize=tmp_path / "b", taper="flat", resume=True, **how)
+    made = p.map_to_zarr(None, again, materialize=tmp_path / "b", taper="flat", resume=True, **how)
     assert again.runs == 0
     assert (made == 1).all()
 
@@ -277,10 +281,10 @@ def test_a_job_may_be_resumed_with_smaller_batches_and_runs_reduced_otherwise(
 def test_a_budget_that_is_too_small_is_refused_not_met_by_slivers(tmp_path: Path) -> None:
     p = xr.DataArray(np.zeros((600, 600)), dims=("y", "x")).patches(y=64, x=64, stride=32)
     with pytest.raises(PatchError, match=r"max_bytes must be >= .*, for a block of"):
-        p.map(identity, store=tmp_path / "a", max_bytes=300_000, progress=False)
+        p.map_to_zarr(tmp_path / "a", identity, max_bytes=300_000, progress=False)
     with pytest.raises(PatchError, match=r"max_bytes must be >= .*, for a block of"):
-        p.plan_map(max_bytes=300_000)
-    plan = p.plan_map(max_bytes=2_000_000)
+        p.plan("map_to_zarr", max_bytes=300_000)
+    plan = p.plan("map_to_zarr", max_bytes=2_000_000)
     assert min(plan["chunks"]) >= 32
     assert plan["runs_per_patch"] < 9
 
@@ -304,10 +308,10 @@ def test_jobs_read_no_more_than_their_budget(tmp_path: Path, stored: bool) -> No
     array = dask.array.from_array(source, chunks=(8, 128, 128), asarray=False, meta=np.empty(0))
     image = xr.DataArray(array, dims=("band", "y", "x"))
     p = image.patches(y=64, x=64)
-    p.map(
-        lambda batch: batch[:, 0].astype("u1"), output={"dims": ("y", "x"), "dtype": "u1"},
-        taper="flat", max_bytes="4 MiB", progress=False, store=tmp_path / "a",
-        materialize=tmp_path / "b" if stored else None,
+    p.map_to_zarr(
+        tmp_path / "a", lambda batch: batch[:, 0].astype("u1"),
+        output={"dims": ("y", "x"), "dtype": "u1"}, taper="flat", max_bytes="4 MiB",
+        progress=False, materialize=tmp_path / "b" if stored else None,
     )  # fmt: skip
     assert 0 < source.most <= 4 << 20
 
@@ -318,10 +322,10 @@ def test_a_task_of_a_job_holds_what_is_planned(tmp_path: Path) -> None:
     how: dict[str, Any] = {"max_bytes": "32 MiB", "batch_size": 8}
     job: dict[str, Any] = {"fill_value": 0, "progress": False}
     for reduce in ("mean", "sum"):
-        plan = p.plan_map(reduce=reduce, **how)
-        p.map(identity, reduce=reduce, store=tmp_path / f"{reduce}0", **job, **how)
+        plan = p.plan("map_to_zarr", reduce=reduce, **how)
+        p.map_to_zarr(tmp_path / f"{reduce}0", identity, reduce=reduce, **job, **how)
         tracemalloc.start()
-        made = p.map(identity, reduce=reduce, store=tmp_path / reduce, **job, **how)
+        made = p.map_to_zarr(tmp_path / reduce, identity, reduce=reduce, **job, **how)
         _, peak = tracemalloc.get_traced_memory()
         tracemalloc.stop()
         assert made.nbytes == plan["bytes"]
@@ -340,13 +344,13 @@ def test_a_func_that_cannot_be_sent_leaves_nothing_behind(tmp_path: Path) -> Non
         distributed.Client(processes=True, n_workers=1, dashboard_address=":0"),
         pytest.raises(PatchError, match="cannot be sent to the workers"),
     ):
-        IMAGE.patches(**CUT).map(model, store=tmp_path / "a", progress=False)
-    IMAGE.patches(**CUT).map(model, store=tmp_path / "a", progress=False)
+        IMAGE.patches(**CUT).map_to_zarr(tmp_path / "a", model, progress=False)
+    IMAGE.patches(**CUT).map_to_zarr(tmp_path / "a", model, progress=False)
 
 
 def test_options_of_a_job_need_a_store() -> None:
     with pytest.raises(PatchError, match="resume and overwrite are for store or materialize"):
-        IMAGE.patches(**CUT).map(identity, resume=True)
+        IMAGE.patches(**CUT).map_to_zarr(None, identity, resume=True)
 
 
 def lines() -> xr.DataArray:
@@ -377,10 +381,13 @@ def test_a_function_that_fails_in_every_block_fails_fast(
     one_core(monkeypatch)
     p, func = lines().patches(y=1, x=16), FailsOn(*range(128))
     assert (
-        p.plan_map(**{key: ROWS[key] for key in ("max_bytes", "chunks", "shards")})["tasks"] == 16
+        p.plan("map_to_zarr", **{key: ROWS[key] for key in ("max_bytes", "chunks", "shards")})[
+            "tasks"
+        ]
+        == 16
     )
     with pytest.raises(JobError, match="stopped, for func fails alike in block after") as caught:
-        p.map(func, store=tmp_path / "a", retries=retries, **ROWS)
+        p.map_to_zarr(tmp_path / "a", func, retries=retries, **ROWS)
     assert (
         str(caught.value)
         .splitlines()[0]
@@ -395,7 +402,7 @@ def test_a_function_that_fails_in_every_block_fails_fast(
     assert len([batch for batch in func.batches if len(batch) == 8]) <= 4 * (1 + retries)
     assert len([batch for batch in func.batches if batch == [0]]) == 1
     mended = FailsOn()
-    made = p.map(mended, store=tmp_path / "a", resume=True, **ROWS)
+    made = p.map_to_zarr(tmp_path / "a", mended, resume=True, **ROWS)
     np.testing.assert_array_equal(made, lines())
 
 
@@ -405,9 +412,9 @@ def test_what_is_done_stays_when_a_function_begins_to_fail(
     one_core(monkeypatch)
     p, func = lines().patches(y=1, x=16), FailsOn(*range(24, 128))
     with pytest.raises(JobError, match=r"block after block; 3 of 16 blocks of store .* are done"):
-        p.map(func, store=tmp_path / "a", retries=0, **ROWS)
+        p.map_to_zarr(tmp_path / "a", func, retries=0, **ROWS)
     mended = FailsOn()
-    p.map(mended, store=tmp_path / "a", resume=True, **ROWS)
+    p.map_to_zarr(tmp_path / "a", mended, resume=True, **ROWS)
     assert blocks_of(mended) == set(range(3, 16))
 
 
@@ -418,7 +425,7 @@ def test_a_function_that_fails_here_and_there_is_run_everywhere(
     one_core(monkeypatch)
     p, func = lines().patches(y=1, x=16), FailsOn(*bad)
     with pytest.raises(JobError, match=f"^{len(bad)} of 16 blocks .*the others are done") as caught:
-        p.map(func, store=tmp_path / "a", retries=2, **ROWS)
+        p.map_to_zarr(tmp_path / "a", func, retries=2, **ROWS)
     assert blocks_of(func) == set(range(16))
     for number, failure in zip(bad, caught.value.failures, strict=True):
         assert f"origin y={number}," in str(failure)
@@ -432,7 +439,7 @@ def test_other_errors_in_every_block_do_not_stop_a_job(
     one_core(monkeypatch)
     monkeypatch.setattr("xpatches.jobs.blocks.Job.write", lambda job, number: 1 / 0)
     with pytest.raises(JobError, match=r"^16 of 16 blocks"):
-        lines().patches(y=1, x=16).map(np.copy, store=tmp_path / "a", retries=0, **ROWS)
+        lines().patches(y=1, x=16).map_to_zarr(tmp_path / "a", np.copy, retries=0, **ROWS)
 
 
 def test_a_function_that_fails_on_all_workers_fails_fast(
@@ -446,4 +453,4 @@ def test_a_function_that_fails_on_all_workers_fails_fast(
         ),
         pytest.raises(JobError, match="fails alike in block after block; 0 of 16 blocks"),
     ):
-        lines().patches(y=1, x=16).map(FailsOn(*range(128)), store=tmp_path / "a", **ROWS)
+        lines().patches(y=1, x=16).map_to_zarr(tmp_path / "a", FailsOn(*range(128)), **ROWS)

@@ -55,7 +55,7 @@ def test_maps_copies_and_coords_have_checksums_too(tmp_path: Path) -> None:
     other = xr.DataArray(np.zeros((1024, 1024)), dims=("a", "b")).chunk(a=512)
     p = IMAGE.to_dataset().assign(other=other).patches(y=8, x=8)
     p.to_zarr(tmp_path / "a", **QUIET)
-    IMAGE.patches(y=8, x=8).map(np.copy, store=tmp_path / "b", reduce="max", **QUIET)
+    IMAGE.patches(y=8, x=8).map_to_zarr(tmp_path / "b", np.copy, reduce="max", **QUIET)
     for store, name in (("a", "image"), ("a", "other"), ("a", "y"), ("b", "image"), ("b", "y")):
         assert codecs(tmp_path / store, name)[-1] == "Crc32cCodec"
 
@@ -108,9 +108,11 @@ def test_what_is_damaged_is_named_and_repaired(
         p = IMAGE.patches(y=8, x=8)
         if job == "map":
             how |= {"chunks": {"y": 16, "x": 16}, "shards": False, "max_bytes": 4000}
-            p.map(np.copy, reduce="max", store=out, **how, **QUIET)
+            p.map_to_zarr(out, np.copy, reduce="max", **how, **QUIET)
         elif job == "materialized":
-            p.map(np.copy, reduce="max", materialize=out, max_bytes="4 KiB", **how, **QUIET)
+            p.map_to_zarr(
+                None, np.copy, reduce="max", materialize=out, max_bytes="4 KiB", **how, **QUIET
+            )
         elif job == "copy":
             both = IMAGE.to_dataset().assign(other=other).patches(y=8, x=8)
             encoding = {"other": {"chunks": (128, 512)}}

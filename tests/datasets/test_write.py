@@ -476,7 +476,7 @@ def test_a_map_goes_on_with_its_variables_in_another_order(
     def go(order: str, store: Any, **given: Any) -> None:
         p = patches_of(fields_of(order))
         how = {"chunks": {"y": 20, "x": 20}, "shards": False, **QUIET}
-        p.map(np.copy, store=store, reduce="max", taper="flat", **how, **given)
+        p.map_to_zarr(store, np.copy, reduce="max", taper="flat", **how, **given)
 
     go("one", tmp_path / "peace.zarr")
     failing.refuse = staticmethod(lambda key: key.startswith("b/c/"))
@@ -504,7 +504,7 @@ def test_an_image_whose_bands_lie_together_is_read_once(
         how["chunks"] = {"sample": 16}  # two rows of patches, as many as a chunk of the image has
     else:
         how["chunks"] = {"y": 2, "x": 2}
-    plan = p.plan_zarr(**how, shards=False)
+    plan = p.plan("to_zarr", **how, shards=False)
     assert plan["read_amplification"] == 1.0
     assert plan["chunks"][[*plan["dims"]].index("band")] == 3
     p.to_zarr(tmp_path / "b", **how, shards=False, **QUIET)

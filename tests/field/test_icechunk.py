@@ -47,7 +47,9 @@ def test_a_session_is_no_target_and_the_error_says_how_to_get_there(
             p.to_zarr(target, **QUIET)
         assert "consolidated=False), and commit" in str(caught.value)
         with pytest.raises(xpatches.PatchError, match="must not be an Icechunk session"):
-            p.map(np.copy, materialize=target, reduce="max", fill_value=0, taper="flat", **QUIET)
+            p.map_to_zarr(
+                None, np.copy, materialize=target, reduce="max", fill_value=0, taper="flat", **QUIET
+            )
         with pytest.raises(xpatches.PatchError, match=r"opened by xarray.open_zarr\(session"):
             xpatches.open_patches(target)
     assert not session.has_uncommitted_changes

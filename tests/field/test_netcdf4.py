@@ -97,10 +97,10 @@ def test_padding_of_a_decoded_file_is_missing_and_of_an_undecoded_one_its_fill_v
 
 def test_a_map_of_the_file_says_nothing_of_how_it_was_packed(file: Path, tmp_path: Path) -> None:
     raw = xr.open_dataset(file, mask_and_scale=False, decode_coords="all").tas
-    cold = raw.patches(rlat=5, rlon=5, padding="same").map(
+    cold = raw.patches(rlat=5, rlon=5, padding="same").map_to_zarr(
+        tmp_path / "cold.zarr",
         lambda batch: (batch < 0).astype("int8"),
         output={"dtype": "int8", "name": "cold", "attrs": {"long_name": "colder than 0 C"}},
-        store=tmp_path / "cold.zarr",
         progress=False,
     )
     assert cold.attrs == {"long_name": "colder than 0 C"}

@@ -33,7 +33,7 @@ def test_results_lie_where_odc_geo_would_put_them(crs: str, stack: bool) -> None
         "grid": (p.to_zarr(MemoryStore(), progress=False), zoomed),
         "map": (p.map(half, output={"dtype": "float32"}), box),
         "job": (
-            p.map(half, output={"dtype": "float32"}, store=MemoryStore(), progress=False),
+            p.map_to_zarr(MemoryStore(), half, output={"dtype": "float32"}, progress=False),
             box,
         ),
         "patch": (p[17], box[2:10, 2:10]),

@@ -68,7 +68,7 @@ def verbs(p: Any, like: Any) -> dict[str, Any]:
         "map": p.map(half, output=floats),
         "grid": p.to_zarr(MemoryStore(), **job),
         "samples": p.to_zarr(MemoryStore(), layout="samples", **job),
-        "map job": p.map(half, output=floats, store=MemoryStore(), **job),
+        "map job": p.map_to_zarr(MemoryStore(), half, output=floats, **job),
         "stitch": xpatches.stitch(p.extract(), like=like, reduce="first"),
         "stitch a store": xpatches.stitch(
             p.to_zarr(MemoryStore(), layout="samples", **job), like=like, reduce="first"

@@ -93,12 +93,11 @@ def test_models_get_patches_of_every_variable_under_their_labels(
 
     for scene in scenes():
         ds = scene if chunks is None else scene.chunk(chunks)
-        stores: dict[str, Any] = {}
+        p, stores = ds.patches(sizes, stride=4), {}
         if stored:
             stores = {"store": MemoryStore(), "materialize": MemoryStore(), "progress": False}
-        mapped = ds.patches(sizes, stride=4).map(
-            halved, labelled=True, batch_size=5, output={"dtype": "float64"}, **stores
-        )
+        how: dict[str, Any] = {"labelled": True, "batch_size": 5, "output": {"dtype": "float64"}}
+        mapped = (p.map_to_zarr if stored else p.map)(func=halved, **how, **stores)
         inside = {"y": slice(17), "x": slice(27)}
         for name in ("image", "mask"):
             np.testing.assert_allclose(mapped[name].isel(inside), ds[name].isel(inside) / 2)
@@ -109,7 +108,14 @@ def test_materialized_samples_of_all_variables_are_numbered_alike() -> None:
     for scene, sizes in itertools.product(scenes(), SIZES):
         kept = MemoryStore()
         p = scene.patches(sizes)
-        p.map(lambda batch: batch, reduce="first", fill_value=0, materialize=kept, progress=False)
+        p.map_to_zarr(
+            None,
+            lambda batch: batch,
+            reduce="first",
+            fill_value=0,
+            materialize=kept,
+            progress=False,
+        )
         runs = xpatches.open_patches(kept).compute()
         mask = runs.mask.transpose("sample", "y_patch", "x_patch")
         np.testing.assert_array_equal(mask, 2 * runs.image)

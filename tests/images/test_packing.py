@@ -117,13 +117,14 @@ def test_what_a_model_returns_is_described_by_the_output_alone(stored: bool) -> 
     image = packed()
     p = image.patches(y=2, x=2)
     job: dict[str, Any] = {"store": MemoryStore(), "progress": False} if stored else {}
-    plain = p.map(lambda batch: batch > 2, reduce="first", output={"dtype": "bool"}, **job)
+    verb: Any = p.map_to_zarr if stored else p.map
+    plain = verb(func=lambda batch: batch > 2, reduce="first", output={"dtype": "bool"}, **job)
     assert plain.attrs == OTHER
     assert plain.name == "image"
     if stored:
         job["store"] = MemoryStore()
     output = {"dtype": "uint8", "name": "water", "attrs": {"units": "1"}, "nodata": 9}
-    described = p.map(lambda batch: batch % 2, output=output, **job)
+    described = verb(func=lambda batch: batch % 2, output=output, **job)
     assert described.attrs == {**OTHER, "units": "1", "_FillValue": 9}
     assert described.name == "water"
     np.testing.assert_array_equal(described.compute(), image % 2)
@@ -189,7 +190,7 @@ def test_links_to_other_variables_survive_every_verb_and_job() -> None:
             p.to_zarr(MemoryStore(), progress=False),
             p.to_zarr(MemoryStore(), layout="samples", progress=False),
             p.to_zarr(MemoryStore(), progress=False, encoding={"lat": {"dtype": "float32"}}),
-            p.map(lambda batch: batch, store=MemoryStore(), progress=False),
+            p.map_to_zarr(MemoryStore(), lambda batch: batch, progress=False),
             xpatches.stitch(p.extract(), like=shown),
             xpatches.stitch(p.to_zarr(MemoryStore(), progress=False), like=shown),
         ):
@@ -209,7 +210,7 @@ def test_a_job_gives_back_bounds_and_other_links_as_they_were() -> None:
     p = ds.patches(x=4)
     for result in (
         p.to_zarr(MemoryStore(), progress=False),
-        p.map(lambda batch: batch, store=MemoryStore(), progress=False),
+        p.map_to_zarr(MemoryStore(), lambda batch: batch, progress=False),
         xpatches.stitch(p.extract(), like=ds),
         p.map(lambda batch: batch),
     ):

@@ -110,8 +110,11 @@ def test_a_model_is_sent_to_a_worker_once_or_made_there_once(
     store = tmp_path / "made.zarr" if way == "as a job" else None
     lazy = image.chunk(y=32, x=40) if way == "computed" else lazy
     p = lazy.patches(y=16, x=16, stride=8, padding="same")
-    how = {"factory": factory, "max_bytes": 60_000, "batch_size": 8}
-    made = p.map(func, **how, store=store, progress=False)
+    how: dict[str, Any] = {"factory": factory, "max_bytes": 60_000, "batch_size": 8}
+    if store is None:
+        made = p.map(func, **how)
+    else:
+        made = p.map_to_zarr(store, func, **how, progress=False)
     xr.testing.assert_allclose(made.compute(), image)
     lines = Counter(log.read_text().splitlines())
     workers = {line.split()[1] for line in lines if line.startswith("ran")} - {str(os.getpid())}
@@ -146,9 +149,9 @@ def test_workers_put_every_patch_under_its_labels_whatever_the_order_of_variable
                 patch = sample[name].transpose("y_patch", "x_patch")
                 np.testing.assert_array_equal(patch, factor * expected)
             assert (sample.y, sample.x) == (labels["y"][y + 2], labels["x"][x + 3])
-        mapped = p.map(
-            lambda batch: batch / 2, output={"dtype": "float64"}, fill_value=0,
-            store=tmp_path / f"{number}-map.zarr", progress=False,
+        mapped = p.map_to_zarr(
+            tmp_path / f"{number}-map.zarr", lambda batch: batch / 2,
+            output={"dtype": "float64"}, fill_value=0, progress=False,
         )  # fmt: skip
         for name in names:
             xr.testing.assert_allclose(

@@ -309,8 +309,8 @@ MAP_CODE = """
     if __name__ == "__main__":
         image = xr.open_zarr({image!r}, chunks=None, consolidated=False).image.astype(float)
         p = image.patches(y=32, x=32, stride=16, padding="same")
-        p.map(model, store={out!r}, materialize={runs!r}, chunks={{"y": 40, "x": 40}},
-              shards=False, max_bytes="1 MB", resume=True, progress=False)
+        p.map_to_zarr({out!r}, model, materialize={runs!r}, chunks={{"y": 40, "x": 40}},
+                      shards=False, max_bytes="1 MB", resume=True, progress=False)
 """
 
 

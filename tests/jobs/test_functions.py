@@ -76,7 +76,7 @@ def no_client(*_: Any, **__: Any) -> None:
 def paint(out: Path | str, func: Callable[[Any], Any], **given: Any) -> None:
     """Map a function, as a job of six blocks; the last three hold samples of 1000 or more."""
     how = {**BLOCKS, "progress": False, **given}
-    IMAGE.patches(y=10, x=10).map(func, store=out, **how)
+    IMAGE.patches(y=10, x=10).map_to_zarr(out, func, **how)
 
 
 def extract(out: Path | str) -> None:
@@ -340,8 +340,8 @@ if __name__ == "__main__":
                 n_workers=1, threads_per_worker=1, dashboard_address=":0", silence_logs=50
             )
             stack.enter_context(Client(stack.enter_context(cluster)))
-        image.patches(y=10, x=10).map(
-            model, store="out.zarr", chunks=dict(y=10, x=10), shards=False, max_bytes=30_000
+        image.patches(y=10, x=10).map_to_zarr(
+            "out.zarr", model, chunks=dict(y=10, x=10), shards=False, max_bytes=30_000
         )
 """
 MAP = ["map", "image.zarr", "out.zarr", "--func", "hanging:model", "--size", "y=10,x=10"]

@@ -57,7 +57,7 @@ def test_a_block_that_takes_minutes_is_told_of_every_minute(
     monkeypatch.setattr(Window, "take", later)
     monkeypatch.setattr("xpatches.jobs.progress.Progress", Told)
     image = xr.DataArray(np.arange(100.0).reshape(10, 10), dims=("y", "x"), name="image")
-    image.patches(y=5, x=5).map(model, store=tmp_path / "out.zarr", chunks={"y": 5, "x": 5})
+    image.patches(y=5, x=5).map_to_zarr(tmp_path / "out.zarr", model, chunks={"y": 5, "x": 5})
     block = "0, 'image', y=0:10, x=0:10"
     assert told == [(block, 60.0, 60.0), (block, 120.0, 120.0), (block, 180.0, 180.0)]
 

@@ -239,7 +239,7 @@ WAYS: dict[str, Callable[[xr.DataArray, Path], Any]] = {
     "iteration": lambda image, _: next(iter(image.patches(y=4, x=4))),
     "map": lambda image, _: image.patches(y=4, x=4).map(np.copy),
     "job": lambda image, path: image.patches(y=4, x=4).to_zarr(path, **JOB),
-    "mapped job": lambda image, path: image.patches(y=4, x=4).map(np.copy, store=path, **JOB),
+    "mapped job": lambda image, path: image.patches(y=4, x=4).map_to_zarr(path, np.copy, **JOB),
     "parity": lambda image, _: extract_patches(
         image.data[None, :, :, None], [1, 3, 3, 1], [1, 1, 1, 1], [1, 1, 1, 1], "VALID"
     ),

@@ -120,8 +120,12 @@ def test_bad_input_is_refused_before_anything_is_run(
         ran.append(batch)
         return batch
 
+    p = xr.Dataset(dataset).patches(y=8, x=8, padding="same")
+    verb: Any = p.map
+    if not how.keys().isdisjoint(("store", "materialize", "chunks")):
+        verb, how = p.map_to_zarr, {"store": None, **how, "progress": False}
     with pytest.raises(PatchError, match=message):
-        xr.Dataset(dataset).patches(y=8, x=8, padding="same").map(model, **how, progress=False)
+        verb(func=model, **how)
     assert not ran
     assert not any(tmp_path.iterdir())
 

@@ -69,7 +69,7 @@ def test_an_image_in_memory_runs_every_patch_once_in_full_batches() -> None:
     assert count.runs == dict.fromkeys(origins, 1)
     assert max(count.batches) == 5
     assert len(count.batches) <= 1.25 * len(p) / 5
-    assert p.plan()["map"]["runs_per_patch"] == 1.0
+    assert p.plan("map")["runs_per_patch"] == 1.0
 
 
 @pytest.mark.parametrize("chunked", [False, True])
@@ -78,7 +78,7 @@ def test_the_plan_says_how_often_patches_are_run(tmp_path: Path, chunked: bool) 
     p = (IMAGE.chunk(y=32, x=32) if chunked else image).patches(**CUT)
     count = Counting()
     made = p.map(count, labelled=True, max_bytes=60_000)
-    plan = p.plan(max_bytes=60_000)["map"]
+    plan = p.plan("map", max_bytes=60_000)
     assert plan["chunks"] == dict(zip("yx", map(list, made.chunks), strict=True))
     assert plan["blocks"] == made.data.npartitions > 1
     made.compute()
@@ -90,7 +90,7 @@ def test_the_plan_says_how_often_patches_are_run(tmp_path: Path, chunked: bool) 
 
 def test_blocks_grow_until_few_patches_are_run_again() -> None:
     image = xr.DataArray(dask.array.zeros((16384, 16384), chunks=1024), dims=("y", "x"))
-    plan = image.patches(y=256, x=256, stride=128).plan(output={"dtype": "float32"})["map"]
+    plan = image.patches(y=256, x=256, stride=128).plan("map", output={"dtype": "float32"})
     assert plan["runs_per_patch"] < 1.25
     assert plan["blocks"] < 100
 
@@ -107,7 +107,7 @@ def test_a_task_holds_what_the_plan_says(tmp_path: Path) -> None:
     p = image.patches(y=64, x=64, stride=32)
     most = 1 << 23
     made = p.map(model, output=output, batch_size=8, max_bytes=most, fill_value=0)
-    plan = p.plan(output=output, batch_size=8, max_bytes=most)["map"]
+    plan = p.plan("map", output=output, batch_size=8, max_bytes=most)
     block = made.data.blocks[0, 0, 0]
     block.compute()  # what is loaded once
     tracemalloc.start()

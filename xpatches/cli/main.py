@@ -2,272 +2,61 @@
 
 import importlib
 import inspect
-import json
 import logging
 import os
 import re
 import signal
 import sys
-import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict
-from functools import partial, wraps
+from functools import partial
 from typing import Any
 
 import click
 import xarray as xr
 import zarr
-from zarr.errors import UnstableSpecificationWarning
 
+from xpatches.cli.describe import about, printable, tell
 from xpatches.cli.opening import open_image
+from xpatches.cli.options import (
+    CUT,
+    DONE,
+    FAILED,
+    JOB,
+    LABEL,
+    MAX_BYTES,
+    SOURCE,
+    Group,
+    PerDim,
+    label,
+    names,
+    number,
+)
 from xpatches.datasets import verification
-from xpatches.datasets.open import dataset_state, open_patches, undamaged
+from xpatches.datasets.open import dataset_state, open_patches
 from xpatches.display import plots as pictures
-from xpatches.display.text import readable
-from xpatches.errors import JobError, PatchError
-from xpatches.geometry.grid import AxisGrid
+from xpatches.errors import PatchError
 from xpatches.images.spec import SPEC_ATTR, read_spec
-from xpatches.jobs.folder import Folder
-from xpatches.jobs.lock import writer_of
 from xpatches.jobs.open import open_folder
 from xpatches.jobs.state import StoredDataset
 from xpatches.mapping.output import as_scale
 from xpatches.redaction import redacted, told
+from xpatches.reduction.kernel import SEPARABLE
 from xpatches.stitching.choose import REDUCES
 from xpatches.stitching.tapers import TAPERS
 
-DONE, FAILED, USAGE, STOPPED = 0, 1, 2, 130
-"""Exit codes."""
-_TYPED = {
-    "resume and overwrite": "--resume and --overwrite",
-    "resume=True": "--resume",
-    "overwrite=True": "--overwrite",
-    "reduce must": "--reduce must",
-    "skipna=True": "--skipna",
-    "skipna=False": "--no-skipna",
-    "fill_value": "--fill-value",
-    "max_bytes": "--max-bytes",
-}
-"""What arguments of the library, which its errors name, are on the command line."""
-_CHOSEN = r"(padding|layout|label|taper|reduce)='(\w+)'"
-"""Those whose values are words: ``--padding same``."""
 
-
-class _PerDim(click.ParamType):  # type: ignore[type-arg]
-    """``y=256,x=128``, or one value for all dims."""
-
-    name = "dims"
-
-    def __init__(self, of: Callable[[str], Any] = int, single: bool = True) -> None:
-        self._of, self._single = of, single
-
-    def convert(self, value: Any, param: Any, ctx: Any) -> Any:
-        """Parse what was typed."""
-        if not isinstance(value, str):
-            return value
-        if "=" not in value and self._single:
-            return self._parsed(value, value, param, ctx)
-        made = {}
-        for part in value.split(","):
-            dim, equals, given = part.partition("=")
-            if not (equals and dim.strip()):
-                self.fail(f"{value!r} is not of the form y=256,x=256", param, ctx)
-            made[dim.strip()] = self._parsed(given.strip(), value, param, ctx)
-        return made
-
-    def _parsed(self, text: str, whole: str, param: Any, ctx: Any) -> Any:
-        try:
-            return self._of(text)
-        except ValueError:
-            self.fail(f"{text!r} in {whole!r} is no number of that kind", param, ctx)
-
-
-def _padding(text: str) -> Any:
-    """Parse "valid", "same" or BEFORE:AFTER."""
-    before, colon, after = text.partition(":")
-    return (int(before), int(after)) if colon else text
-
-
-def _number(text: str) -> int | float:
-    """Parse a number; integers as they are, for floats do not hold all of them."""
-    try:
-        return int(text)
-    except ValueError:
-        return float(text)
-
-
-def _names(text: str) -> tuple[str, ...]:
-    return tuple(name.strip() for name in text.split(","))
-
-
-def _label(text: str) -> Any:
-    try:
-        return float(text)
-    except ValueError:
-        return text  # xarray understands dates
-
-
-def _typed(text: str) -> str:
-    """Say in an error what is typed, but leave paths and names alone."""
-    words = {re.escape(python): typed for python, typed in _TYPED.items()}
-    for python, typed in {**words, _CHOSEN: r"--\1 \2"}.items():
-        text = re.sub(rf"(?<![\w/.'\"-]){python}(?![\w/.'\"-])", typed, text)
-    return text
-
-
-@contextmanager
-def _reported(debug: bool) -> Iterator[None]:
-    """Turn errors into one line and an exit code."""
-
-    def stop(*_: Any) -> None:  # as batch systems ask to
-        raise KeyboardInterrupt
-
-    signal.signal(signal.SIGTERM, stop)
-    warnings.simplefilter("ignore", UnstableSpecificationWarning)  # of strings among the coords
-    warnings.filterwarnings("ignore", "Object at .* is not recognized as a component of a Zarr")
-    try:
-        yield
-    except KeyboardInterrupt as stopped:
-        click.echo(f"xpatches: {_typed(str(stopped)) or 'interrupted'}", err=True)
-        raise SystemExit(STOPPED) from None
-    except (click.ClickException, SystemExit):
-        raise
-    except Exception as error:
-        if debug:
-            raise
-        known = isinstance(error, PatchError | JobError | OSError)
-        text = str(error) if known else f"{type(error).__name__}: {error} (--debug shows where)"
-        text = text if isinstance(error, JobError) else " ".join(text.split())
-        click.echo(f"xpatches: {_printable(redacted(_typed(text)))}", err=True)
-        wrong = isinstance(error, PatchError | FileNotFoundError)
-        raise SystemExit(USAGE if wrong else FAILED) from None
-
-
-def _command(example: str, **kwargs: Any) -> Callable[..., Any]:
-    """Make a command with ``--debug`` and ``--json``, whose help ends with an example."""
-
-    def decorate(function: Callable[..., Any]) -> Any:
-        @wraps(function)
-        def run(debug: bool, **given: Any) -> None:
-            with _reported(debug):
-                function(**given)
-
-        made = click.option("--debug", is_flag=True, help="Show the traceback of an error.")(run)
-        made = click.option("--json", "as_json", is_flag=True, help="Print JSON.")(made)
-        return main.command(epilog=f"Example: {example}", **kwargs)(made)
-
-    return decorate
-
-
-class _Masking(click.Group):
-    """Tells nothing of credentials that were typed, whatever is wrong with them."""
-
-    def invoke(self, ctx: click.Context) -> Any:
-        """Run a command."""
-        try:
-            return super().invoke(ctx)
-        except click.UsageError as error:
-            raise click.UsageError(redacted(error.format_message()), error.ctx) from error
-
-
-@click.group(cls=_Masking, epilog="Exit codes: 0 done, 1 failed, 2 wrong usage, 130 stopped.")
+@click.group(cls=Group, epilog="Exit codes: 0 done, 1 failed, 2 wrong usage, 130 stopped.")
 @click.version_option(package_name="xpatches")
 def main() -> None:
-    """Patches of images too large for memory: cut them, or map a model over them, zarr to zarr."""
+    """Patches of images too large for memory: cut, reduce or map them, zarr to zarr."""
 
 
-def _options(*options: Callable[..., Any]) -> Callable[..., Any]:
-    """Give a command several options, in this order."""
-
-    def decorate(function: Callable[..., Any]) -> Callable[..., Any]:
-        for option in reversed(options):
-            function = option(function)
-        return function
-
-    return decorate
-
-
-_SOURCE = _options(
-    click.option("--group", help="Group or array in SOURCE: labels/nuclei/0."),
-    click.option("--dims", type=_names, help="Dims of a zarr array that does not name them: y,x."),
-    click.option(
-        "--decode/--no-decode",
-        default=None,
-        help="Whether scale, offset and nodata of SOURCE are applied, which makes floats of "
-        "integers. By default they are, but not those of GeoTIFF.",
-    ),
-)
-"""What of a source is the image."""
-_CUT = _options(
-    _SOURCE,
-    click.option("--var", "names", multiple=True, help="Variable to cut; all by default."),
-    click.option(
-        "--size", type=_PerDim(single=False), required=True, help="Samples per patch: y=256,x=256."
-    ),
-    click.option(
-        "--stride", type=_PerDim(), help="One for all dims or y=128,x=64; the size if absent."
-    ),
-    click.option(
-        "--rate", type=_PerDim(), default=1, help="Distance between samples; 1 if absent."
-    ),
-    click.option(
-        "--padding",
-        type=_PerDim(_padding),
-        default="valid",
-        help="valid, same or BEFORE:AFTER, for all dims or y=same,x=8:8.",
-    ),
-    click.option(
-        "--pad-value",
-        type=_number,
-        help="Value of samples beyond the image; its nodata if absent, or 0.",
-    ),
-)
-"""How an image is cut."""
-_JOB = _options(
-    click.option("--chunks", type=_PerDim(single=False), help="Lengths of chunks by dim."),
-    click.option("--shards", type=_PerDim(single=False), help="Lengths of shards by dim."),
-    click.option(
-        "--scheduler", metavar="ADDRESS", help="Run on this dask cluster: tcp://host:8786"
-    ),
-    click.option(
-        "--workers", type=click.IntRange(1), help="Run on so many processes of this machine."
-    ),
-    click.option(
-        "--checksums/--no-checksums",
-        default=True,
-        show_default=True,
-        help="Whether chunks are stored with checksums.",
-    ),
-    click.option("--resume", is_flag=True, help="Finish an incomplete dataset."),
-    click.option("--overwrite", is_flag=True, help="Replace what is in OUT."),
-    click.option(
-        "--retries",
-        type=click.IntRange(0),
-        default=2,
-        show_default=True,
-        help="How often a block that fails is tried again.",
-    ),
-    click.option(
-        "--lock/--no-lock",
-        default=True,
-        show_default=True,
-        help="Whether other jobs are kept out of OUT while this one writes.",
-    ),
-    click.option("--fsync", is_flag=True, help="Wait until files are on the disk."),
-    click.option("--dry-run", is_flag=True, help="Say what would be done, and do nothing."),
-    click.option("--quiet", is_flag=True, help="Tell nothing but errors."),
-)
-"""How it is written."""
-
-
-@_command(
+@main.add(
     "xpatches extract image.zarr patches.zarr --var image --size y=256,x=256 --stride 128 "
     "--padding same --workers 4"
 )
-@click.argument("source")
-@click.argument("out")
-@_CUT
+@CUT
 @click.option(
     "--layout",
     type=click.Choice(["grid", "samples"]),
@@ -275,53 +64,71 @@ _JOB = _options(
     show_default=True,
     help="Patches along the image's dims, or along one dim, sample.",
 )
-@click.option(
-    "--label",
-    type=click.Choice(["center", "origin"]),
-    default="center",
-    show_default=True,
-    help="What of a patch gives it its labels.",
-)
-@_JOB
-def extract(
-    source: str,
-    out: str,
-    layout: str,
-    label: str,
-    chunks: Any,
-    shards: Any,
-    scheduler: str | None,
-    workers: int | None,
-    dry_run: bool,
-    quiet: bool,
-    as_json: bool,
-    **given: Any,
-) -> None:
+@LABEL
+@JOB
+def extract(layout: str, label: str, **options: Any) -> None:
     """Write all patches of the image SOURCE to the zarr store OUT.
 
     SOURCE is a zarr store or any file that xarray opens. OUT is a path or a URL; a job that was
     stopped or failed is finished with --resume.
     """
-    _check_places(source, out, scheduler, workers)
-    p = _cut(source, given)
-    left = _left(out, given["resume"], given["overwrite"])
-    if dry_run:
-        _tell({"layout": layout, "missing": left, **p.plan_zarr(layout, chunks, shards)}, as_json)
-        return
-    with _client(scheduler, workers, quiet):
-        given |= {"layout": layout, "label": label, "chunks": chunks, "shards": shards}
-        p.to_zarr(out, progress=not quiet, **given)
-    if as_json:
-        _tell(_about(open_folder(out, read_only=True), out), as_json)
+    _check_places(options)
+    _write("to_zarr", options, {"layout": layout, "label": label}, layout=layout)
 
 
-@_command(
+@main.add(
+    "xpatches reduce image.zarr means.zarr --how mean --size y=256,x=256 --stride 128 --workers 4",
+    name="reduce",
+)
+@CUT
+@click.option(
+    "--how",
+    type=click.Choice([*SEPARABLE, "median"]),
+    required=True,
+    help="What becomes of the samples of a patch.",
+)
+@click.option(
+    "--skipna/--no-skipna", default=None, help="Whether NaN is no sample; of floats if absent."
+)
+@click.option("--min-count", type=click.IntRange(0), help="Patches with fewer samples become NaN.")
+@click.option(
+    "--ignore-padding/--no-ignore-padding",
+    default=None,
+    help="Whether padding is no sample; it is none if absent where it is nodata.",
+)
+@LABEL
+@MAX_BYTES
+@JOB
+def reduce_(
+    how: str,
+    skipna: bool | None,
+    min_count: int | None,
+    ignore_padding: bool | None,
+    label: str,
+    max_bytes: str | None,
+    **options: Any,
+) -> None:
+    """Reduce every patch of the image SOURCE to one sample, and write them to OUT.
+
+    Everything else is as for extract.
+    """
+    _check_places(options)
+    reduction = {
+        "how": how,
+        "skipna": skipna,
+        "min_count": min_count,
+        "ignore_padding": ignore_padding,
+        "label": label,
+        "max_bytes": max_bytes,
+    }
+    _write("reduce_to_zarr", options, reduction)
+
+
+@main.add(
     "xpatches map image.zarr mask.zarr --func mymodels.water:segment --size y=256,x=256 "
     "--stride 128 --padding same --output-dims y,x --output-dtype float32 --workers 4",
     name="map",
 )
-@click.argument("source")
-@click.argument("out")
 @click.option(
     "--func",
     required=True,
@@ -330,7 +137,7 @@ def extract(
 )
 @click.option("--factory", is_flag=True, help="It gives the function, once on every worker.")
 @click.option("--labelled", is_flag=True, help="It takes a DataArray: patches with their labels.")
-@_CUT
+@CUT
 @click.option("--batch-size", type=click.IntRange(1), default=32, show_default=True)
 @click.option(
     "--taper",
@@ -347,76 +154,85 @@ def extract(
     default=None,
     help="Whether NaN counts for nothing where patches overlap; of floats if absent.",
 )
+@click.option("--output-dims", type=names, help="Dims that it returns behind the batch: class,y,x.")
 @click.option(
-    "--output-dims", type=_names, help="Dims that it returns behind the batch: class,y,x."
-)
-@click.option(
-    "--output-sizes", type=_PerDim(single=False), help="Lengths of those that differ: class=3."
+    "--output-sizes", type=PerDim(single=False), help="Lengths of those that differ: class=3."
 )
 @click.option("--output-dtype", help="The image's if absent.")
 @click.option(
     "--scale",
-    type=_PerDim(partial(as_scale, "--scale")),
+    type=PerDim(partial(as_scale, "--scale")),
     help="Samples returned per sample, 2 or 1/4, for all dims or y=2,x=2.",
 )
-@click.option("--fill-value", type=_number, help="Value of samples that no patch holds.")
-@click.option("--max-bytes", help="Budget of a block, 32MiB: less makes more and smaller blocks.")
+@click.option("--fill-value", type=number, help="Value of samples that no patch holds.")
+@MAX_BYTES
 @click.option(
     "--materialize", metavar="STORE", help="Run every patch once, and keep what is returned here."
 )
-@_JOB
+@JOB
 def map_(
-    source: str,
-    out: str,
     func: str,
     output_dims: tuple[str, ...] | None,
     output_sizes: Any,
     output_dtype: str | None,
     scale: Any,
-    scheduler: str | None,
-    workers: int | None,
-    dry_run: bool,
-    quiet: bool,
-    as_json: bool,
-    **given: Any,
+    **options: Any,
 ) -> None:
     """Run a model on all patches of the image SOURCE, and write the image it makes to OUT.
 
     Everything else is as for extract. See Patches.map for what the function is given.
     """
-    _check_places(source, out, scheduler, workers)
-    if materialize := given["materialize"]:
-        _check_zarr_name("--materialize", materialize)
-    function = _import(func, given["factory"])
-    p = _cut(source, given)
-    given = {name: value for name, value in given.items() if value is not None}
-    output = {
-        "dims": output_dims,
-        "sizes": output_sizes,
-        "dtype": output_dtype,
-        "scale": scale,
-    }
-    output = {name: value for name, value in output.items() if value is not None}
-    left = _left(out, given["resume"], given["overwrite"])
-    if dry_run and materialize:
-        raise click.UsageError("--dry-run plans maps without --materialize; leave out one of them")
+    _check_places(options)
+    if options["materialize"]:
+        _check_zarr_name("--materialize", options["materialize"])
+        if options["dry_run"]:
+            raise click.UsageError(
+                "--dry-run plans maps without --materialize; leave out one of them"
+            )
+    output = {"dims": output_dims, "sizes": output_sizes, "dtype": output_dtype, "scale": scale}
+    function = _import(func, options["factory"])
+    _write("map_to_zarr", options, {"func": function, "output": output})
+
+
+def _write(verb: str, options: dict[str, Any], arguments: dict[str, Any], **facts: Any) -> None:
+    """Write what a verb makes of an image, or say what it would do.
+
+    Parameters
+    ----------
+    verb
+        Method of `Patches`.
+    options
+        Of the command: how the image is cut, and the verb's and the job's own.
+    arguments
+        Others of the verb.
+    **facts
+        What a dry run says besides the plan.
+    """
+    source, out, as_json, quiet = _taken(options, "source", "out", "as_json", "quiet")
+    scheduler, workers, dry_run = _taken(options, "scheduler", "workers", "dry_run")
+    p = _cut(source, options)
+    missing = _missing(out, options["resume"], options["overwrite"])
     if dry_run:
-        planned = ("batch_size", "reduce", "max_bytes", "chunks", "shards")
-        how = {name: given[name] for name in planned if name in given}
-        _tell({"missing": left, **p.plan_map(output, **how)}, as_json)
+        tell({**facts, "missing": missing, **p.plan(verb, **arguments, **options)}, as_json)
         return
     with _client(scheduler, workers, quiet):
-        p.map(function, output=output, store=out, progress=not quiet, **given)
+        getattr(p, verb)(out, progress=not quiet, **arguments, **options)
     if as_json:
-        _tell(_about(open_folder(out, read_only=True), out), as_json)
+        tell(about(open_folder(out, read_only=True), out), as_json)
 
 
-def _check_places(source: str, out: str, scheduler: str | None, workers: int | None) -> None:
-    if scheduler and workers:
-        raise click.UsageError("--scheduler and --workers exclude each other; give one of them")
-    if _same_place(source, out):
+def _taken(options: dict[str, Any], *names: str) -> list[Any]:
+    """Take options out of others."""
+    return [options.pop(name) for name in names]
+
+
+def _check_places(options: dict[str, Any]) -> None:
+    for first, second in (("scheduler", "workers"), ("resume", "overwrite")):
+        if options[first] and options[second]:
+            raise click.UsageError(f"--{first} and --{second} exclude each other; give one of them")
+    if _same_place(options["source"], options["out"]):
         raise click.UsageError("OUT must not be SOURCE")
-    _check_zarr_name("OUT", out)
+    _check_zarr_name("OUT", options["out"])
 
 
 def _check_zarr_name(what: str, place: str) -> None:
@@ -436,19 +252,18 @@ def _check_zarr_name(what: str, place: str) -> None:
     )
 
 
-def _cut(source: str, given: dict[str, Any]) -> Any:
+def _cut(source: str, options: dict[str, Any]) -> Any:
     """Open an image and cut it, as those of the options say that are for this; they are removed."""
-    opened = {name: given.pop(name) for name in ("group", "dims", "decode")}
-    image = _choose(open_image(source, **opened), given.pop("names"))
-    how = {name: given.pop(name) for name in ("stride", "rate", "padding")}
-    size, pad_value = given.pop("size"), given.pop("pad_value")
+    image = open_image(source, *_taken(options, "group", "dims", "decode"))
+    names, fill_value = _taken(options, "names", "pad_value")
+    cut = {name: options.pop(name) for name in ("size", "stride", "rate", "padding")}
     try:
-        return image.patches(size, fill_value=pad_value, **how)
+        return _choose(image, names).patches(fill_value=fill_value, **cut)
     except PatchError as error:
         raise PatchError(re.sub(r"^fill_value\b", "--pad-value", str(error))) from error
 
 
-def _left(out: str, resume: bool, overwrite: bool) -> int | None:
+def _missing(out: str, resume: bool, overwrite: bool) -> int | None:
     """Refuse a store that may not be written, before workers are started; count missing blocks."""
     open_folder(out)
     if "://" in out or os.path.exists(os.path.expanduser(out)):
@@ -496,15 +311,15 @@ def _import(func: str, factory: bool) -> Any:
     return found
 
 
-@_command("xpatches info patches.zarr")
+@main.add("xpatches info patches.zarr")
 @click.argument("store")
-@_SOURCE
+@SOURCE
 def info(store: str, as_json: bool, **source: Any) -> None:
     """Say what STORE holds: an image, or a patch dataset and whether it is complete."""
-    _tell(_about(open_folder(store, read_only=True), store, source), as_json)
+    tell(about(open_folder(store, read_only=True), store, source), as_json)
 
 
-@_command("xpatches verify patches.zarr --repair")
+@main.add("xpatches verify patches.zarr --repair")
 @click.argument("store")
 @click.option("--repair", is_flag=True, help="Remove what is damaged, for --resume to write again.")
 @click.option("--quiet", is_flag=True, help="Tell nothing but what is damaged.")
@@ -517,30 +332,30 @@ def verify(store: str, repair: bool, quiet: bool, as_json: bool) -> None:
     facts = verification.verify(store, repair=repair, progress=not quiet)
     damaged = facts["damaged"]
     if as_json:
-        _tell({"store": redacted(store), **facts}, as_json)
+        tell({"store": redacted(store), **facts}, as_json)
     else:
-        _tell({"store": redacted(store), **facts, "damaged": len(damaged)}, as_json)
+        tell({"store": redacted(store), **facts, "damaged": len(damaged)}, as_json)
         for name, problem in damaged.items():
-            click.echo(_printable(f"{name}: {problem}"))
+            click.echo(printable(f"{name}: {problem}"))
     raise SystemExit(FAILED if damaged else DONE)
 
 
-@_command("xpatches show patches.zarr --sel y=48.2,x=16.4 -o patch.png")
+@main.add("xpatches show patches.zarr --sel y=48.2,x=16.4 -o patch.png")
 @click.argument("store")
 @click.option("--var", "name", help="Variable to draw, where there are several.")
 @click.option(
     "--sel",
-    type=_PerDim(_label, single=False),
+    type=PerDim(label, single=False),
     help="By label: y=48.2,x=16.4 the patch whose center is nearest, other dims as well.",
 )
 @click.option(
     "--isel",
-    type=_PerDim(single=False),
+    type=PerDim(single=False),
     help="By index: y=3,x=4 or sample=17, other dims as well (0 if absent).",
 )
 @click.option("-o", "--output", required=True, help="The picture: a .png, .jpg, .svg or .pdf.")
 def show(store: str, name: str | None, sel: Any, isel: Any, output: str, as_json: bool) -> None:
-    """Draw one patch of the patch dataset STORE, or the image that map wrote to STORE."""
+    """Draw one patch of the patch dataset STORE, or the image that map or reduce wrote there."""
     job = dataset_state(open_folder(store, read_only=True))["job"]
     if job["layout"] == "runs":
         raise click.UsageError(
@@ -557,9 +372,9 @@ def show(store: str, name: str | None, sel: Any, isel: Any, output: str, as_json
     path = output if os.path.splitext(output)[1] else f"{output}.png"
     told: dict[str, Any] = {"picture": path}
     try:
-        if job["layout"] == "image":
+        if (made := job.get("map") or job.get("reduce")) is not None:
             stored = name or next(iter(job["blocks"]))
-            spec = read_spec({SPEC_ATTR: job["map"][stored]["patches"]})
+            spec = read_spec({SPEC_ATTR: made[stored]["patches"]})
             dims = [*map(str, spec.grid.dims)]
             with zarr.config.set({"async.concurrency": 1}):  # shards that are decoded at once
                 image, told["steps"], told["chosen"] = pictures.choose_image(
@@ -571,7 +386,7 @@ def show(store: str, name: str | None, sel: Any, isel: Any, output: str, as_json
             told |= {"origin": pictures.draw(patch, chosen, path), "chosen": chosen}
     except ImportError:
         raise click.UsageError('show needs matplotlib: pip install "xpatches[show]"') from None
-    _tell(told, as_json)
+    tell(told, as_json)
 
 
 def _choose(opened: xr.DataArray | xr.Dataset, names: tuple[str, ...]) -> Any:
@@ -623,86 +438,3 @@ def _same_place(source: str, out: str) -> bool:
     if "://" in source or "://" in out:
         return source.rstrip("/") == out.rstrip("/")
     return os.path.realpath(source) == os.path.realpath(out)
-
-
-def _about(folder: Folder, given: str, source: Mapping[str, Any] | None = None) -> dict[str, Any]:
-    """Describe what lies in a store; of what the options say, where it is an image."""
-    dataset = StoredDataset(folder)
-    if any(value is not None for value in (source or {}).values()) or not dataset.exists():
-        if dataset.state() == "begun":  # and killed before anything could be said of it
-            return {"store": redacted(given), "holds": "patches", "state": "incomplete"}
-        image = open_image(given, **(source or {}))
-        return {
-            "store": redacted(given),
-            "holds": "image",
-            "variables": {
-                str(name): {
-                    "dtype": str(variable.dtype),
-                    "dims": {str(dim): n for dim, n in variable.sizes.items()},
-                    "chunks": variable.encoding.get("chunks"),
-                    "shards": variable.encoding.get("shards"),
-                }
-                for name, variable in image.data_vars.items()
-            },
-        }
-    state = dataset_state(folder)
-    job = state.pop("job")
-    arrays = {}
-    for name in job["blocks"]:
-        with undamaged(folder):
-            stored: Any = zarr.open_array(folder.store, path=folder.key(name), mode="r")
-        axes = read_spec(stored.attrs).grid.axes if SPEC_ATTR in stored.attrs else ()
-        arrays[name] = {
-            "dtype": str(stored.dtype),
-            "dims": dict(zip(stored.metadata.dimension_names, stored.shape, strict=True)),
-            "chunks": stored.chunks,
-            "shards": stored.shards,
-            "patches": {axis.dim: _numbers(axis) for axis in axes},
-            "bytes": stored.nbytes,
-        }
-    return {
-        "store": redacted(given),
-        "holds": {"image": "an image that was mapped", "runs": "what a model made of patches"}.get(
-            job["layout"], "patches"
-        ),
-        **state,
-        "writer": writer_of(folder),
-        "layout": job["layout"],
-        "variables": arrays,
-    }
-
-
-def _numbers(axis: AxisGrid) -> dict[str, Any]:
-    """Give the numbers of an axis, but for its name."""
-    return {key: value for key, value in asdict(axis).items() if key != "dim"}
-
-
-def _tell(facts: Mapping[str, Any], as_json: bool) -> None:
-    """Print facts, as JSON or as indented lines."""
-
-    def lines(facts: Mapping[str, Any], indent: str) -> Iterator[str]:
-        for key, value in facts.items():
-            if isinstance(value, Mapping) and any(isinstance(v, Mapping) for v in value.values()):
-                yield f"{indent}{key}:"
-                yield from lines(value, indent + "  ")
-            elif isinstance(value, Mapping):
-                if value:
-                    pairs = (f"{k} {_short(k, v)}" for k, v in value.items())
-                    yield f"{indent}{key}: {', '.join(pairs)}"
-            elif value is not None:
-                yield f"{indent}{key}: {_short(key, value)}"
-
-    click.echo(json.dumps(facts) if as_json else "\n".join(map(_printable, lines(facts, ""))))
-
-
-def _printable(text: str) -> str:
-    """Escape what would steer a terminal: names may come from a store."""
-    return "".join(c if c.isprintable() or c == "\n" else repr(c)[1:-1] for c in text)
-
-
-def _short(key: str, value: Any) -> str:
-    if isinstance(value, list | tuple):
-        return (":" if key == "padding" else " x ").join(map(str, value))
-    if "bytes" in key:
-        return readable(value)
-    return f"{value:.2f}" if isinstance(value, float) else str(value)

@@ -49,11 +49,19 @@ _mapped = record(
         "taper": either(one_of(None), list_of(list_of(number), most=64)),
     },
 )  # fmt: skip
+_reduced = record(
+    {
+        "how": long_text, "skipna": either(one_of(None), flag),
+        "min_count": either(one_of(None), integer), "ignore_padding": flag, "patches": long_text,
+    }
+)  # fmt: skip
+_MADE = {"image": "map", "runs": "map", "reduced": "reduce"}
+"""What describes how an image becomes something else than its patches, by layout."""
 _description = record(
     {
         "version": integer,
         "xpatches": text,
-        "layout": one_of("grid", "samples", "image", "runs"),
+        "layout": one_of("grid", "samples", *_MADE),
         "array": either(
             one_of(None), record({"stored": _stored, "name": either(one_of(None), text)})
         ),
@@ -69,6 +77,7 @@ _description = record(
     },
     {
         "map": mapping_of(_stored, _mapped),
+        "reduce": mapping_of(_stored, _reduced),
         **SAID_LAST,
     },
 )
@@ -120,8 +129,10 @@ def _check_names(job: Mapping[str, Any]) -> None:
     blocks, array = job["blocks"], job["array"]
     if array is not None and array["stored"] not in blocks:
         refuse("array.stored", "a name of blocks", array["stored"])
-    if (job["layout"] in ("image", "runs")) != ("map" in job):
-        raise Unfit(f"the layout {job['layout']!r} {'has no' if 'map' in job else 'needs a'} map")
-    for name in job.get("map", ()):
-        if name not in blocks:
-            refuse("a key of map", "a name of blocks", name)
+    for word in ("map", "reduce"):
+        if (_MADE.get(job["layout"]) == word) != (word in job):
+            has = "has no" if word in job else "needs a"
+            raise Unfit(f"the layout {job['layout']!r} {has} {word}")
+        for name in job.get(word, ()):
+            if name not in blocks:
+                refuse(f"a key of {word}", "a name of blocks", name)

@@ -13,13 +13,13 @@ import xarray as xr
 from xpatches.datasets.chunks import CHUNK, SHARD, check_dims, given_lengths, given_shards
 from xpatches.datasets.encoding import encoding_of
 from xpatches.datasets.outputs import ModelDataset, OutputDataset, check_samples
-from xpatches.datasets.write import Source, check_dataset, write_dataset
+from xpatches.datasets.write import check_dataset, write_dataset
 from xpatches.errors import PatchError
 from xpatches.geometry.blocks import BlockPlan, Kernel, run_kernel
 from xpatches.geometry.boxes import divide, within
 from xpatches.geometry.search import grow
-from xpatches.images import samples
-from xpatches.images.samples import region_reader
+from xpatches.images.image import Image
+from xpatches.images.samples import Source, region_reader
 from xpatches.jobs.blocks import BlockArray, Put, Reader, Samples, StoredArray
 from xpatches.jobs.folder import Folder
 from xpatches.jobs.job import Report
@@ -98,7 +98,7 @@ class ImageDataset(ModelDataset):
 
     def _gathering(
         self, name: Hashable, units: Mapping[Hashable, int]
-    ) -> tuple[samples.Source, BlockPlan, Kernel]:
+    ) -> tuple[Source, BlockPlan, Kernel]:
         assert self.outputs is not None
         mapped, located = self.mapped[name], self.outputs[name]
         return plan_gathering(located, mapped.stitching, self.max_bytes, mapped.dims, units)
@@ -143,7 +143,7 @@ class ImageArray(BlockArray):
 
 
 def write_map(
-    source: Source,
+    source: Image[Any],
     mapped: Mapping[Hashable, Mapped],
     coords: xr.Coordinates,
     *,
@@ -156,14 +156,14 @@ def write_map(
     report: Callable[[], Report],
     **job: Any,
 ) -> xr.DataArray | xr.Dataset | dict[Hashable, Any]:
-    """Make an image as a job, as `Patches.map` documents.
+    """Make an image as a job, as `Patches.map_to_zarr` documents.
 
     Parameters
     ----------
     source, mapped, coords
         The image, what becomes of every variable that is cut, and the labels of the result.
     store, materialize, chunks, shards, encoding, max_bytes
-        As in `Patches.map`.
+        As in `Patches.map_to_zarr`.
     report
         Makes what is told of the progress of a job.
     **job
@@ -256,13 +256,13 @@ def stored_lengths(
 
 
 def plan_written_map(
-    source: Source,
+    source: Image[Any],
     plans: Mapping[Hashable, OutputPlan],
     max_bytes: int | str | None,
     chunks: Mapping[Any, int] | None,
     shards: Mapping[Any, int] | bool | None,
 ) -> dict[Hashable, dict[str, Any]]:
-    """Say how an image will be made as a job, as `Patches.plan_map` documents, by variable."""
+    """Say how an image will be made as a job, as `Patches.plan` documents, by variable."""
     described, budget = {}, as_budget(max_bytes)
     check_dims([plan.dims for plan in plans.values()], chunks=chunks, shards=shards)
     for name, plan in plans.items():

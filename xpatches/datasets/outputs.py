@@ -11,11 +11,12 @@ import xarray as xr
 
 from xpatches.datasets.chunks import BLOCKS, CHUNK, SHARD, check_not_empty
 from xpatches.datasets.encoding import encoding_of
-from xpatches.datasets.write import Product, Source
+from xpatches.datasets.write import Product
 from xpatches.errors import PatchError
 from xpatches.geometry.boxes import Span, halve, split_run
 from xpatches.geometry.grid import AxisGrid
 from xpatches.geometry.search import check_tasks
+from xpatches.images.image import Image
 from xpatches.images.labels import SAMPLE_DIM, check_names
 from xpatches.images.samples import region_reader
 from xpatches.images.spec import Spec, write_spec
@@ -33,7 +34,7 @@ from xpatches.stitching.locate import Located
 class ModelDataset(Product):
     """What is written of an image and a model."""
 
-    source: Source
+    source: Image[Any]
     mapped: Mapping[Hashable, Mapped]
     """What becomes of every variable that is cut."""
     max_bytes: int
@@ -53,7 +54,7 @@ class ModelDataset(Product):
         """Describe the patches, the function by its name, and what it returns."""
         model, output = mapped.model, mapped.output
         return {
-            "func": redacted(_name_of(model.function.func)),
+            "func": redacted(name_of(model.function.func)),
             "factory": model.function.factory,
             "labelled": model.labelled,
             "patches": write_spec(model.dims, mapped.grid, model.fill_value, "center", {}),
@@ -185,10 +186,10 @@ def check_samples(what: str, plan: OutputPlan) -> None:
     check_not_empty(what, plan.variable.dims, plan.variable.shape)
 
 
-def _name_of(func: Any) -> str:
+def name_of(func: Any) -> str:
     """Name a function, for those who resume a job: partial ones with their arguments."""
     if isinstance(func, functools.partial):
         keywords = (f"{key}={value!r}" for key, value in func.keywords.items())
-        return f"{_name_of(func.func)}({', '.join([*map(repr, func.args), *keywords])})"
+        return f"{name_of(func.func)}({', '.join([*map(repr, func.args), *keywords])})"
     named = func if hasattr(func, "__qualname__") else type(func)
     return f"{getattr(named, '__module__', None) or 'builtins'}:{named.__qualname__}"

@@ -1,6 +1,6 @@
 """Patch datasets: the patches of every variable of an image, in one of two layouts."""
 
-from collections.abc import Hashable, Iterable, Mapping
+from collections.abc import Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from math import prod
 from typing import Any
@@ -11,12 +11,14 @@ import xarray as xr
 from xpatches.datasets.chunks import check_dims, lay_out
 from xpatches.datasets.encoding import encoding_of
 from xpatches.datasets.layout import Arrangement
-from xpatches.datasets.write import Product, Source
+from xpatches.datasets.write import Product
 from xpatches.dtypes import Array
 from xpatches.errors import PatchError
 from xpatches.extraction.kernel import extract_block
 from xpatches.geometry.boxes import count_samples, divide
+from xpatches.geometry.grid import AxisGrid
 from xpatches.images import labels
+from xpatches.images.image import Image
 from xpatches.images.labels import SAMPLE_DIM
 from xpatches.images.samples import chunk_lazy, every_axis, region_reader
 from xpatches.images.spec import SPEC_ATTR, write_spec
@@ -96,7 +98,7 @@ class PatchArray(BlockArray):
 class PatchDataset(Product):
     """Patches that are written of an image."""
 
-    source: Source
+    source: Image[Any]
     layout: str
     """``"grid"`` or ``"samples"``."""
     chunks: Mapping[Any, int] | None
@@ -160,7 +162,7 @@ class PatchDataset(Product):
 
 
 def plan_patches(patches: PatchDataset) -> dict[Hashable, dict[str, Any]]:
-    """Say how patches will be written, as `Patches.plan_zarr` documents, by variable."""
+    """Say how patches will be written, as `Patches.plan` documents, by variable."""
     return {
         name: _plan(array, patches.source.dataset.variables[name])
         for name, array in zip(patches.source.fill_values, patches.arrays({}), strict=True)
@@ -169,6 +171,32 @@ def plan_patches(patches: PatchDataset) -> dict[Hashable, dict[str, Any]]:
 
 def _plan(array: PatchArray, image: xr.Variable) -> dict[str, Any]:
     stored, patches = array.stored, array.patches
+    step = prod(map(min, array.steps, stored.shape))
+    largest = max(map(count_samples, _looked_at(array)))
+    return {
+        "patches": prod(patches.grids[axis].count for axis in patches.spatial),
+        "bytes": stored.nbytes,
+        "dims": dict(zip(stored.dims, stored.shape, strict=True)),
+        "chunks": stored.chunks,
+        "shards": stored.shards,
+        "tasks": len(array),
+        "bytes_per_task": array.itemsize * (3 * step + 2 * largest),
+        "read_amplification": read_amplification(array, patches.grids, image),
+    }
+
+
+def _some_blocks(array: BlockArray) -> range:
+    """Choose some blocks, from which all are estimated."""
+    return range(0, len(array), -(-len(array) // _LOOKED_AT))
+
+
+def _looked_at(array: BlockArray) -> list[tuple[slice, ...]]:
+    """List the regions that are read for those."""
+    return [region for number in _some_blocks(array) for region in array.reads(number)]
+
+
+def read_amplification(array: BlockArray, grids: Sequence[AxisGrid], image: xr.Variable) -> float:
+    """Estimate how often a stored sample of an image is read, on average, from some blocks."""
     lengths = chunk_lazy(image).chunks or [(1,)] * image.ndim  # any sample alone in memory
 
     def read(region: Iterable[slice]) -> int:
@@ -179,20 +207,6 @@ def _plan(array: PatchArray, image: xr.Variable) -> dict[str, Any]:
             count *= min(-(-along.stop // chunk) * chunk, n) - along.start // chunk * chunk
         return count
 
-    looked_at = range(0, len(array), -(-len(array) // _LOOKED_AT))
-    regions = [region for number in looked_at for region in array.reads(number)]
-    whole = read(slice(*grid.region(0, grid.count)[:2]) for grid in patches.grids)
-    step = prod(map(min, array.steps, stored.shape))
-    largest = max(map(count_samples, regions))
-    return {
-        "patches": prod(patches.grids[axis].count for axis in patches.spatial),
-        "bytes": stored.nbytes,
-        "dims": dict(zip(stored.dims, stored.shape, strict=True)),
-        "chunks": stored.chunks,
-        "shards": stored.shards,
-        "tasks": len(array),
-        "bytes_per_task": array.itemsize * (3 * step + 2 * largest),
-        "read_amplification": (
-            sum(map(read, regions)) * len(array) / len(looked_at) / max(1, whole)
-        ),
-    }
+    whole = read(slice(*grid.region(0, grid.count)[:2]) for grid in grids)
+    count = len(_some_blocks(array))
+    return sum(map(read, _looked_at(array))) * len(array) / count / max(1, whole)

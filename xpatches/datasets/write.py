@@ -3,23 +3,21 @@
 import json
 from abc import ABC, abstractmethod
 from collections.abc import Hashable, Mapping, Sequence
-from dataclasses import dataclass
 from importlib.metadata import version
 from typing import Any
 
 import xarray as xr
 from zarr.storage import MemoryStore
 
-from xpatches.arguments import check_among, said, shown
+from xpatches.arguments import check_among, said
 from xpatches.datasets.chunks import CHUNK
 from xpatches.datasets.copies import copy_of
 from xpatches.datasets.descriptions import VERSION
 from xpatches.datasets.encoding import check_storable, decoding_of, with_checksums, without_codecs
 from xpatches.datasets.open import open_patches
 from xpatches.datasets.places import check_apart, places_of
-from xpatches.dtypes import Array
 from xpatches.errors import PatchError
-from xpatches.geometry.grid import PatchGrid
+from xpatches.images.image import Image
 from xpatches.images.packing import drop_dangling, kept_encoding, links_of
 from xpatches.images.samples import in_memory
 from xpatches.jobs.blocks import BlockArray, Job
@@ -29,33 +27,10 @@ from xpatches.jobs.open import open_folder, takes_zarr_alone
 from xpatches.lazy.sources import as_budget, placeholder
 
 
-@dataclass(frozen=True)
-class Source:
-    """An image, of which something is written."""
-
-    dataset: xr.Dataset
-    grid: PatchGrid
-    fill_values: Mapping[Hashable, Array]
-    """For every variable that is cut, by name."""
-    array: tuple[Hashable, Hashable] | None
-    """Name of the variable in the dataset, and of the DataArray it stands for; None for none."""
-
-    def stored(self, name: Hashable) -> str:
-        """Name that a variable has in the store."""
-        what = "a variable"
-        if self.array is not None and name == self.array[0]:
-            what, name = "the image", "patches" if self.array[1] is None else self.array[1]
-        if not isinstance(name, str):
-            raise PatchError(
-                f"the name of {what} must be a string to be stored, got {shown(name)}; rename it"
-            )
-        return name
-
-
 class Product(ABC):
     """What is written of an image."""
 
-    source: Source
+    source: Image[Any]
     layout: str
     """How what is written lies in the store."""
     max_bytes: int | str | None
@@ -202,7 +177,9 @@ def _described(
         "xpatches": version("xpatches"),
         "layout": product.layout,
         **product.described(),
-        "array": source.array and {"stored": source.stored(first), "name": source.array[1]},
+        "array": {"stored": source.stored(first), "name": source.source.name}
+        if source.is_array
+        else None,
         "blocks": {
             array.stored.name: {"count": len(array), "shape": array.lengths} for array in arrays
         },

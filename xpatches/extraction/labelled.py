@@ -127,19 +127,21 @@ def _planned(
 def plan_variable(
     variable: xr.Variable,
     grid: PatchGrid,
-    joined: Mapping[Hashable, int],
+    form: Form,
     how: Mapping[str, Any],
+    patch_bytes: int | None = None,
 ) -> dict[str, Any]:
-    """Say how `extract_variable` will work, as `Patches.plan` documents."""
+    """Say how `run` will work, as `Patches.plan` documents."""
     grid = grid.arrange(variable.dims)
-    form: Form = "flat" if joined else "grid"
-    source, plan = _planned(variable, grid, form, **how)
+    source, plan = _planned(variable, grid, form, **how, patch_bytes=patch_bytes)
     (tasks, image_tasks), budget = source.tasks(plan.blocks), None
     if not source.in_memory:
         from xpatches.lazy.sources import as_budget  # dask is loaded for lazy images only
 
         budget = as_budget(how["max_bytes"])
-    dims = labels.patch_dims(variable.dims, grid, flat=bool(joined))
+    dims = variable.dims
+    if form != "reduced":
+        dims = labels.patch_dims(dims, grid, flat=form == "flat")
     return {
         "engine": "numpy" if source.in_memory else plan.engine,
         "patches": grid.total,

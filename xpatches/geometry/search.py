@@ -26,7 +26,7 @@ def check_tasks(count: int, what: str = "a dask graph") -> None:
     if count >= MOST_TASKS:
         raise PatchError(
             f"{what} must have fewer than {MOST_TASKS} tasks (blocks), got {count}; write a "
-            "job instead, with to_zarr(store) or map(..., store=store), take single patches, p[i], "
+            "job instead, with to_zarr, map_to_zarr or reduce_to_zarr, take single patches, p[i], "
             "or make blocks larger, by max_bytes or by the chunks of the image"
         )
 

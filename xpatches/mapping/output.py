@@ -1,12 +1,12 @@
 """What a model returns for a patch, as the user declares it, and the image that is made of that."""
 
-from collections.abc import Container, Hashable, Mapping
+from collections.abc import Container, Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from functools import cached_property
 from math import prod
 from types import MappingProxyType
-from typing import Any
+from typing import Any, TypedDict
 
 import numpy as np
 import xarray as xr
@@ -31,8 +31,39 @@ from xpatches.images.samples import Source, source_of
 from xpatches.mapping.plan import MapCosts, MapPlan, block_lengths
 from xpatches.stitching.choose import dtype_of
 
-_WORDS = ("dims", "sizes", "dtype", "scale", "name", "attrs", "nodata")
-"""What `output` may declare."""
+
+class Output(TypedDict, total=False):
+    """What a model returns for a patch, where that differs from the patch.
+
+    Parameters
+    ----------
+    dims
+        Behind the batch, in order: all dims along which patches are cut, and others, new ones or
+        the image's.
+    sizes
+        Lengths by dim: of new dims, and of patches that come back smaller, as many samples cut off
+        on both sides.
+    scale
+        Samples returned per sample of the patch, an integer or 1 divided by one, for all dims or a
+        mapping.
+    dtype
+        That of the image if it is left out.
+    name
+        Of the result, for a DataArray.
+    attrs
+        Of the result. Of the image's attrs it keeps those that say nothing of the numbers: no
+        units, names and flags, and nothing of how they are stored.
+    nodata
+        Its value of missing samples, which becomes the attr ``_FillValue`` and the `fill_value`.
+    """
+
+    dims: Sequence[Hashable]
+    sizes: Mapping[Any, int]
+    dtype: Any
+    scale: Any
+    name: str
+    attrs: Mapping[Any, Any]
+    nodata: Any
 
 
 @dataclass(frozen=True)
@@ -185,7 +216,7 @@ def plan_map(plan: OutputPlan, max_bytes: int | str | None) -> dict[str, Any]:
 def as_output(output: object) -> dict[str, Any]:
     """Normalise the words of `output`."""
     words = as_mapping("output", {} if output is None else output, "from word to value")
-    check_among("output", words, _WORDS, "words")
+    check_among("output", words, Output.__annotations__, "words")
     return {word: value for word, value in words.items() if value is not None}
 
 

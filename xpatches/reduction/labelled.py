@@ -1,6 +1,7 @@
 """Reductions of the patches of labelled variables."""
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from functools import partial
 from math import prod
 from typing import Any
@@ -13,32 +14,64 @@ from xpatches.dtypes import Array
 from xpatches.errors import MapError, PatchError
 from xpatches.extraction.kernel import extract_block
 from xpatches.extraction.labelled import run
+from xpatches.geometry.blocks import Kernel
 from xpatches.geometry.boxes import Span, clip
 from xpatches.geometry.grid import PatchGrid
 from xpatches.images.packing import kept_attrs, kept_encoding, of_another_quantity, of_other_numbers
 from xpatches.reduction.kernel import SEPARABLE, Reduction, reduce_block
 
 
+@dataclass(frozen=True)
+class Reducer:
+    """What reduces the patches of a variable."""
+
+    reduction: Callable[..., Any] | str
+    """Name or function."""
+    options: Mapping[str, Any]
+    """The arguments `skipna`, `min_count` and `ignore_padding` of `Patches.reduce`."""
+    kernel: Kernel
+    dtype: np.dtype[Any]
+    """Of the result."""
+    patch_bytes: int
+    """Bytes that a task makes per patch and sample of the depth."""
+    attrs: Mapping[Any, Any]
+    """Of the result."""
+
+
 def reduce_variable(
-    variable: xr.Variable,
-    grid: PatchGrid,
-    fill_value: Array,
-    reduction: Callable[..., Any] | str,
-    options: Mapping[str, Any],
-    how: Mapping[str, Any],
+    variable: xr.Variable, grid: PatchGrid, reducer: Reducer, how: Mapping[str, Any]
 ) -> xr.Variable:
     """Reduce every patch of a variable, as `Patches.reduce` documents.
 
     Parameters
     ----------
+    variable, grid
+        As for `extract_variable`.
+    reducer
+        What reduces them.
+    how
+        The arguments `engine` and `max_bytes` of `Patches.reduce`.
+    """
+    grid, kernel, patch_bytes = grid.arrange(variable.dims), reducer.kernel, reducer.patch_bytes
+    reduced = run(variable, grid, kernel, reducer.dtype, "reduced", **how, patch_bytes=patch_bytes)
+    return xr.Variable(variable.dims, reduced, reducer.attrs, kept_encoding(variable))
+
+
+def reducer_of(
+    variable: xr.Variable,
+    grid: PatchGrid,
+    fill_value: Array,
+    reduction: Callable[..., Any] | str,
+    options: Mapping[str, Any],
+) -> Reducer:
+    """Choose how the patches of a variable are reduced; a function is tried on one of ones.
+
+    Parameters
+    ----------
     variable, grid, fill_value
         As for `extract_variable`.
-    reduction
-        Name or function.
-    options
-        The arguments `skipna`, `min_count` and `ignore_padding` of `Patches.reduce`.
-    how
-        Its arguments `engine` and `max_bytes`.
+    reduction, options
+        As in `Reducer`.
     """
     grid = grid.arrange(variable.dims)
     dtype = variable.dtype
@@ -79,13 +112,12 @@ def reduce_variable(
             one[span.axis] = span.grid.effective_size
         out = kernel(np.ones(one, dtype), spans).dtype
         patch += out.itemsize
-    reduced = run(variable, grid, kernel, out, "reduced", **how, patch_bytes=patch)
     attrs = kept_attrs(variable.attrs)
     if callable(reduction) or reduction in ("sum", "mean", "median", "std"):
         attrs = of_other_numbers(attrs)
     elif reduction not in ("min", "max") or out != dtype:
         attrs = of_another_quantity(attrs)
-    return xr.Variable(variable.dims, reduced, attrs, kept_encoding(variable))
+    return Reducer(reduction, options, kernel, out, patch, attrs)
 
 
 def _reduction(
