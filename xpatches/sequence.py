@@ -19,6 +19,7 @@ from xpatches.geometry.grid import PatchGrid
 from xpatches.images import labels
 from xpatches.images.image import Image, T
 from xpatches.images.samples import checked_lazy
+from xpatches.private import held
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -187,7 +188,7 @@ class PatchSequence(Generic[T]):
         labels.check_names(self._image.dataset, names)
         dataset = self._image.dataset
         for name, variable, _ in self._image.variables():
-            if is_dask(variable._data):
+            if is_dask(held(variable)):
                 dataset = dataset.assign({name: checked_lazy(variable)})
         room = (
             xr.Variable((axis.dim,), np.broadcast_to(np.int64(0), axis.length))
