@@ -58,7 +58,7 @@ class Graph:
     def time_regions(self, *_: Any) -> None:
         """Seconds to build an extraction by regions, a stored chunk per block."""
         planned = plan.plan_blocks("region", self.grids, self.chunks, 8, 30 * 64 * 64 * 8)
-        lazy.read(len, "source", planned, len, "f8")  # type: ignore[arg-type]
+        lazy.read(len, "source", planned.blocks, len, "f8")  # type: ignore[arg-type]
 
     def track_tasks_per_chunk(self, chunks: int, padding: str) -> float:
         """Tasks per chunk of the source, its own included."""

@@ -304,7 +304,7 @@ def graphs(quick: bool) -> None:
 
         def regions(grids: Any = grids, chunks: Any = chunks) -> Any:
             planned = plan.plan_blocks("region", grids, chunks, 2, 30 * 64 * 64 * 2)
-            return dask.optimize(lazy.read(len, "source", planned, len, "u2"))  # type: ignore[arg-type]
+            return dask.optimize(lazy.read(len, "source", planned.blocks, len, "u2"))  # type: ignore[arg-type]
 
         def bare(out: Any = out) -> Any:
             meta = np.empty((0,) * 4, "u2")

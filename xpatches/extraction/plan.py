@@ -24,7 +24,7 @@ from xpatches.errors import PatchError
 from xpatches.geometry.blocks import SCRATCH, AxisBlocks, BlockPlan, Engine, Form
 from xpatches.geometry.boxes import Span
 from xpatches.geometry.grid import AxisGrid
-from xpatches.geometry.search import _divide, _equal, check_tasks, grow, shrink
+from xpatches.geometry.search import check_tasks, equal_counts, even_divisor, grow, shrink
 
 _AMPLIFICATION = 1.15
 """Blocks that read storage grow until every stored sample is read this often at most."""
@@ -326,9 +326,9 @@ def _from_chunks(
     most = list(map(max, blocks))
     limits = costs.fit(most, movable, costs.region(most))
     for grid, counts, limit in zip(costs.grids, blocks, limits, strict=True):
-        even = _divide(max(counts), limit)
+        even = even_divisor(max(counts), limit)
         if max(counts) % even:  # blocks of whole chunks of the result, which are to be equal
-            counts = _equal(grid.count, max(counts) // even * even)
+            counts = equal_counts(grid.count, max(counts) // even * even)
         yield AxisPlan(grid, counts, even)
 
 
@@ -349,7 +349,7 @@ def _from_regions(
 
     def amplification(most: Sequence[int], axis: int) -> float:
         few = min(costs.grids[axis].count, 32 * most[axis])  # more are read as these are
-        plan = AxisPlan(costs.grids[axis], _equal(few, most[axis]), most[axis])
+        plan = AxisPlan(costs.grids[axis], equal_counts(few, most[axis]), most[axis])
         return _amplification(plan, chunks[axis])
 
     def order(most: Sequence[int]) -> list[int]:
@@ -363,7 +363,7 @@ def _from_regions(
 
     most = grow(most, order, longer, lambda most: size(most) <= costs.max_bytes)
     for grid, count in zip(costs.grids, most, strict=True):
-        yield AxisPlan(grid, _equal(grid.count, count), count)
+        yield AxisPlan(grid, equal_counts(grid.count, count), count)
 
 
 def _blocks(grid: AxisGrid, chunks: Sequence[int]) -> tuple[int, ...]:
@@ -371,11 +371,11 @@ def _blocks(grid: AxisGrid, chunks: Sequence[int]) -> tuple[int, ...]:
     edges = [0, *accumulate(length for length in chunks if length)]
     longest = max(chunks, default=1)
     if any(edge % grid.stride for edge in edges[:-1]):
-        return _equal(grid.count, max(1, longest // grid.stride))
+        return equal_counts(grid.count, max(1, longest // grid.stride))
     owned = [len(grid.owned(*edge)) for edge in pairwise(edges)]
     counts = [count for count in owned if count] or [grid.count]
     # Padding behind the image can hold many patches; they get blocks no larger than the others.
-    return (*counts[:-1], *_equal(counts[-1], max(1, -(-longest // grid.stride))))
+    return (*counts[:-1], *equal_counts(counts[-1], max(1, -(-longest // grid.stride))))
 
 
 def _reach(grid: AxisGrid, count: int) -> int:
@@ -388,10 +388,10 @@ def _recut(blocks: tuple[int, ...], limit: int) -> tuple[int, ...]:
     most = max(blocks)
     if most <= limit:
         return blocks
-    size = _divide(most, limit)
+    size = even_divisor(most, limit)
     if all(count % size == 0 for count in blocks[:-1]):
-        return tuple(piece for count in blocks for piece in _equal(count, size))
-    return _equal(sum(blocks), size)
+        return tuple(piece for count in blocks for piece in equal_counts(count, size))
+    return equal_counts(sum(blocks), size)
 
 
 def _amplification(axis: AxisPlan, chunks: Sequence[int]) -> float:

@@ -74,14 +74,14 @@ def grow(
             return lengths
 
 
-def _divide(count: int, limit: int) -> int:
+def even_divisor(count: int, limit: int) -> int:
     """Give the largest divisor up to `limit`, or `limit` where there is none above half of it."""
     parts = -(-count // limit) if count else 1
     check_tasks(parts, "one dim")
     return next((count // n for n in range(parts, 2 * parts) if count % n == 0), limit) or 1
 
 
-def _equal(count: int, size: int) -> tuple[int, ...]:
+def equal_counts(count: int, size: int) -> tuple[int, ...]:
     """Cut a count of patches into blocks of this size; the last one may be smaller."""
     whole, rest = divmod(count, size)
     check_tasks(whole, "one dim")
