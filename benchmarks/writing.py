@@ -12,7 +12,7 @@ import shutil
 import statistics
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -27,8 +27,10 @@ from xpatches.jobs.workers import Window, workers_for
 WAYS = ("patches in memory", "image in memory", "2 threads", "1 worker", "2 workers")
 
 
-def run(way: str, image: Path, out: Path, layout: str, size: int, stride: int) -> dict[str, float]:
-    """Write once; seconds, and bytes of patches."""
+def run(
+    way: str, image: Path, out: Path, layout: str, size: int, stride: int, writes: int
+) -> dict[str, float]:
+    """Write some times; seconds of the last, and bytes of patches."""
     source = opened(image, None)
     if way == "image in memory":
         source.load()
@@ -46,7 +48,7 @@ def run(way: str, image: Path, out: Path, layout: str, size: int, stride: int) -
             for core, worker in enumerate(client.scheduler_info()["workers"]):
                 client.run(_keep_to, core, workers=[worker])
         seconds = 0.0
-        for _ in range(3):  # the first times load modules, and take fresh memory from the system
+        for _ in range(writes):  # the first load modules, and take fresh memory from the system
             shutil.rmtree(out, ignore_errors=True)
             start = time.perf_counter()
             p.to_zarr(out, layout=layout, progress=False)
@@ -158,9 +160,9 @@ def schedule(blocks: int) -> Iterator[tuple[int, float, int, float]]:
                 yield done, seconds, tasks, int(line.split()[1]) / 1024
 
 
-def compare(*args: Any, repeat: int = 3) -> dict[str, dict[str, float]]:
-    """Run all ways by turns; medians."""
-    return in_processes("benchmarks.writing", {way: (way, *args) for way in WAYS}, repeat)
+def compare(ways: Iterable[str], *args: Any, repeat: int = 3) -> dict[str, dict[str, float]]:
+    """Run ways by turns; medians."""
+    return in_processes("benchmarks.writing", {way: (way, *args) for way in ways}, repeat)
 
 
 if __name__ == "__main__":

@@ -15,6 +15,7 @@ version = release = installed("xpatches")
 
 extensions = [
     "myst_parser",
+    "sphinx_design",
     "sphinx.ext.autodoc",
     "sphinx.ext.autosummary",
     "sphinx.ext.napoleon",
@@ -33,5 +34,8 @@ nitpicky = False
 
 html_theme = "pydata_sphinx_theme"
 html_title = f"xpatches {version}"
-html_theme_options = {"header_links_before_dropdown": 7, "navigation_with_keys": False}
-html_sidebars: dict[str, list[str]] = {"**": []}
+html_theme_options = {
+    "github_url": "https://github.com/xpatches/xpatches",
+    "navigation_with_keys": False,
+}
+html_sidebars: dict[str, list[str]] = {"index": []}

@@ -10,7 +10,10 @@ from hypothesis import settings
 from stores import CountingStore, FailingStore, single_objects
 from xpatches.jobs.writer import Run
 
+# By HYPOTHESIS_PROFILE: "quick" as one works, "thorough" before a change lands, both the same at each
+# run; "long" now and then, with other examples each time.
 settings.register_profile("quick", deadline=None, max_examples=40, derandomize=True)
+settings.register_profile("thorough", deadline=None, max_examples=120, derandomize=True)
 settings.register_profile("long", deadline=None, max_examples=400, print_blob=True)
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "quick"))
 

@@ -338,8 +338,8 @@ def as_grid(array: Any, axis: int, counts: Sequence[int], numbers: Array) -> Any
 
     Parameters
     ----------
-    array : dask.array.Array
-        Patches along `axis`.
+    array, axis
+        A dask array, and that of its axes along which patches lie.
     counts
         Lengths of the axes that replace it.
     numbers
