@@ -10,6 +10,7 @@ from pathlib import Path
 import nox
 
 nox.needs_version = ">=2025.2.9"
+nox.options.default_venv_backend = "virtualenv"
 nox.options.sessions = ["lint", "tests", "docs"]
 
 PROJECT = nox.project.load_toml("pyproject.toml")

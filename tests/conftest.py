@@ -10,8 +10,8 @@ from hypothesis import settings
 from stores import CountingStore, FailingStore, single_objects
 from xpatches.jobs.writer import Run
 
-# By HYPOTHESIS_PROFILE: "quick" as one works, "thorough" before a change lands, both the same at each
-# run; "long" now and then, with other examples each time.
+# HYPOTHESIS_PROFILE names one: "quick" as one works and "thorough" before a change lands try the
+# same examples at each run, "long" tries others each time.
 settings.register_profile("quick", deadline=None, max_examples=40, derandomize=True)
 settings.register_profile("thorough", deadline=None, max_examples=120, derandomize=True)
 settings.register_profile("long", deadline=None, max_examples=400, print_blob=True)

@@ -9,7 +9,7 @@ import pytest
 
 import xpatches
 
-PACKAGE = Path(__file__).parents[1] / "xpatches"
+PACKAGE = Path(xpatches.__file__).parent
 
 # A module imports from its own room and those above it in this list.
 ROOMS = [
