@@ -118,8 +118,9 @@ def test_geometry_and_plans_are_integers_only(module: str) -> None:
 
 
 def test_dir_shows_the_public_names_alone() -> None:
-    names = "BlockFailure JobError MapError PatchError PatchIndexError Patches extract_patches"
-    assert dir(xpatches) == [*names.split(), "open_patches", "stitch", "verify"]
+    classes = "AxisGrid BlockFailure JobError MapError PatchError PatchGrid PatchIndexError Patches"
+    functions = "extract_patches open_patches stitch verify"
+    assert dir(xpatches) == [*classes.split(), *functions.split()]
     assert all(hasattr(xpatches, name) for name in dir(xpatches))
 
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import xpatches.accessor  # noqa: F401  registers it
 from xpatches.errors import BlockFailure, JobError, MapError, PatchError, PatchIndexError
+from xpatches.geometry.grid import AxisGrid, PatchGrid
 from xpatches.patches import Patches
 from xpatches.stitching.labelled import stitch
 from xpatches.tensorflow import extract_patches
@@ -17,10 +18,12 @@ if TYPE_CHECKING:
     from xpatches.datasets.verification import verify
 
 __all__ = [
+    "AxisGrid",
     "BlockFailure",
     "JobError",
     "MapError",
     "PatchError",
+    "PatchGrid",
     "PatchIndexError",
     "Patches",
     "extract_patches",
