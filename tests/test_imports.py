@@ -3,6 +3,7 @@ import subprocess
 import sys
 import textwrap
 from graphlib import TopologicalSorter
+from itertools import takewhile
 from pathlib import Path
 
 import pytest
@@ -74,6 +75,13 @@ def room_of(module: str) -> str:
 
 def test_every_module_lies_in_a_room() -> None:
     assert {room_of(module) for module in MODULES} == set(ROOMS)
+
+
+def test_the_internals_tell_of_every_room() -> None:
+    page = Path(__file__).parents[1] / "docs" / "internals.md"
+    _, table = page.read_text().split("| room | says |\n|---|---|\n")
+    rows = takewhile(bool, table.splitlines())
+    assert [row.split("`")[1] for row in rows] == ROOMS[:-1]
 
 
 @pytest.mark.parametrize("module", MODULES)
