@@ -15,6 +15,7 @@ nox.options.sessions = ["lint", "tests", "docs"]
 
 PROJECT = nox.project.load_toml("pyproject.toml")
 PYTEST = ("python", "-m", "pytest", "-q")
+PARALLEL = ("--numprocesses", "auto")
 FIELD = ("tests/field", "docs/earth-observation.md")
 # Each module, the command, files that tests and pages read: what a wheel or an sdist may lack.
 PACKAGED = ("tests/test_imports.py", "tests/test_tensorflow.py", "tests/cli", "docs", "README.md")
@@ -93,17 +94,18 @@ def bench(session: nox.Session) -> None:
 
 @nox.session
 def build(session: nox.Session) -> None:
-    """Build an sdist, of that a wheel, and test the wheel with the tests of the sdist."""
+    """Build an sdist and of that a wheel, into a folder; test the wheel with the sdist's tests."""
     install(session, "build")
-    dist = Path(session.create_tmp()).resolve()
-    shutil.rmtree(dist)
+    scratch = Path(session.create_tmp()).resolve()
+    dist = Path(*(session.posargs or [scratch / "dist"])).resolve()
+    shutil.rmtree(dist, ignore_errors=True)
     session.run("python", "-m", "build", "--outdir", str(dist))
     (sdist,), (wheel,) = dist.glob("*.tar.gz"), dist.glob("*.whl")
     install(session, f"{wheel}[test]")
-    shutil.unpack_archive(sdist, dist)
-    with session.chdir(dist / sdist.name.removesuffix(".tar.gz")):
+    shutil.unpack_archive(sdist, scratch)
+    with session.chdir(scratch / sdist.name.removesuffix(".tar.gz")):
         shutil.rmtree("xpatches")  # the installed one is tested
-        run_tests(session, *PACKAGED)
+        session.run(*PYTEST, *PARALLEL, *PACKAGED)
 
 
 def install(session: nox.Session, *requirements: str) -> None:
@@ -130,4 +132,4 @@ def oldest() -> list[str]:
 
 def run_tests(session: nox.Session, *paths: str) -> None:
     """Run pytest with the arguments that the session got, else on these paths, else on all."""
-    session.run(*PYTEST, *(session.posargs or ["--numprocesses", "auto", *paths]))
+    session.run(*PYTEST, *(session.posargs or (*PARALLEL, *paths)))
