@@ -97,7 +97,7 @@ def build(session: nox.Session) -> None:
     """Build an sdist and of that a wheel, into a folder; test the wheel with the sdist's tests."""
     install(session, "build")
     scratch = Path(session.create_tmp()).resolve()
-    dist = Path(*(session.posargs or [scratch / "dist"])).resolve()
+    dist = Path(session.posargs[0]).resolve() if session.posargs else scratch / "dist"
     shutil.rmtree(dist, ignore_errors=True)
     session.run("python", "-m", "build", "--outdir", str(dist))
     (sdist,), (wheel,) = dist.glob("*.tar.gz"), dist.glob("*.whl")

@@ -17,7 +17,6 @@ extensions = [
     "myst_parser",
     "sphinx_design",
     "sphinx.ext.autodoc",
-    "sphinx.ext.autosummary",
     "sphinx.ext.napoleon",
     "sphinx.ext.viewcode",
 ]
@@ -27,7 +26,6 @@ myst_heading_anchors = 3
 autodoc_typehints = "none"
 autodoc_class_signature = "separated"
 autodoc_member_order = "bysource"
-autosummary_generate = False
 default_role = "code"
 napoleon_google_docstring = False
 nitpicky = False
