@@ -88,8 +88,9 @@ def docs(session: nox.Session) -> None:
 def bench(session: nox.Session) -> None:
     """Compare the benchmarks of two commits: main and HEAD, or those that are given."""
     install(session, "asv>=0.6.4", "virtualenv")
-    commits = session.posargs or ["main", "HEAD"]
-    session.run("asv", "continuous", "--config", "benchmarks/asv.conf.json", *commits)
+    commits, config = session.posargs or ["main", "HEAD"], ("--config", "benchmarks/asv.conf.json")
+    session.run("asv", "machine", "--yes", *config)
+    session.run("asv", "continuous", *config, *commits)
 
 
 @nox.session
