@@ -25,7 +25,7 @@ UPSTREAM = ("pydata/xarray", "dask/dask", "dask/distributed", "zarr-developers/z
 @nox.session
 def lint(session: nox.Session) -> None:
     """Run what pre-commit runs at each commit, on all files."""
-    install(session, "--editable", ".[examples,test]", *groups("docs", "lint"))
+    install(session, "--editable", ".[examples,test]", *groups("dev"))
     hooks = session.posargs or ["--all-files"]
     session.run("pre-commit", "run", "--show-diff-on-failure", *hooks)
 

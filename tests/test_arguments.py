@@ -345,6 +345,17 @@ CALLS: dict[str, list[Call]] = {
             xpatches.verify, lambda: {"store": stored(), "repair": False, "progress": False}
         )
     ],
+    "AxisGrid": [
+        Call(
+            xpatches.AxisGrid,
+            lambda: {
+                "dim": "x", "length": 10, "size": 3, "stride": 2, "rate": 1, "padding": "same",
+            },
+        )
+    ],
+    "PatchGrid": [
+        Call(xpatches.PatchGrid, lambda: {"axes": (xpatches.AxisGrid("x", 10, 3, 2),)})
+    ],
     "open_patches": [Call(xpatches.open_patches, lambda: {"store": stored(), "chunks": {"y": 1}})],
 }  # fmt: skip
 CLASSES = {"Patches": Patches, "patches": PatchesAccessor}

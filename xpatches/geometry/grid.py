@@ -65,7 +65,7 @@ class AxisGrid:
 
     def __post_init__(self) -> None:
         for name, least in (("length", 0), ("size", 1), ("stride", 1), ("rate", 1)):
-            value = as_integer(f"{name} on {self.dim!r}", getattr(self, name), least)
+            value = as_integer(f"{name} on {shown(self.dim)}", getattr(self, name), least)
             object.__setattr__(self, name, value)
         object.__setattr__(self, "padding", _as_padding(self.dim, self.padding))
 
@@ -368,10 +368,10 @@ def _as_padding(dim: Hashable, padding: object) -> Padding:
     if isinstance(padding, tuple | list) and len(padding) == 2:
         before, after = padding
         return (
-            as_integer(f"padding before {dim!r}", before, 0),
-            as_integer(f"padding after {dim!r}", after, 0),
+            as_integer(f"padding before {shown(dim)}", before, 0),
+            as_integer(f"padding after {shown(dim)}", after, 0),
         )
-    word = as_choice(f"padding on {dim!r}", padding, ("valid", "same"), "(before, after)")
+    word = as_choice(f"padding on {shown(dim)}", padding, ("valid", "same"), "(before, after)")
     return "valid" if word == "valid" else "same"
 
 
