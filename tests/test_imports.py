@@ -14,7 +14,7 @@ PACKAGE = Path(xpatches.__file__).parent
 
 # A module imports from its own room and those above it in this list.
 ROOMS = [
-    *("redaction", "errors", "arguments", "documents", "dtypes", "threads", "private"),
+    *("credentials", "errors", "arguments", "documents", "dtypes", "threads", "private_names"),
     *("geometry", "edges", "display", "lazy", "jobs", "images"),
     *("extraction", "reduction", "stitching", "mapping", "datasets"),
     *("tensorflow", "sequence", "verbs", "patches", "accessor", "cli", "__init__"),
@@ -29,16 +29,16 @@ LAYERS = ["plan", "kernel", "labelled"]
 ARRAY_LIBRARIES = {"numpy", "dask", "xarray", "zarr"}
 CORE = {"numpy", "dask", "xarray", "xpatches"}
 OTHERS = {
-    "private": {"zarr"},
+    "private_names": {"zarr"},
     "jobs.workers": {"cloudpickle", "distributed"},
-    "jobs.exclusive": {"zarr", "obstore"},
+    "jobs.conditional_puts": {"zarr", "obstore"},
     "jobs.folder": {"zarr"},
     "jobs.open": {"zarr", "obstore"},
     "jobs.writer": {"zarr"},
     "jobs.lock": {"filelock"},
     "jobs.blocks": {"zarr", "google_crc32c"},
     "datasets.encoding": {"zarr"},
-    "datasets.places": {"zarr"},
+    "datasets.source_stores": {"zarr"},
     "datasets.write": {"zarr"},
     "jobs.progress": {"click"},
     "datasets.verification": {"zarr"},
@@ -121,7 +121,7 @@ def test_extras_are_imported_where_they_are_used(module: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "module", ["redaction", "errors", "arguments", "geometry.grid", "extraction.plan"]
+    "module", ["credentials", "errors", "arguments", "geometry.grid", "extraction.plan"]
 )
 def test_geometry_and_plans_are_integers_only(module: str) -> None:
     assert not {name.split(".")[0] for name in imported(module)} & ARRAY_LIBRARIES

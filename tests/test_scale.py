@@ -16,7 +16,7 @@ from zarr.storage import MemoryStore
 
 from strategies import axis_grids, chunkings
 from xpatches import PatchError, stitch
-from xpatches.geometry import search
+from xpatches.geometry import lengths
 from xpatches.geometry.grid import AxisGrid, PatchGrid
 from xpatches.images.spec import SPEC_ATTR, write_spec
 from xpatches.jobs.job import Report
@@ -177,9 +177,9 @@ VERBS: dict[str, Callable[[], tuple[xr.DataArray | None, xr.DataArray]]] = {
 def test_a_graph_is_refused_from_the_limit_on(verb: str, monkeypatch: pytest.MonkeyPatch) -> None:
     source, result = VERBS[verb]()
     tasks = len(result.data.dask) - (len(source.data.dask) if source is not None else 0)
-    monkeypatch.setattr(search, "MOST_TASKS", tasks + 1)
+    monkeypatch.setattr(lengths, "MOST_TASKS", tasks + 1)
     VERBS[verb]()
-    monkeypatch.setattr(search, "MOST_TASKS", tasks)
+    monkeypatch.setattr(lengths, "MOST_TASKS", tasks)
     with pytest.raises(PatchError, match=f"fewer than {tasks} tasks .blocks., got {tasks}; write"):
         VERBS[verb]()
 

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from xpatches.redaction import told
+from xpatches.credentials import told
 
 
 class PatchError(ValueError):

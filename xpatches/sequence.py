@@ -19,7 +19,7 @@ from xpatches.geometry.grid import PatchGrid
 from xpatches.images import labels
 from xpatches.images.image import Image, T
 from xpatches.images.samples import checked_lazy
-from xpatches.private import held
+from xpatches.private_names import held
 
 
 @dataclass(frozen=True, eq=False, repr=False)

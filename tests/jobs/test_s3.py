@@ -20,7 +20,7 @@ from zarr.storage import FsspecStore, ObjectStore
 import xpatches
 from xpatches.errors import JobError, PatchError
 from xpatches.jobs import job as jobs
-from xpatches.jobs.exclusive import exclusive
+from xpatches.jobs.conditional_puts import exclusive
 from xpatches.jobs.folder import JOB, Folder
 
 pytest.importorskip("moto")

@@ -9,6 +9,7 @@ import click
 import zarr
 
 from xpatches.cli.opening import open_image
+from xpatches.credentials import redacted
 from xpatches.datasets.open import dataset_state, undamaged
 from xpatches.display.text import readable
 from xpatches.geometry.grid import AxisGrid
@@ -16,7 +17,6 @@ from xpatches.images.spec import SPEC_ATTR, read_spec
 from xpatches.jobs.folder import Folder
 from xpatches.jobs.lock import writer_of
 from xpatches.jobs.state import StoredDataset
-from xpatches.redaction import redacted
 
 _HOLDS = {
     "image": "an image that was mapped",

@@ -32,6 +32,7 @@ from xpatches.cli.options import (
     names,
     number,
 )
+from xpatches.credentials import redacted, told
 from xpatches.datasets import verification
 from xpatches.datasets.open import dataset_state, open_patches
 from xpatches.display import plots as pictures
@@ -40,7 +41,6 @@ from xpatches.images.spec import SPEC_ATTR, read_spec
 from xpatches.jobs.open import open_folder
 from xpatches.jobs.state import StoredDataset
 from xpatches.mapping.output import as_scale
-from xpatches.redaction import redacted, told
 from xpatches.reduction.kernel import SEPARABLE
 from xpatches.stitching.choose import REDUCES
 from xpatches.stitching.tapers import TAPERS

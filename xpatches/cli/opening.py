@@ -10,13 +10,13 @@ import xarray as xr
 import zarr
 from zarr.storage import LocalStore
 
+from xpatches.credentials import redacted
 from xpatches.datasets.open import undamaged
 from xpatches.documents import Unfit, text
 from xpatches.errors import PatchError
 from xpatches.jobs.folder import Folder
 from xpatches.jobs.open import open_folder
 from xpatches.jobs.state import attrs_of
-from xpatches.redaction import redacted
 
 _DIMS_ATTR = "_ARRAY_DIMENSIONS"
 """Where xarray keeps the names of dims that zarr of format 2 has no place for."""

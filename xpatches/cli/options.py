@@ -12,8 +12,8 @@ import click
 from zarr.errors import UnstableSpecificationWarning
 
 from xpatches.cli.describe import printable
+from xpatches.credentials import redacted
 from xpatches.errors import JobError, PatchError
-from xpatches.redaction import redacted
 
 DONE, FAILED, USAGE, STOPPED = 0, 1, 2, 130
 """Exit codes."""

@@ -11,7 +11,7 @@ from xpatches.arguments import among, check_among
 from xpatches.datasets.layout import Arrangement
 from xpatches.errors import PatchError
 from xpatches.geometry.boxes import count_parts
-from xpatches.geometry.search import grow
+from xpatches.geometry.lengths import grow
 
 CHUNK = 1 << 20
 """Bytes of a chunk to which several patches are put together."""

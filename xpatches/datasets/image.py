@@ -17,7 +17,7 @@ from xpatches.datasets.write import check_dataset, write_dataset
 from xpatches.errors import PatchError
 from xpatches.geometry.blocks import BlockPlan, Kernel, run_kernel
 from xpatches.geometry.boxes import divide, within
-from xpatches.geometry.search import grow
+from xpatches.geometry.lengths import grow
 from xpatches.images.image import Image
 from xpatches.images.samples import Source, region_reader
 from xpatches.jobs.blocks import BlockArray, Put, Reader, Samples, StoredArray

@@ -10,6 +10,7 @@ from typing import Any
 import xarray as xr
 
 from xpatches.arguments import as_lengths, check_among, shown
+from xpatches.credentials import told
 from xpatches.datasets.descriptions import read_description
 from xpatches.datasets.encoding import open_kwargs
 from xpatches.display.text import readable
@@ -19,7 +20,6 @@ from xpatches.jobs.blocks import numbers_of
 from xpatches.jobs.folder import JOB, Folder
 from xpatches.jobs.open import open_folder
 from xpatches.jobs.state import StoredDataset, attrs_of
-from xpatches.redaction import told
 
 _LABELS = 1 << 31
 """Bytes of labels along dims, which xarray holds in memory."""

@@ -9,13 +9,14 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
+from xpatches.credentials import redacted
 from xpatches.datasets.chunks import BLOCKS, CHUNK, SHARD, check_not_empty
 from xpatches.datasets.encoding import encoding_of
 from xpatches.datasets.write import Product
 from xpatches.errors import PatchError
 from xpatches.geometry.boxes import Span, halve, split_run
 from xpatches.geometry.grid import AxisGrid
-from xpatches.geometry.search import check_tasks
+from xpatches.geometry.lengths import check_tasks
 from xpatches.images.image import Image
 from xpatches.images.labels import SAMPLE_DIM, check_names
 from xpatches.images.samples import region_reader
@@ -26,7 +27,6 @@ from xpatches.mapping.kernel import run_patches
 from xpatches.mapping.labelled import Mapped
 from xpatches.mapping.model import Model
 from xpatches.mapping.output import OutputPlan
-from xpatches.redaction import redacted
 from xpatches.stitching.locate import Located
 
 

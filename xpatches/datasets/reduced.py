@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
+from xpatches.credentials import redacted
 from xpatches.datasets.chunks import (
     BLOCKS,
     CHUNK,
@@ -37,7 +38,6 @@ from xpatches.images.samples import every_axis, region_reader
 from xpatches.images.spec import write_spec
 from xpatches.jobs.blocks import BlockArray, Put, Samples, StoredArray
 from xpatches.lazy.sources import as_budget
-from xpatches.redaction import redacted
 from xpatches.reduction.labelled import Reducer
 
 _MOST = 4

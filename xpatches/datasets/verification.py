@@ -12,17 +12,17 @@ from typing import Any
 import zarr
 
 from xpatches.arguments import as_flag
+from xpatches.credentials import told
 from xpatches.datasets.open import dataset_state
 from xpatches.geometry.grid import walk
+from xpatches.jobs.chunk_keys import ChunkKeys, chunk_keys
 from xpatches.jobs.folder import JOB, Folder
 from xpatches.jobs.job import Report
 from xpatches.jobs.lock import writing
-from xpatches.jobs.nodes import ChunkKeys, chunk_keys
 from xpatches.jobs.open import open_folder
 from xpatches.jobs.progress import Progress
 from xpatches.jobs.setup import say_incomplete, say_ready
 from xpatches.jobs.state import Ready
-from xpatches.redaction import told
 from xpatches.threads import available_cores
 
 _AT_ONCE = 256

@@ -15,7 +15,7 @@ from xpatches.datasets.copies import copy_of
 from xpatches.datasets.descriptions import VERSION
 from xpatches.datasets.encoding import check_storable, decoding_of, with_checksums, without_codecs
 from xpatches.datasets.open import open_patches
-from xpatches.datasets.places import check_apart, places_of
+from xpatches.datasets.source_stores import check_apart, places_of
 from xpatches.errors import PatchError
 from xpatches.images.image import Image
 from xpatches.images.packing import drop_dangling, kept_encoding, links_of

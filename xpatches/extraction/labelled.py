@@ -15,11 +15,11 @@ from xpatches.extraction.plan import Plan, plan_blocks, plan_whole
 from xpatches.geometry.blocks import Form, Kernel
 from xpatches.geometry.grid import PatchGrid
 from xpatches.images import labels
-from xpatches.images.lines import Line
+from xpatches.images.even_labels import Line
 from xpatches.images.packing import kept_encoding
 from xpatches.images.samples import Source, by_axis, in_memory, source_of
 from xpatches.images.spec import SPEC_ATTR, write_spec
-from xpatches.private import held
+from xpatches.private_names import held
 from xpatches.threads import available_threads
 
 

@@ -24,7 +24,7 @@ from xpatches.errors import PatchError
 from xpatches.geometry.blocks import SCRATCH, AxisBlocks, BlockPlan, Engine, Form
 from xpatches.geometry.boxes import Span
 from xpatches.geometry.grid import AxisGrid
-from xpatches.geometry.search import check_tasks, equal_counts, even_divisor, grow, shrink
+from xpatches.geometry.lengths import check_tasks, equal_counts, even_divisor, grow, shrink
 
 _AMPLIFICATION = 1.15
 """Blocks that read storage grow until every stored sample is read this often at most."""

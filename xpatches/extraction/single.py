@@ -13,13 +13,13 @@ from xpatches.edges import pad_block
 from xpatches.errors import PatchError
 from xpatches.geometry.boxes import clip
 from xpatches.geometry.grid import AxisGrid, PatchGrid, walk
-from xpatches.geometry.search import shrink
-from xpatches.images import labels, lines
+from xpatches.geometry.lengths import shrink
+from xpatches.images import even_labels, labels
+from xpatches.images.even_labels import Line
 from xpatches.images.geotransform import moved_transforms
-from xpatches.images.lines import Line
 from xpatches.images.packing import kept_encoding
 from xpatches.images.spec import SPEC_ATTR, write_spec
-from xpatches.private import held, is_loaded
+from xpatches.private_names import held, is_loaded
 
 Part: TypeAlias = tuple[xr.Dataset, Mapping[Hashable, int]]
 """A part of an image, and the index in the image of its first sample along dims of the grid."""
@@ -220,7 +220,7 @@ def _as_cftime(label: Any, index: xr.CFTimeIndex) -> Any:
 def _check_near(known: xr.DataArray, axis: AxisGrid, label: Any, centers: Array) -> None:
     """Refuse labels outside the image that are further from a center than half a stride."""
     of_samples = known.to_numpy()
-    if not lines.is_quantity(of_samples):
+    if not even_labels.is_quantity(of_samples):
         return
     wanted, kind = np.asarray(label), of_samples.dtype.kind
     try:

@@ -12,7 +12,7 @@ from xpatches.dtypes import Array, as_fill_value
 from xpatches.errors import PatchError
 from xpatches.geometry.grid import PatchGrid, grid_of
 from xpatches.images import labels
-from xpatches.images.lines import Line
+from xpatches.images.even_labels import Line
 from xpatches.images.packing import default_fill, named_by_links
 from xpatches.images.samples import check_dims, check_held, check_variable
 

@@ -17,12 +17,12 @@ from xpatches.dtypes import Array, is_dask
 from xpatches.errors import PatchError
 from xpatches.geometry.boxes import clip
 from xpatches.geometry.grid import PatchGrid
-from xpatches.images import lines
+from xpatches.images import even_labels
+from xpatches.images.even_labels import Line
 from xpatches.images.geotransform import moved_transforms
-from xpatches.images.lines import Line
 from xpatches.images.packing import links_of
 from xpatches.images.samples import chunk_lazy
-from xpatches.private import held, is_loaded
+from xpatches.private_names import held, is_loaded
 
 FLAT_DIM = "patch"
 """Dim that flattening joins the patch dims into."""
@@ -268,7 +268,7 @@ def line_of(coord: xr.Variable) -> Line | None:
     if coord.ndim != 1 or not is_loaded(coord) or is_dask(held(coord)):
         return None
     labels = coord.to_numpy()
-    return lines.line_of(labels) if isinstance(labels.dtype, np.dtype) else None
+    return even_labels.line_of(labels) if isinstance(labels.dtype, np.dtype) else None
 
 
 def _readable(coords: xr.Coordinates, name: Hashable) -> xr.Variable:
@@ -306,7 +306,7 @@ def _halfway(lower: xr.Variable, upper: xr.Variable) -> xr.Variable:
     lower, upper = chunk_lazy(lower), chunk_lazy(upper)
     around = 360.0 if _is_longitude(lower) else None
     if lower.chunks is None:
-        labels: Any = lines.halfway(lower.to_numpy(), upper.to_numpy(), around)
+        labels: Any = even_labels.halfway(lower.to_numpy(), upper.to_numpy(), around)
     else:
         dtype = np.dtype(float) if lower.dtype.kind in "iu" else lower.dtype
         above = upper.data.rechunk(lower.chunks)
@@ -316,7 +316,7 @@ def _halfway(lower: xr.Variable, upper: xr.Variable) -> xr.Variable:
 
 
 def _halfway_in_block(lower: Array, upper: Array, around: float | None) -> Array:
-    labels = lines.halfway(lower, upper, around)
+    labels = even_labels.halfway(lower, upper, around)
     return labels.astype(lower.dtype) if lower.dtype.kind in "mM" else labels
 
 

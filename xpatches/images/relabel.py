@@ -9,7 +9,7 @@ import xarray as xr
 from xpatches.dtypes import Array
 from xpatches.geometry.boxes import clip
 from xpatches.geometry.grid import AxisGrid, PatchGrid
-from xpatches.images import lines
+from xpatches.images import even_labels
 from xpatches.images.geotransform import moved_transforms
 from xpatches.images.labels import assign
 
@@ -57,9 +57,9 @@ def resampled_coords(
     for name, coord in coords.items():
         if coord.ndim == 1 and coord.dims[0] in steps and coord.size > 1:
             labels, (dim,) = coord.to_numpy(), coord.dims
-            if lines.is_quantity(labels):
+            if even_labels.is_quantity(labels):
                 middles = (np.arange(sizes[dim] or 0) + 0.5) * steps[dim] - 0.5
-                values = lines.interpolated(labels, middles)
+                values = even_labels.interpolated(labels, middles)
                 labelled = labelled.assign_coords({name: (dim, values, coord.attrs)})
     if not steps:
         return labelled.coords
@@ -133,7 +133,7 @@ def _line_of_floats(at: range, known: Array, length: int) -> Array | None:
     numbers = known.astype(float)
     slope = (numbers[-1] - numbers[0]) / (at[-1] - at[0])
     away = numbers[0] + (np.array(at) - at.start) * slope - numbers
-    if not (np.abs(away) <= lines.rounding(known, 2 * slope)).all():
+    if not (np.abs(away) <= even_labels.rounding(known, 2 * slope)).all():
         return None
     line = numbers[0] + (2 * np.arange(length) - at.start) * slope
     labels = np.asarray(line, known.dtype)
@@ -144,7 +144,7 @@ def _line_of_floats(at: range, known: Array, length: int) -> Array | None:
 
 def _line_of_integers(at: range, known: Array, length: int) -> Array | None:
     """Lay a line through integers or times that are on one, if it meets whole ones everywhere."""
-    line = lines.line_of(known)
+    line = even_labels.line_of(known)
     if line is None:
         return None
     each, rest = divmod(2 * line.step, at.step)

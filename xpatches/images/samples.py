@@ -13,7 +13,7 @@ from xpatches.dtypes import Array, as_promised, check_dtype, is_dask, kind_of
 from xpatches.errors import PatchError
 from xpatches.geometry.blocks import BlockPlan, Kernel, run_kernel
 from xpatches.geometry.grid import AxisGrid, PatchGrid
-from xpatches.private import held, is_loaded
+from xpatches.private_names import held, is_loaded
 
 Reader: TypeAlias = Callable[[tuple[slice, ...]], Array]
 """Gives the samples of a region as NumPy, in any thread or process."""

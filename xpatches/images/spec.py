@@ -31,7 +31,7 @@ from xpatches.documents import (
 from xpatches.dtypes import Array
 from xpatches.errors import PatchError
 from xpatches.geometry.grid import AxisGrid, PatchGrid
-from xpatches.images.lines import Line
+from xpatches.images.even_labels import Line
 
 SPEC_ATTR = "xpatches"
 """Attr of an extracted array that holds its spec."""

@@ -14,11 +14,11 @@ from zarr.abc.store import Store
 from zarr.buffer import default_buffer_prototype
 from zarr.storage import LocalStore
 
+from xpatches.credentials import redacted, told
 from xpatches.documents import Unfit, parse
 from xpatches.errors import PatchError
-from xpatches.jobs.exclusive import exclusive, protocols
-from xpatches.private import sync
-from xpatches.redaction import redacted, told
+from xpatches.jobs.conditional_puts import exclusive, protocols
+from xpatches.private_names import sync
 
 JOB = "xpatches_job"
 """Attr of a dataset that describes its job, and the group of the job's marks."""

@@ -26,7 +26,7 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 from xpatches.errors import PatchError
-from xpatches.jobs.exclusive import in_memory_of_this_process
+from xpatches.jobs.conditional_puts import in_memory_of_this_process
 from xpatches.jobs.folder import JOB, Folder, create_file, parsed
 from xpatches.jobs.writer import CLAIMS, HOMES, LostError, Run, beat_of, id_in
 

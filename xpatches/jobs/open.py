@@ -10,10 +10,10 @@ from zarr.abc.store import Store
 from zarr.storage import LocalStore, StorePath, ZipStore
 
 from xpatches.arguments import shown
+from xpatches.credentials import redacted
 from xpatches.errors import PatchError
 from xpatches.jobs.folder import Folder, as_disk, without_credentials
-from xpatches.private import sync
-from xpatches.redaction import redacted
+from xpatches.private_names import sync
 
 
 def takes_zarr_alone(store: Any) -> bool:

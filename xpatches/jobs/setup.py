@@ -13,8 +13,8 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from xpatches.errors import PatchError
+from xpatches.jobs.chunk_keys import chunk_keys, foreign
 from xpatches.jobs.folder import JOB, Folder
-from xpatches.jobs.nodes import chunk_keys, foreign
 from xpatches.jobs.state import GROUP, READY, ROOT, Ready, StoredDataset, description_in
 from xpatches.jobs.writer import CLAIMS, LostError, Run, beat_of
 

@@ -20,8 +20,8 @@ from typing import Any
 from xpatches.arguments import shown
 from xpatches.documents import Check, Unfit, flag, integer, list_of, mapping_of, parse, record, text
 from xpatches.errors import PatchError
+from xpatches.jobs.chunk_keys import foreign
 from xpatches.jobs.folder import JOB, Folder, parsed
-from xpatches.jobs.nodes import foreign
 from xpatches.jobs.writer import HOMES
 
 MARKS = f"{JOB}/blocks"

@@ -20,8 +20,8 @@ from typing import Any
 
 import cloudpickle  # which dask needs as well
 
+from xpatches.credentials import redacted
 from xpatches.errors import MapError, PatchError
-from xpatches.redaction import redacted
 from xpatches.threads import available_cores
 
 TICK = 0.2

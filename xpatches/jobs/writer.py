@@ -21,9 +21,9 @@ from itertools import islice
 from pathlib import Path
 
 from xpatches.errors import BlockFailure, PatchError
-from xpatches.jobs.exclusive import exclusive
+from xpatches.jobs.conditional_puts import exclusive
 from xpatches.jobs.folder import JOB, Folder, parsed
-from xpatches.private import sync
+from xpatches.private_names import sync
 
 CLAIMS = f"{JOB}/writer"
 """Where the claims lie, by number."""

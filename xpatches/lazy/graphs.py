@@ -26,7 +26,7 @@ from xpatches.dtypes import Array, as_promised
 from xpatches.edges import pad_block
 from xpatches.errors import PatchError
 from xpatches.geometry.blocks import AxisOverlap, BlockPlan, Kernel, overlap_of, run_kernel
-from xpatches.geometry.search import check_tasks
+from xpatches.geometry.lengths import check_tasks
 
 Slices: TypeAlias = tuple[slice, ...]
 PLANNED = hasattr(da.Array, "expr")

@@ -17,7 +17,7 @@ from xpatches.arguments import as_integer, shown
 from xpatches.dtypes import Array, as_promised, kind_of
 from xpatches.errors import PatchError
 from xpatches.lazy.graphs import PLANNED, Slices, Work, checked, refuse_planned
-from xpatches.private import opened_from
+from xpatches.private_names import opened_from
 
 
 def as_budget(max_bytes: int | str | None) -> int:

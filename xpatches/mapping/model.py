@@ -10,12 +10,12 @@ from typing import Any, NamedTuple
 import numpy as np
 import xarray as xr
 
+from xpatches.credentials import redacted, told
 from xpatches.dtypes import Array
 from xpatches.errors import MapError
 from xpatches.geometry.grid import PatchGrid
 from xpatches.images.labels import SAMPLE_DIM
 from xpatches.mapping.output import ModelOutput
-from xpatches.redaction import redacted, told
 
 
 class Batch(NamedTuple):

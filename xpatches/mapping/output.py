@@ -25,7 +25,7 @@ from xpatches.dtypes import Array, as_dtype, as_fill_value, check_dtype
 from xpatches.errors import PatchError
 from xpatches.geometry.coverage import AxisCover, cover_of
 from xpatches.geometry.grid import PatchGrid
-from xpatches.geometry.search import check_tasks
+from xpatches.geometry.lengths import check_tasks
 from xpatches.images.labels import SAMPLE_DIM
 from xpatches.images.samples import Source, source_of
 from xpatches.mapping.plan import MapCosts, MapPlan, block_lengths

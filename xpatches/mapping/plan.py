@@ -16,7 +16,7 @@ from xpatches.geometry.blocks import AxisBlocks, BlockPlan
 from xpatches.geometry.boxes import Span
 from xpatches.geometry.coverage import AxisCover, Cover
 from xpatches.geometry.grid import AxisGrid
-from xpatches.geometry.search import check_tasks, grow
+from xpatches.geometry.lengths import check_tasks, grow
 
 _FEW = 1.1
 """Runs per patch from which on blocks need not be larger: several can be made at once."""

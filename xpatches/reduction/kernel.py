@@ -25,7 +25,7 @@ import numpy as np
 from xpatches.dtypes import Array, as_floats, divided, halves, in_floats, least
 from xpatches.edges import pad_block, region_of
 from xpatches.geometry.boxes import Span
-from xpatches.geometry.search import grow
+from xpatches.geometry.lengths import grow
 
 State: TypeAlias = tuple[Array, ...]
 """What is known of the samples reduced so far; all arrays have the same shape."""

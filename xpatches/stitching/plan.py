@@ -8,7 +8,7 @@ from typing import Any
 from xpatches.errors import PatchError
 from xpatches.geometry.blocks import AxisBlocks, BlockPlan, Engine
 from xpatches.geometry.coverage import AxisCover
-from xpatches.geometry.search import grow, shrink
+from xpatches.geometry.lengths import grow, shrink
 
 
 def plan_stitch(

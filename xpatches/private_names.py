@@ -1,6 +1,6 @@
 """What no public way of xarray, dask and zarr gives: all private names of theirs in use.
 
-tests/test_private.py fails when one of them goes.
+tests/test_private_names.py fails when one of them goes.
 """
 
 from collections.abc import Coroutine

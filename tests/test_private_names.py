@@ -1,4 +1,4 @@
-"""Private names of other libraries stand in `xpatches.private` alone, and are still there."""
+"""Private names of other libraries stand in `xpatches.private_names` alone, and are still there."""
 
 import ast
 import asyncio
@@ -13,10 +13,10 @@ import xarray as xr
 import zarr
 from zarr.storage import MemoryStore
 
-from xpatches import private
+from xpatches import private_names
 from xpatches.lazy.graphs import PLANNED
 
-PACKAGE = Path(private.__file__).parent
+PACKAGE = Path(private_names.__file__).parent
 TREES = {path: ast.parse(path.read_text()) for path in PACKAGE.rglob("*.py")}
 # The asynchronous methods of fsspec's file systems are public under such names.
 FSSPEC = {"_info", "_pipe_file"}
@@ -46,7 +46,9 @@ def defined() -> set[str]:
     return {name for name in names if is_private(name)}
 
 
-@pytest.mark.parametrize("path", [path for path in TREES if path.name != "private.py"], ids=str)
+@pytest.mark.parametrize(
+    "path", [path for path in TREES if path.name != "private_names.py"], ids=str
+)
 def test_nothing_private_of_others_is_used_elsewhere(path: Path) -> None:
     nodes = [*ast.walk(TREES[path])]
     attributes = {node.attr for node in nodes if isinstance(node, ast.Attribute)}
@@ -65,13 +67,13 @@ def test_what_was_opened_lazily_is_held_and_not_loaded(tmp_path: Path) -> None:
     image = xr.DataArray(np.arange(12).reshape(3, 4), dims=("y", "x"), name="image")
     image.to_dataset().to_zarr(tmp_path / "image.zarr", consolidated=False)
     opened = xr.open_zarr(tmp_path / "image.zarr", chunks=None, consolidated=False).image.variable
-    assert not private.is_loaded(opened)
-    assert not isinstance(private.held(opened), np.ndarray)
-    assert private.held(opened).shape == (3, 4)
-    assert not private.is_loaded(opened)
+    assert not private_names.is_loaded(opened)
+    assert not isinstance(private_names.held(opened), np.ndarray)
+    assert private_names.held(opened).shape == (3, 4)
+    assert not private_names.is_loaded(opened)
     opened.load()
-    assert private.is_loaded(opened)
-    assert private.held(image.variable) is image.values
+    assert private_names.is_loaded(opened)
+    assert private_names.held(image.variable) is image.values
 
 
 @pytest.mark.skipif(PLANNED, reason="expressions do not show what an array was opened from")
@@ -83,11 +85,11 @@ def test_what_a_dask_array_was_opened_from_is_found() -> None:
             raise AssertionError
 
     samples, lock = Source(), threading.Lock()
-    found = private.opened_from(da.from_array(samples, chunks=2, lock=lock, meta=np.empty(0)))
+    found = private_names.opened_from(da.from_array(samples, chunks=2, lock=lock, meta=np.empty(0)))
     assert found is not None
     assert found[0] is samples
     assert found[1] is lock
-    assert private.opened_from(da.from_array(samples, chunks=2, meta=np.empty(0)) + 1) is None
+    assert private_names.opened_from(da.from_array(samples, chunks=2, meta=np.empty(0)) + 1) is None
 
 
 def test_stores_are_asked_on_the_loop_of_zarr() -> None:
@@ -96,5 +98,5 @@ def test_stores_are_asked_on_the_loop_of_zarr() -> None:
 
     store = MemoryStore()
     zarr.create_array(store, shape=(1,), dtype="u1")
-    assert private.sync(loop()) is private.sync(loop())
-    assert private.sync(store.exists("zarr.json"))
+    assert private_names.sync(loop()) is private_names.sync(loop())
+    assert private_names.sync(store.exists("zarr.json"))

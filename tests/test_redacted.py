@@ -18,10 +18,10 @@ from zarr.storage import FsspecStore, ObjectStore
 
 import xpatches
 from xpatches.cli.main import main
+from xpatches.credentials import redacted
 from xpatches.errors import BlockFailure, JobError, MapError, PatchError
 from xpatches.jobs.folder import Folder
 from xpatches.jobs.open import open_folder
-from xpatches.redaction import redacted
 
 SECRET = "c3cr3t+word"
 QUIET: dict[str, Any] = {"progress": False}

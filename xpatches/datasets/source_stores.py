@@ -13,7 +13,7 @@ from xpatches.errors import PatchError
 from xpatches.jobs.folder import Folder
 from xpatches.jobs.state import StoredDataset
 from xpatches.lazy.sources import sources
-from xpatches.private import held
+from xpatches.private_names import held
 
 
 def places_of(image: xr.Dataset) -> list[Folder]:
