@@ -140,12 +140,12 @@ def test_classes_of_a_packed_image_come_out_as_they_are(
     image = opened(tiff)["plain"]
     assert image.attrs["_FillValue"] == NODATA
     image.attrs |= {"_FillValue": np.uint8(0), "scale_factor": 0.1, "add_offset": -0.1}
-    job: Any = {"store": tmp_path / "classes.zarr", "progress": False} if stored else {}
-    classes = image.patches(y=8, x=8).map(
-        lambda batch: (batch[:, 0] > 100).astype("uint8"),
-        output={"dims": ("y", "x"), "dtype": "uint8", "name": "bright", "nodata": 9},
-        **job,
-    )
+    p, store = image.patches(y=8, x=8), tmp_path / "classes.zarr"
+    how: dict[str, Any] = {
+        "func": lambda batch: (batch[:, 0] > 100).astype("uint8"),
+        "output": {"dims": ("y", "x"), "dtype": "uint8", "name": "bright", "nodata": 9},
+    }
+    classes = p.map_to_zarr(store, **how, progress=False) if stored else p.map(**how)
     expected = (SAMPLES[0] > 100).astype("uint8")
     np.testing.assert_array_equal(classes, expected)
     assert classes.rio.nodata == 9
@@ -153,7 +153,7 @@ def test_classes_of_a_packed_image_come_out_as_they_are(
     again = rioxarray.open_rasterio(tmp_path / "classes.tif", masked=True)
     np.testing.assert_array_equal(again[0], expected)
     if stored:
-        decoded = xr.open_zarr(job["store"], consolidated=False, decode_coords="all")
+        decoded = xr.open_zarr(store, consolidated=False, decode_coords="all")
         np.testing.assert_array_equal(decoded.bright, expected)
         assert decoded.bright.rio.crs.to_epsg() == 32633
 
