@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 
 from xpatches.errors import PatchError
 
-Choice = TypeVar("Choice", bound=str | None)
+Choice = TypeVar("Choice")
 
 _SHOWN = 100
 """Characters of a value that an error shows, at most."""
@@ -102,23 +102,12 @@ def as_integer(what: str, value: object, least: float = -math.inf, most: float =
     return number
 
 
-def as_flag(what: str, value: object) -> bool:
-    """Normalise True or False, Python's or NumPy's."""
-    if not _is_flag(value):
-        raise PatchError(f"{what} must be True or False, got {shown(value)}")
-    return bool(value)
-
-
-def as_optional_flag(what: str, value: object) -> bool | None:
-    """Normalise True, False or None."""
-    if value is not None and not _is_flag(value):
-        raise PatchError(f"{what} must be True, False or None, got {shown(value)}")
-    return None if value is None else bool(value)
-
-
-def _is_flag(value: object) -> bool:
+def as_flag(what: str, value: object, *others: None) -> Any:
+    """Normalise True or False, Python's or NumPy's, or None where it is among `others`."""
     kind = type(value)
-    return kind is bool or (kind.__module__ == "numpy" and kind.__name__ in ("bool", "bool_"))
+    if kind.__module__ == "numpy" and kind.__name__ in ("bool", "bool_"):
+        value = bool(value)
+    return as_choice(what, value, (True, False, *others))
 
 
 def as_choice(what: str, value: object, choices: tuple[Choice, ...], *others: str) -> Choice:
@@ -132,9 +121,9 @@ def as_choice(what: str, value: object, choices: tuple[Choice, ...], *others: st
     xpatches.errors.PatchError: label must be 'center' or 'origin', got 'middle'
     """
     for choice in choices:
-        if value is choice or (
-            isinstance(value, str) and choice is not None and str.__eq__(choice, value)
-        ):
+        if value is choice:
+            return choice
+        if isinstance(value, str) and isinstance(choice, str) and str.__eq__(choice, value):
             return choice
     *most, last = [*map(repr, choices), *others]
     raise PatchError(f"{what} must be {', '.join(most)} or {last}, got {shown(value)}")

@@ -18,7 +18,6 @@ from xpatches.arguments import (
     as_flag,
     as_function,
     as_integer,
-    as_optional_flag,
     shown,
 )
 from xpatches.errors import PatchError
@@ -244,10 +243,10 @@ def _reducers(image: Image[Any], arguments: Arguments) -> dict[Hashable, Reducer
     how, min_count = arguments.get("how"), arguments["min_count"]
     if not callable(how):
         how = as_choice("how", how, (*SEPARABLE, "median"), "a function")
-    skipna = as_optional_flag("skipna", arguments["skipna"])
+    skipna = as_flag("skipna", arguments["skipna"], None)
     if min_count is not None:
         min_count = as_integer("min_count", min_count, 0)
-    ignores = as_optional_flag("ignore_padding", arguments["ignore_padding"])
+    ignores = as_flag("ignore_padding", arguments["ignore_padding"], None)
     reducers = {}
     for name, variable, fill in image.variables():
         nodata = not callable(how) and image.fill_reasons[name] in NODATA
@@ -287,7 +286,7 @@ def _mapped(
         taper,
         reduce,
         arguments["fill_value"],
-        as_optional_flag("skipna", arguments["skipna"]),
+        as_flag("skipna", arguments["skipna"], None),
     )
     if options.labelled:
         labels.check_names(image.dataset, [labels.SAMPLE_DIM])

@@ -66,14 +66,13 @@ def main() -> None:
 )
 @LABEL
 @JOB
-def extract(layout: str, label: str, **options: Any) -> None:
+def extract(**options: Any) -> None:
     """Write all patches of the image SOURCE to the zarr store OUT.
 
     SOURCE is a zarr store or any file that xarray opens. OUT is a path or a URL; a job that was
     stopped or failed is finished with --resume.
     """
-    _check_places(options)
-    _write("to_zarr", options, {"layout": layout, "label": label}, layout=layout)
+    _write("to_zarr", options, layout=options["layout"])
 
 
 @main.add(
@@ -99,29 +98,12 @@ def extract(layout: str, label: str, **options: Any) -> None:
 @LABEL
 @MAX_BYTES
 @JOB
-def reduce_(
-    how: str,
-    skipna: bool | None,
-    min_count: int | None,
-    ignore_padding: bool | None,
-    label: str,
-    max_bytes: str | None,
-    **options: Any,
-) -> None:
+def reduce_(**options: Any) -> None:
     """Reduce every patch of the image SOURCE to one sample, and write them to OUT.
 
     Everything else is as for extract.
     """
-    _check_places(options)
-    reduction = {
-        "how": how,
-        "skipna": skipna,
-        "min_count": min_count,
-        "ignore_padding": ignore_padding,
-        "label": label,
-        "max_bytes": max_bytes,
-    }
-    _write("reduce_to_zarr", options, reduction)
+    _write("reduce_to_zarr", options)
 
 
 @main.add(
@@ -170,31 +152,25 @@ def reduce_(
     "--materialize", metavar="STORE", help="Run every patch once, and keep what is returned here."
 )
 @JOB
-def map_(
-    func: str,
-    output_dims: tuple[str, ...] | None,
-    output_sizes: Any,
-    output_dtype: str | None,
-    scale: Any,
-    **options: Any,
-) -> None:
+def map_(**options: Any) -> None:
     """Run a model on all patches of the image SOURCE, and write the image it makes to OUT.
 
     Everything else is as for extract. See Patches.map for what the function is given.
     """
-    _check_places(options)
+    _check_places(options)  # before a module is imported
     if options["materialize"]:
         _check_zarr_name("--materialize", options["materialize"])
         if options["dry_run"]:
             raise click.UsageError(
                 "--dry-run plans maps without --materialize; leave out one of them"
             )
-    output = {"dims": output_dims, "sizes": output_sizes, "dtype": output_dtype, "scale": scale}
-    function = _import(func, options["factory"])
-    _write("map_to_zarr", options, {"func": function, "output": output})
+    words = ("output_dims", "output_sizes", "output_dtype", "scale")
+    output = {word.removeprefix("output_"): options.pop(word) for word in words}
+    function = _import(options.pop("func"), options["factory"])
+    _write("map_to_zarr", {"func": function, "output": output, **options})
 
 
-def _write(verb: str, options: dict[str, Any], arguments: dict[str, Any], **facts: Any) -> None:
+def _write(verb: str, options: dict[str, Any], **facts: Any) -> None:
     """Write what a verb makes of an image, or say what it would do.
 
     Parameters
@@ -203,20 +179,19 @@ def _write(verb: str, options: dict[str, Any], arguments: dict[str, Any], **fact
         Method of `Patches`.
     options
         Of the command: how the image is cut, and the verb's and the job's own.
-    arguments
-        Others of the verb.
     **facts
         What a dry run says besides the plan.
     """
+    _check_places(options)
     source, out, as_json, quiet = _taken(options, "source", "out", "as_json", "quiet")
     scheduler, workers, dry_run = _taken(options, "scheduler", "workers", "dry_run")
     p = _cut(source, options)
     missing = _missing(out, options["resume"], options["overwrite"])
     if dry_run:
-        tell({**facts, "missing": missing, **p.plan(verb, **arguments, **options)}, as_json)
+        tell({**facts, "missing": missing, **p.plan(verb, **options)}, as_json)
         return
     with _client(scheduler, workers, quiet):
-        getattr(p, verb)(out, progress=not quiet, **arguments, **options)
+        getattr(p, verb)(out, progress=not quiet, **options)
     if as_json:
         tell(about(open_folder(out, read_only=True), out), as_json)
 

@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 import numpy as np
 import xarray as xr
 
-from xpatches.arguments import as_optional_flag
+from xpatches.arguments import as_flag
 from xpatches.display.text import readable
 from xpatches.dtypes import as_dtype
 from xpatches.errors import PatchError
@@ -113,7 +113,7 @@ def stitch(
     array([ 0.,  1., nan, nan,  4.,  5.])
     """
     reduce, taper = as_reduce(reduce, taper)
-    skipna = as_optional_flag("skipna", skipna)
+    skipna = as_flag("skipna", skipna, None)
     if dtype is not None:
         dtype = as_dtype("dtype", dtype)
     if not (like is None or isinstance(like, xr.DataArray | xr.Dataset)):
