@@ -14,6 +14,7 @@ import sys
 import time
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -152,7 +153,7 @@ def schedule(blocks: int) -> Iterator[tuple[int, float, int, float]]:
         workers_for(Idle()) as workers,
     ):
         start, points = time.perf_counter(), {blocks // 1000, blocks // 100, blocks // 10, blocks}
-        for done, _ in enumerate(Window(workers, "work").over(range(blocks)), start=1):
+        for done, _ in enumerate(over(Window(workers, "work"), range(blocks)), start=1):
             if done in points:
                 status = Path("/proc/self/status").read_text()
                 (line,) = (line for line in status.splitlines() if line.startswith("VmRSS"))
@@ -168,3 +169,15 @@ def compare(ways: Iterable[str], *args: Any, repeat: int = 3) -> dict[str, dict[
 if __name__ == "__main__":
     way, image, out, *rest = json.loads(sys.argv[1])
     print(json.dumps(run(way, Path(image), Path(out), *rest)))
+
+
+def over(window: Window, numbers: Iterable[int]) -> Iterator[tuple[int, Any]]:
+    """Go through blocks, in the order in which they finish."""
+    left = iter(numbers)
+    while True:
+        if some := list(islice(left, window.room)):
+            window.add(some)
+        if not len(window):
+            return
+        if taken := window.take():
+            yield taken

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import xarray as xr
 
+from benchmarks.writing import over
 from stores import files
 from xpatches.errors import JobError
 from xpatches.jobs import blocks
@@ -57,7 +58,7 @@ def test_a_few_blocks_per_worker_are_outstanding_whatever_their_number(blocks: i
     job = Counted()
     with ThreadPoolExecutor(3) as pool:
         window = Window(Workers(job.submit(pool), lambda: 3, lambda: None), "work")
-        found = [number for number, made in window.over(range(blocks)) if made == number]
+        found = [number for number, made in over(window, range(blocks)) if made == number]
     assert sorted(found) == list(range(blocks))
     assert job.most <= 12
     assert job.made == blocks
@@ -220,7 +221,7 @@ def test_the_scheduler_holds_a_few_blocks_only(client: Any) -> None:
 
     with client.as_current(), workers_for(Idle()) as workers:
         window = Window(workers, "work")
-        for i, (number, made) in enumerate(window.over(range(500))):
+        for i, (number, made) in enumerate(over(window, range(500))):
             assert number == made
             if i % 50 == 0:
                 held.append(client.run_on_scheduler(count))

@@ -199,17 +199,16 @@ def _described(
 
 def _objects(template: xr.Dataset, encoding: Mapping[Any, Any]) -> dict[str, bytes]:
     """Give all objects of a dataset, as zarr stores them, but those of dask arrays' chunks."""
-    memory = MemoryStore()
+    buffers = dict[str, Any]()
     try:
         template.to_zarr(
-            memory, mode="w", compute=False, encoding=encoding, consolidated=False, zarr_format=3
-        )
+            MemoryStore(buffers), "w", encoding=encoding, compute=False, consolidated=False,
+            zarr_format=3,
+        )  # fmt: skip
     except Exception as error:  # whatever xarray and zarr raise for what they cannot store
         notes = " ".join(str(note).split("\n")[0] for note in getattr(error, "__notes__", []))
         raise PatchError(
             f"the dataset cannot be stored: {said(error)} {notes}; change the attrs, coords or "
             "encoding"
         ) from error
-    folder = Folder(memory)
-    contents = folder.contents(sorted(folder.names()))
-    return {name: content or b"" for name, content in contents.items()}
+    return {name: buffers[name].to_bytes() for name in sorted(buffers)}

@@ -179,12 +179,12 @@ class Job:
         def put(place: tuple[slice, ...], values: Array) -> None:
             variable = xr.Variable(stored.dims, values, encoding=dict(stored.encoding))
             encoded = xr.conventions.encode_cf_variable(variable, name=stored.name)
-            memory = Folder(MemoryStore())
-            self._array(stored.name, memory.store)[place] = encoded.to_numpy()
-            contents = memory.views(memory.names())
+            buffers = dict[str, Any]()
+            self._array(stored.name, MemoryStore(buffers))[place] = encoded.to_numpy()
+            contents = {name: memoryview(b.as_buffer_like()) for name, b in buffers.items()}
             run.publish(contents)
             objects.update({name: view.nbytes for name, view in contents.items()})
-            memory.remove_all(contents)  # and not when zarr's array is collected
+            buffers.clear()  # and not when zarr's array is collected
 
         run.check()  # before the user's function takes an hour
         array.write(index, samples, put)

@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
-from zarr.abc.buffer import Buffer
 from zarr.abc.store import Store
 from zarr.buffer import default_buffer_prototype
 from zarr.storage import LocalStore
@@ -154,11 +153,6 @@ class Folder:
             return {name: _read(root / name) for name in names}
         return self._many(self._bytes, names)
 
-    def views(self, names: Iterable[str]) -> dict[str, memoryview]:
-        """Look at many objects in memory, which are there."""
-        buffers: dict[str, Any] = self._many(self._buffer, names)
-        return {name: memoryview(buffer.as_buffer_like()) for name, buffer in buffers.items()}
-
     def sizes(self, names: Iterable[str]) -> dict[str, int | None]:
         """Give the bytes of many objects; None where there is none."""
         root = self.root
@@ -173,11 +167,8 @@ class Folder:
 
         return self._many(size, names)
 
-    async def _buffer(self, key: str) -> Buffer | None:
-        return await self.store.get(key, default_buffer_prototype())
-
     async def _bytes(self, key: str) -> bytes | None:
-        buffer = await self._buffer(key)
+        buffer = await self.store.get(key, default_buffer_prototype())
         return None if buffer is None else buffer.to_bytes()
 
     def _many(self, request: Callable[[str], Awaitable[T]], names: Iterable[str]) -> dict[str, T]:

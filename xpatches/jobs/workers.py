@@ -10,7 +10,7 @@ import sys
 import threading
 import time
 import uuid
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import CancelledError, Future, wait
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
@@ -307,19 +307,8 @@ class Window:
         self._note_begun()
         return number, _outcome(future)
 
-    def over(self, numbers: Iterable[int]) -> Iterator[tuple[int, Any]]:
-        """Go through blocks, in the order in which they finish."""
-        left = iter(numbers)
-        while True:
-            if some := list(islice(left, self.room)):
-                self.add(some)
-            if not len(self):
-                return
-            if taken := self.take():
-                yield taken
-
     def drain(self) -> Iterator[tuple[int, Any]]:
-        """Cancel what has not begun, and wait for what has; as `over`."""
+        """Cancel what has not begun, and wait for what has; as `take`."""
         self._workers.stop()
         futures = dict(self._futures)
         for future in futures.values():
