@@ -1,4 +1,5 @@
 import ast
+import re
 import subprocess
 import sys
 import textwrap
@@ -79,11 +80,14 @@ def test_every_module_lies_in_a_room() -> None:
     assert {room_of(module) for module in MODULES} == set(ROOMS)
 
 
-def test_the_internals_tell_of_every_room() -> None:
-    page = Path(__file__).parents[1] / "docs" / "internals.md"
-    _, table = page.read_text().split("| room | says |\n|---|---|\n")
+def test_the_internals_tell_of_every_room_and_of_files_that_are_there() -> None:
+    page = (Path(__file__).parents[1] / "docs" / "internals.md").read_text()
+    _, table = page.split("| room | says |\n|---|---|\n")
     rows = takewhile(bool, table.splitlines())
     assert [row.split("`")[1] for row in rows] == ROOMS[:-1]
+    told = re.findall(rf"`((?:{'|'.join(ROOMS)})/\w+)(?:\.py)?`", page)
+    assert told
+    assert {name.replace("/", ".") for name in told} <= {*MODULES}
 
 
 @pytest.mark.parametrize("module", MODULES)
